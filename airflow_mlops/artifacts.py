@@ -1,0 +1,88 @@
+"""Files and directories that are believed by their digest, and writing them so that nobody ever reads half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, with_config
+
+from airflow_mlops.exceptions import ResultInvalid
+
+
+def bytes_digest(data: bytes) -> str:
+    """Return ``sha256:<64 hex digits>`` of `data`."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return ``sha256:<64 hex digits>`` of a file's content."""
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def path_digest(path: Path) -> tuple[str, int]:
+    """Return (digest, size in bytes) of a file, or of a directory as the digest of its sorted ``<digest>  <relative path>`` lines."""
+    if path.is_file():
+        return file_digest(path), path.stat().st_size
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    lines = "".join(f"{file_digest(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
+    return bytes_digest(lines.encode()), sum(p.stat().st_size for p in files)
+
+
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True)
+class Artifact:
+    """A file or a directory with its digest: `uri` is an absolute path, `size` is in bytes."""
+
+    uri: str
+    digest: str
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> Artifact:
+        """Return the artefact record of an existing file or directory."""
+        digest, size = path_digest(path)
+        return cls(str(path.absolute()), digest, size)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.uri)
+
+    def verify(self) -> Path:
+        """Return the path if its content still has this digest; raise `ResultInvalid` otherwise."""
+        if not self.path.exists():
+            raise ResultInvalid(f"{self.uri} is missing, though a result record names it. Run the stage that wrote it again.")
+        digest, size = path_digest(self.path)
+        if digest != self.digest:
+            raise ResultInvalid(
+                f"{self.uri} changed after it was recorded: expected {self.digest} ({self.size} bytes), found {digest} ({size} bytes). "
+                "Do not use it; run the stage that wrote it again."
+            )
+        return self.path
+
+
+def canonical_json(data: Any) -> bytes:
+    """Return the one JSON text of `data` that digests are taken of: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or none: temporary file in the same directory, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,161 @@
+"""Every error of the package, in one tree.
+
+    MlopsError                      retryable = False unless a leaf says otherwise
+    ├── SpecError (ValueError)      the request itself is impossible
+    ├── DatasetError
+    │   ├── DatasetNotFound         retryable: it may still arrive
+    │   ├── ManifestInvalid         the manifest is unreadable, unsafe or empty
+    │   ├── ManifestMismatch        a file is missing, truncated or altered
+    │   ├── DatasetRejected         a critical expectation failed
+    │   └── DatasetAlreadyClaimed   another run works, or worked, on this version
+    ├── TrainingError
+    │   ├── TrainFunctionError      the user's function raised or returned something unusable
+    │   └── NonFiniteModel          NaN or Inf in weights or metrics
+    ├── EvaluationError
+    ├── RobustnessError
+    ├── RegistryError
+    │   ├── RegistryUnavailable     retryable
+    │   ├── ModelNotFound
+    │   └── PromotionConflict       the champion changed since the evaluation
+    ├── ServingError
+    │   ├── ServingUnavailable      retryable
+    │   ├── PublishError
+    │   └── RolloutFailed           says to which version it went back
+    ├── LedgerError
+    │   └── LedgerUnavailable       retryable
+    └── StageError
+        ├── StageKilled             retryable: the stage's process died without a result
+        └── ResultInvalid           the result record is missing, half-written or its digests do not hold
+
+Wording: what happened, what was expected, what to do. `retryable` is the one bit that an orchestrator needs; operators map
+``retryable = False`` to Airflow's ``AirflowFailException`` in one place (`airflow_mlops.operators.errors`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MlopsError(Exception):
+    """Root of all errors of this package; `retryable` says whether the same request may succeed later."""
+
+    retryable: bool = False
+
+
+class SpecError(MlopsError, ValueError):
+    """The request is impossible as written; no retry helps."""
+
+
+class DatasetError(MlopsError):
+    """A dataset version can not be used."""
+
+
+class DatasetNotFound(DatasetError):
+    """There is no such dataset version (yet)."""
+
+    retryable = True
+
+
+class ManifestInvalid(DatasetError):
+    """The manifest is unreadable, names unsafe paths, or names no file."""
+
+
+class ManifestMismatch(DatasetError):
+    """A file is missing, has another size or another digest than the manifest says."""
+
+
+class DatasetRejected(DatasetError):
+    """A critical expectation failed on the data."""
+
+
+class DatasetAlreadyClaimed(DatasetError):
+    """Another run works, or worked, on this dataset version."""
+
+
+class TrainingError(MlopsError):
+    """Training did not end in a usable model."""
+
+
+class TrainFunctionError(TrainingError):
+    """The user's train function raised, or returned something that is no model."""
+
+
+class NonFiniteModel(TrainingError):
+    """NaN or infinity in the weights or the metrics."""
+
+
+class EvaluationError(MlopsError):
+    """The challenger could not be measured."""
+
+
+class RobustnessError(MlopsError):
+    """The robustness campaign could not run."""
+
+
+class RegistryError(MlopsError):
+    """The model registry refused or lacks something."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The model registry did not answer."""
+
+    retryable = True
+
+
+class ModelNotFound(RegistryError):
+    """The registry has no such model, version or alias."""
+
+
+class PromotionConflict(RegistryError):
+    """The champion is no longer the one the challenger was evaluated against."""
+
+
+class ServingError(MlopsError):
+    """The model server refused, or serves something else than expected."""
+
+
+class ServingUnavailable(ServingError):
+    """The model server did not answer."""
+
+    retryable = True
+
+
+class PublishError(ServingError):
+    """A SavedModel could not be placed under the server's base path."""
+
+
+class RolloutFailed(ServingError):
+    """The new version does not serve; the message names the version that serves instead."""
+
+
+class LedgerError(MlopsError):
+    """The ledger refused a transition."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger's database did not answer."""
+
+    retryable = True
+
+
+class StageError(MlopsError):
+    """A stage did not deliver a result that can be believed."""
+
+
+class StageKilled(StageError):
+    """The stage's process died without writing a result."""
+
+    retryable = True
+
+
+class ResultInvalid(StageError):
+    """The result record is missing, half-written, of another request, or its digests do not hold."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> SpecError:
+    """Return the error for a name that is not in `known`, suggesting the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return SpecError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")

@@ -1,0 +1,113 @@
+"""The result record: the one file by which a stage is believed.
+
+It holds `SCHEMA_VERSION`, the stage's name, the digest of the spec that was asked for, and either a result or an error. Exit codes, pod
+phases and XComs prove nothing; a record counts only after `read_record` or `load` has checked it together with every artefact it names.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow_mlops import exceptions
+from airflow_mlops.artifacts import file_digest
+from airflow_mlops.exceptions import MlopsError, ResultInvalid
+from airflow_mlops.results import STRICT, artifacts, from_data
+
+SCHEMA_VERSION = 1
+R = TypeVar("R")
+
+
+@STRICT
+@dataclass(frozen=True)
+class StageFailure:
+    """The error of a stage, so that the caller can raise the same class with the same message."""
+
+    type: str
+    message: str
+    retryable: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> StageFailure:
+        """Describe `error`; an exception that is not ours keeps its class name in the message and is not retried."""
+        if isinstance(error, MlopsError):
+            return cls(type(error).__name__, str(error), error.retryable)
+        return cls("StageError", f"{type(error).__name__}: {error}", False)
+
+    def exception(self) -> MlopsError:
+        """Return the exception this failure describes."""
+        error_class = getattr(exceptions, self.type, exceptions.StageError)
+        error: MlopsError = error_class(self.message)
+        error.retryable = self.retryable
+        return error
+
+
+@STRICT
+@dataclass(frozen=True)
+class Record:
+    """The file a stage leaves: exactly one of `result` and `error` is set."""
+
+    schema_version: int
+    stage: str
+    spec_digest: str
+    result: dict[str, Any] | None = None
+    error: StageFailure | None = None
+
+
+@STRICT
+@dataclass(frozen=True)
+class ResultRef:
+    """Where a stage's record lies and what it must be; small enough for an XCom."""
+
+    stage: str
+    uri: str
+    digest: str
+    headline: str = field(default="")
+
+
+def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
+    """Return the record of the request with `spec_digest`; raise `ResultInvalid` if it is missing, half-written or of another request."""
+    record = _parse(path)
+    if record.stage != stage or record.spec_digest != spec_digest:
+        raise ResultInvalid(
+            f"{path} is the result of another request: expected stage {stage!r} with spec {spec_digest}, "
+            f"found stage {record.stage!r} with spec {record.spec_digest}. It is left from an earlier try; remove it and run the stage again."
+        )
+    return record
+
+
+def load(ref: ResultRef, result_type: type[R]) -> R:
+    """Return the result that `ref` points to, its record and every artefact verified; raise `ResultInvalid` otherwise."""
+    path = Path(ref.uri)
+    if path.is_file() and (found := file_digest(path)) != ref.digest:
+        raise ResultInvalid(f"{path} changed after its stage ended: expected {ref.digest}, found {found}. Run stage {ref.stage!r} again.")
+    return result_of(_parse(path), result_type)
+
+
+def result_of(record: Record, result_type: type[R]) -> R:
+    """Return the typed result of a successful record, every artefact verified."""
+    if record.result is None:
+        raise ResultInvalid(f"Stage {record.stage!r} left no result: {record.error.message if record.error else 'its record is empty'}.")
+    result = from_data(result_type, record.result, what=f"result of stage {record.stage!r}")
+    for artifact in artifacts(result):
+        artifact.verify()
+    return result
+
+
+def _parse(path: Path) -> Record:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ResultInvalid(f"{path} does not exist: the stage left no result record. Look at its log above and run it again.") from error
+    except ValueError as error:
+        raise ResultInvalid(f"{path} is not a whole JSON document ({error}): the stage was cut off while writing. Run it again.") from error
+    record = from_data(Record, data, what=f"result record {path}")
+    if record.schema_version != SCHEMA_VERSION:
+        raise ResultInvalid(
+            f"{path} has schema version {record.schema_version}, this package reads {SCHEMA_VERSION}: use one version for both."
+        )
+    if (record.result is None) == (record.error is None):
+        raise ResultInvalid(f"{path} must hold either a result or an error, and holds {'none' if record.error is None else 'both'}.")
+    return record

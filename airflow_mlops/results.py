@@ -1,0 +1,178 @@
+"""What stages tell each other: small frozen records of URIs, digests and numbers, JSON both ways.
+
+Records are plain standard-library dataclasses; pydantic does the JSON and the type checks. Unknown fields, NaN and infinity are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from airflow_mlops.artifacts import Artifact
+from airflow_mlops.exceptions import ResultInvalid
+
+STRICT = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+R = TypeVar("R")
+
+
+@STRICT
+@dataclass(frozen=True)
+class DatasetVersion:
+    """One immutable version of a dataset: `digest` is that of its manifest's file list, `uri` the directory, `name` the directory's name."""
+
+    dataset: str
+    name: str
+    digest: str
+    uri: str
+
+
+@STRICT
+@dataclass(frozen=True)
+class Finding:
+    """One expectation that did not hold, or could not be evaluated, as a sentence a person can act on."""
+
+    expectation: str
+    column: str | None
+    message: str
+
+
+@STRICT
+@dataclass(frozen=True)
+class ValidationResult:
+    """What Great Expectations said: `critical` findings stop the run, `warnings` do not; `data_docs` is the site's directory."""
+
+    dataset: DatasetVersion
+    num_rows: int
+    num_expectations: int
+    critical: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    data_docs: Artifact
+
+    @property
+    def passed(self) -> bool:
+        return not self.critical
+
+    def headline(self) -> str:
+        failed = len(self.critical) + len(self.warnings)
+        return f"{self.num_expectations - failed}/{self.num_expectations} expectations hold on {self.num_rows} rows, {len(self.warnings)} warnings"
+
+
+@STRICT
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained model: Keras file, SavedModel directory, golden answers (JSON: ``{"inputs": [...], "outputs": [...]}``) and its origin.
+
+    `code_version` is a Git commit (with ``+dirty``) or a source digest; `warm_started_from` names the champion's version or is None.
+    """
+
+    dataset: DatasetVersion
+    model: Artifact
+    saved_model: Artifact
+    golden: Artifact
+    mlflow_run_id: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, str | int | float | bool | None]
+    seed: int
+    code_version: str
+    packages: Mapping[str, str]
+    num_train_rows: int
+    num_held_out_rows: int
+    warm_started_from: str | None
+
+    def headline(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))
+        start = f"warm from champion v{self.warm_started_from}" if self.warm_started_from else "from scratch"
+        return f"{self.num_train_rows} rows, {start}: {figures}"
+
+
+@STRICT
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Challenger and champion on the same held-out rows; `champion_metrics` is None when there is no champion or it can not be measured."""
+
+    num_rows: int
+    rows_digest: str
+    metrics: Mapping[str, float]
+    champion_version: str | None
+    champion_metrics: Mapping[str, float] | None
+    champion_problem: str | None = None
+
+    def headline(self) -> str:
+        champion = self.champion_metrics
+        shown = [
+            f"{k} {v:.4f}" + (f" (champion {champion[k]:.4f})" if champion and k in champion else "")
+            for k, v in sorted(self.metrics.items())
+        ]
+        return f"{', '.join(shown)} on {self.num_rows} held-out rows"
+
+
+@STRICT
+@dataclass(frozen=True)
+class DefectRate:
+    """Defects per mutant of one operator in the random sample; `low` and `high` are the exact (Clopper-Pearson) 95 % interval."""
+
+    num_mutants: int
+    num_defects: int
+    rate: float
+    low: float
+    high: float
+
+
+@STRICT
+@dataclass(frozen=True)
+class RobustnessResult:
+    """A coverage-guided campaign and a random sample: rates per operator come from the sample, which alone may be gated on."""
+
+    num_seeds: int
+    num_mutants: int
+    num_defects: int
+    num_distinct_defects: int
+    coverage: Mapping[str, float]
+    defect_rates: Mapping[str, DefectRate]
+    sample_rate: float
+    report: Artifact
+
+    def headline(self) -> str:
+        coverage = ", ".join(f"{name} {value:.1%}" for name, value in sorted(self.coverage.items()))
+        return (
+            f"{self.num_distinct_defects} distinct defects in {self.num_mutants} mutants; defect rate {self.sample_rate:.1%} ({coverage})"
+        )
+
+
+@functools.cache
+def _adapter(record_type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(record_type)
+
+
+def to_data(record: Any) -> Any:
+    """Return a record as JSON-ready data (dictionaries, lists, numbers, strings)."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+def from_data(record_type: type[R], data: Any, *, what: str = "record") -> R:
+    """Return `data` as a record of `record_type`; raise `ResultInvalid` with every field that does not fit."""
+    try:
+        return _adapter(record_type).validate_python(data)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors())
+        raise ResultInvalid(f"The {what} is not a {record_type.__name__}: {problems}.") from error
+
+
+def artifacts(record: Any) -> Iterator[Artifact]:
+    """Yield every `Artifact` inside a record."""
+    if isinstance(record, Artifact):
+        yield record
+    elif dataclasses.is_dataclass(record):
+        for item in dataclasses.fields(record):
+            yield from artifacts(getattr(record, item.name))
+    elif isinstance(record, Mapping):
+        for value in record.values():
+            yield from artifacts(value)
+    elif isinstance(record, tuple | list):
+        for value in record:
+            yield from artifacts(value)
