@@ -64,7 +64,7 @@ class ResultRef:
     stage: str
     uri: str
     digest: str
-    headline: str = field(default="")
+    headline: str = ""
 
 
 def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
@@ -105,9 +105,7 @@ def _parse(path: Path) -> Record:
         raise ResultInvalid(f"{path} is not a whole JSON document ({error}): the stage was cut off while writing. Run it again.") from error
     record = from_data(Record, data, what=f"result record {path}")
     if record.schema_version != SCHEMA_VERSION:
-        raise ResultInvalid(
-            f"{path} has schema version {record.schema_version}, this package reads {SCHEMA_VERSION}: use one version for both."
-        )
+        raise ResultInvalid(f"{path} has schema version {record.schema_version}, this package reads {SCHEMA_VERSION}: use one version for both.")
     if (record.result is None) == (record.error is None):
         raise ResultInvalid(f"{path} must hold either a result or an error, and holds {'none' if record.error is None else 'both'}.")
     return record

@@ -104,10 +104,7 @@ class EvaluationResult:
 
     def headline(self) -> str:
         champion = self.champion_metrics
-        shown = [
-            f"{k} {v:.4f}" + (f" (champion {champion[k]:.4f})" if champion and k in champion else "")
-            for k, v in sorted(self.metrics.items())
-        ]
+        shown = [f"{k} {v:.4f}" + (f" (champion {champion[k]:.4f})" if champion and k in champion else "") for k, v in sorted(self.metrics.items())]
         return f"{', '.join(shown)} on {self.num_rows} held-out rows"
 
 
@@ -139,9 +136,7 @@ class RobustnessResult:
 
     def headline(self) -> str:
         coverage = ", ".join(f"{name} {value:.1%}" for name, value in sorted(self.coverage.items()))
-        return (
-            f"{self.num_distinct_defects} distinct defects in {self.num_mutants} mutants; defect rate {self.sample_rate:.1%} ({coverage})"
-        )
+        return f"{self.num_distinct_defects} distinct defects in {self.num_mutants} mutants; defect rate {self.sample_rate:.1%} ({coverage})"
 
 
 @functools.cache
