@@ -9,15 +9,32 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from airflow_mlops.artifacts import Artifact
-from airflow_mlops.exceptions import ResultInvalid
+from airflow_mlops.exceptions import DatasetRejected, MlopsError, ResultInvalid
 
 STRICT = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 R = TypeVar("R")
+
+
+class StageResult:
+    """What every stage's result can say of itself."""
+
+    def headline(self) -> str:
+        """Return the key figures as one line for a log or a message."""
+        return type(self).__name__
+
+    def refusal(self) -> MlopsError | None:
+        """Return the error that must stop the run although the stage itself worked, or None."""
+        return None
+
+    def report(self) -> Path | None:
+        """Return the HTML page a person should open, or None."""
+        return None
 
 
 @STRICT
@@ -43,7 +60,7 @@ class Finding:
 
 @STRICT
 @dataclass(frozen=True)
-class ValidationResult:
+class ValidationResult(StageResult):
     """What Great Expectations said: `critical` findings stop the run, `warnings` do not; `data_docs` is the site's directory."""
 
     dataset: DatasetVersion
@@ -53,9 +70,17 @@ class ValidationResult:
     warnings: tuple[Finding, ...]
     data_docs: Artifact
 
-    @property
-    def passed(self) -> bool:
-        return not self.critical
+    def refusal(self) -> MlopsError | None:
+        if not self.critical:
+            return None
+        findings = " ".join(finding.message for finding in self.critical)
+        return DatasetRejected(
+            f"{self.dataset.dataset} {self.dataset.name} breaks {len(self.critical)} critical expectations: {findings} "
+            "Mend the data and publish it as a new version."
+        )
+
+    def report(self) -> Path | None:
+        return self.data_docs.path / "index.html"
 
     def headline(self) -> str:
         failed = len(self.critical) + len(self.warnings)
@@ -64,10 +89,11 @@ class ValidationResult:
 
 @STRICT
 @dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(StageResult):
     """A trained model: Keras file, SavedModel directory, golden answers (JSON: ``{"inputs": [...], "outputs": [...]}``) and its origin.
 
-    `code_version` is a Git commit (with ``+dirty``) or a source digest; `warm_started_from` names the champion's version or is None.
+    `code_version` is a Git commit (with ``+dirty``) or a source digest; `mlflow_source` is the
+    URI of the run's artefacts; `warm_started_from` names the champion's version or is None.
     """
 
     dataset: DatasetVersion
@@ -75,6 +101,7 @@ class TrainingResult:
     saved_model: Artifact
     golden: Artifact
     mlflow_run_id: str
+    mlflow_source: str
     metrics: Mapping[str, float]
     params: Mapping[str, str | int | float | bool | None]
     seed: int
@@ -92,7 +119,7 @@ class TrainingResult:
 
 @STRICT
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluationResult(StageResult):
     """Challenger and champion on the same held-out rows; `champion_metrics` is None when there is no champion or it can not be measured."""
 
     num_rows: int
@@ -122,7 +149,7 @@ class DefectRate:
 
 @STRICT
 @dataclass(frozen=True)
-class RobustnessResult:
+class RobustnessResult(StageResult):
     """A coverage-guided campaign and a random sample: rates per operator come from the sample, which alone may be gated on."""
 
     num_seeds: int
@@ -132,7 +159,11 @@ class RobustnessResult:
     coverage: Mapping[str, float]
     defect_rates: Mapping[str, DefectRate]
     sample_rate: float
-    report: Artifact
+    report_page: Artifact
+    recipes: Artifact
+
+    def report(self) -> Path | None:
+        return self.report_page.path
 
     def headline(self) -> str:
         coverage = ", ".join(f"{name} {value:.1%}" for name, value in sorted(self.coverage.items()))

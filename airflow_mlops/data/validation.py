@@ -1,0 +1,143 @@
+"""A frame against an expectation suite: findings in sentences, and Data Docs. The only importer of Great Expectations: for stages only.
+
+Great Expectations stores a result as JSON and fails on NumPy's booleans, which some of its own expectations return; it reports the results in
+another order than the suite's; and it reports a metric that raised like one that failed. So the batch is validated without storing,
+the results are put in order, made plain and told apart, and only then stored for Data Docs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import pandas as pd  # type: ignore[import-untyped]
+from great_expectations.core.expectation_suite import ExpectationSuite
+from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult, ExpectationValidationResult
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
+from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
+from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
+from great_expectations.exceptions.exceptions import ExpectationNotFoundError
+from great_expectations.expectations.expectation import Expectation as GxExpectation
+from great_expectations.expectations.metadata_types import FailureSeverity
+from great_expectations.expectations.registry import get_expectation_impl, list_registered_expectation_implementations
+
+from airflow_mlops.artifacts import Artifact
+from airflow_mlops.data.sentences import could_not_be_evaluated, does_not_hold, plain
+from airflow_mlops.data.suites import Expectation, Suite, nearest
+from airflow_mlops.exceptions import DatasetError, SpecError
+from airflow_mlops.results import DatasetVersion, Finding, ValidationResult
+
+SITE = "docs"
+POSITION = "position"
+
+
+def check_suite(suite: Suite) -> None:
+    """Raise `SpecError`, naming file and line, if Great Expectations does not know a type or does not accept its kwargs."""
+    for position, expectation in enumerate(suite.expectations):
+        _build(position, expectation)
+
+
+def validate(frame: pd.DataFrame, suite: Suite, *, dataset: DatasetVersion, docs_dir: Path) -> ValidationResult:
+    """Return what `suite` says about `frame` (N rows), in the suite's order, and write Data Docs with an ``index.html`` to `docs_dir`.
+
+    Expectations of severity critical that fail, or that can not be evaluated, are critical findings; those of severity warning or info are
+    warnings. Raises `SpecError` for an impossible suite; data that fail are a result, not an error.
+    """
+    context = _context(docs_dir)
+    gx_suite = context.suites.add(ExpectationSuite(name=suite.name, expectations=[_build(*item) for item in enumerate(suite.expectations)]))
+    batches = context.data_sources.add_pandas("frames").add_dataframe_asset(dataset.dataset).add_batch_definition_whole_dataframe("all")
+    result = batches.get_batch(batch_parameters={"dataframe": frame}).validate(gx_suite, result_format="SUMMARY")
+    _make_plain(result)
+    _write_docs(context, result, dataset, docs_dir)
+    failed = [(suite.expectations[_position(one)], one) for one in result.results if not one.success]
+    return ValidationResult(
+        dataset=dataset,
+        num_rows=len(frame),
+        num_expectations=len(suite.expectations),
+        critical=tuple(_finding(expectation, one) for expectation, one in failed if expectation.severity == "critical"),
+        warnings=tuple(_finding(expectation, one) for expectation, one in failed if expectation.severity != "critical"),
+        data_docs=Artifact.of(docs_dir),
+    )
+
+
+def _context(docs_dir: Path) -> EphemeralDataContext:
+    """Return a context in memory: no progress bars in the log, no analytics, no temporary site of its own."""
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir.absolute())}
+    index = {"class_name": "DefaultSiteIndexBuilder"}
+    site = {"class_name": "SiteBuilder", "show_how_to_buttons": False, "store_backend": store, "site_index_builder": index}
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        data_docs_sites={SITE: site},
+        progress_bars=ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _build(position: int, expectation: Expectation) -> GxExpectation:
+    """Return Great Expectations' own object, carrying its position, because results come back in another order."""
+    prefix = f"{expectation.where}: " if expectation.where else ""
+    try:
+        implementation = get_expectation_impl(expectation.type)
+    except ExpectationNotFoundError as error:
+        hint = nearest(expectation.type, list_registered_expectation_implementations())
+        raise SpecError(f"{prefix}unknown expectation type {expectation.type!r}: expected one of Great Expectations'.{hint}") from error
+    known = [name for name in implementation.__fields__ if name not in ("id", "meta", "severity", "rendered_content")]
+    for name in expectation.kwargs:
+        if name not in known:
+            raise SpecError(f"{prefix}{expectation.type} has no argument {name!r}: expected {', '.join(known)}.{nearest(name, known)}")
+    try:
+        return implementation(**expectation.kwargs, severity=FailureSeverity(expectation.severity), meta={POSITION: position})
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"{prefix}{expectation.type} does not accept these kwargs: {' '.join(str(error).split())}. Correct them.") from error
+
+
+def _make_plain(result: ExpectationSuiteValidationResult) -> None:
+    for one in result.results:
+        one.success = bool(one.success)
+        one.result = plain(one.result)
+    result.results.sort(key=_position)
+    result.success = all(one.success for one in result.results)
+
+
+def _write_docs(context: EphemeralDataContext, result: ExpectationSuiteValidationResult, dataset: DatasetVersion, docs_dir: Path) -> None:
+    # Pages have the time in their path: those of an earlier try would stay beside the new ones.
+    shutil.rmtree(docs_dir / "validations", ignore_errors=True)
+    run = RunIdentifier(run_name=dataset.digest.removeprefix("sha256:"), run_time=datetime.datetime.now(datetime.UTC))
+    suite_id = ExpectationSuiteIdentifier(name=result.suite_name)
+    result_id = ValidationResultIdentifier(expectation_suite_identifier=suite_id, run_id=run, batch_identifier=dataset.name)
+    result.meta |= {"run_id": run, "validation_time": run.run_time}
+    context.validation_results_store.store_validation_results(result, result_id, suite_id)
+    context.build_data_docs(site_names=[SITE])
+    if not (docs_dir / "index.html").is_file():
+        raise DatasetError(f"Great Expectations wrote no Data Docs to {docs_dir}: expected an index.html. Look at the log above and run it again.")
+
+
+def _finding(expectation: Expectation, one: ExpectationValidationResult) -> Finding:
+    problems = sorted(set(_exception_messages(one.exception_info)))
+    kwargs = expectation.kwargs
+    message = could_not_be_evaluated(expectation.type, kwargs, problems) if problems else does_not_hold(expectation.type, kwargs, one.result)
+    column = kwargs.get("column")
+    return Finding(expectation=expectation.type, column=column if isinstance(column, str) else None, message=message)
+
+
+def _exception_messages(info: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the messages of what raised: `info` is one exception, or one per metric, and the metrics' identifiers differ from run to run."""
+    info = info or {}
+    if info.get("raised_exception"):
+        yield str(info.get("exception_message") or "no message")
+    for one in info.values():
+        if isinstance(one, Mapping) and one.get("raised_exception"):
+            yield str(one.get("exception_message") or "no message")
+
+
+def _position(one: ExpectationValidationResult) -> int:
+    config = one.expectation_config
+    if config is None or POSITION not in (config.meta or {}):
+        raise DatasetError("Great Expectations returned a result without the expectation it belongs to. Report this with its version.")
+    return int(config.meta[POSITION])

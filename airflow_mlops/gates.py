@@ -1,0 +1,94 @@
+"""Pure policy: given what was measured, release or not, and the reasons in sentences.
+
+A model that is not good enough is a result, not an error. Later rooms add their measures as further arguments of `decide`; nothing here
+reads a file or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airflow_mlops.exceptions import SpecError
+from airflow_mlops.results import STRICT, EvaluationResult, RobustnessResult
+
+
+@STRICT
+@dataclass(frozen=True)
+class ReleasePolicy:
+    """What a challenger must show before a person is asked.
+
+    * `min_metrics`: smallest acceptable value of each metric on the held-out rows. A metric that was not measured fails.
+    * `max_regression`: how much worse than the champion, in the metric's own unit, the challenger may be on `compare_metric`. The default
+      0.01 tolerates one row in a hundred: on some hundred held-out rows a smaller difference is noise.
+    * `max_defect_rate`: largest share (0..1) of mutants of the random sample that may be misclassified. 1.0 turns the gate off.
+    """
+
+    min_metrics: Mapping[str, float] = field(default_factory=dict)
+    compare_metric: str = "accuracy"
+    max_regression: float = 0.01
+    max_defect_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_defect_rate <= 1.0:
+            raise SpecError(f"max_defect_rate is {self.max_defect_rate}; it is a share and must lie between 0 and 1.")
+        if self.max_regression < 0.0:
+            raise SpecError(f"max_regression is {self.max_regression}; give how much worse the challenger may be, 0 or more.")
+
+
+@STRICT
+@dataclass(frozen=True)
+class GateDecision:
+    """Release or not: `passed` holds the gates that opened, `reasons` a sentence for each that did not."""
+
+    released: bool
+    passed: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    def headline(self) -> str:
+        return f"released: {'; '.join(self.passed)}" if self.released else f"not released: {' '.join(self.reasons)}"
+
+
+def decide(policy: ReleasePolicy, evaluation: EvaluationResult, robustness: RobustnessResult) -> GateDecision:
+    """Return whether the challenger may be offered for release."""
+    checks = [*_absolute(policy, evaluation), _against_champion(policy, evaluation), _robust(policy, robustness)]
+    reasons = tuple(text for holds, text in checks if not holds)
+    return GateDecision(not reasons, tuple(text for holds, text in checks if holds), reasons)
+
+
+def _absolute(policy: ReleasePolicy, evaluation: EvaluationResult) -> list[tuple[bool, str]]:
+    checks = []
+    for name, minimum in sorted(policy.min_metrics.items()):
+        value = evaluation.metrics.get(name)
+        if value is None:
+            measured = ", ".join(sorted(evaluation.metrics)) or "none"
+            checks.append((False, f"{name} was not measured (measured: {measured}), but the policy asks for at least {minimum:g}."))
+        elif value < minimum:
+            checks.append((False, f"{name} is {value:.4f} on {evaluation.num_rows} held-out rows, below the required {minimum:g}."))
+        else:
+            checks.append((True, f"{name} {value:.4f} >= {minimum:g}"))
+    return checks
+
+
+def _against_champion(policy: ReleasePolicy, evaluation: EvaluationResult) -> tuple[bool, str]:
+    if evaluation.champion_version is None:
+        return True, "no champion to compare with"
+    if evaluation.champion_metrics is None:
+        return True, f"champion v{evaluation.champion_version} can not be measured any longer ({evaluation.champion_problem})"
+    name = policy.compare_metric
+    challenger, champion = evaluation.metrics.get(name), evaluation.champion_metrics.get(name)
+    if challenger is None or champion is None:
+        return False, f"{name} was not measured for both models, so challenger and champion can not be compared. Add it to the metrics."
+    against = f"champion v{evaluation.champion_version}'s {champion:.4f}"
+    if challenger < champion - policy.max_regression:
+        return False, f"{name} is {challenger:.4f}, more than {policy.max_regression:g} below {against} on the same rows."
+    return True, f"{name} {challenger:.4f} against {against}"
+
+
+def _robust(policy: ReleasePolicy, robustness: RobustnessResult) -> tuple[bool, str]:
+    rate, limit = robustness.sample_rate, policy.max_defect_rate
+    if rate <= limit:
+        return True, f"defect rate {rate:.3f} <= {limit:g}"
+    worst = max(robustness.defect_rates.items(), key=lambda item: item[1].rate, default=None)
+    detail = f" Most defects come from {worst[0]} ({worst[1].rate:.1%})." if worst else ""
+    return False, f"{rate:.1%} of the randomly mutated inputs are misclassified, above the allowed {limit:.1%}.{detail}"

@@ -1,0 +1,102 @@
+"""What Airflow shows of this package: connection types with their fields, operators, sensors, hooks, triggers, messages, settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_mlops import __version__
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's description in the schema of Airflow 3.3."""
+    integration = "MLOps"
+
+    def modules(kind: str, *names: str) -> list[dict[str, Any]]:
+        return [{"integration-name": integration, "python-modules": [f"airflow_mlops.{kind}.{name}" for name in names]}]
+
+    return {
+        "package-name": "airflow-mlops",
+        "name": integration,
+        "description": "Validated, robustness-tested, approved and audited retraining of deep-learning models.",
+        "versions": [__version__],
+        "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
+        "operators": modules("operators", "dataset", "model", "serving", "stage"),
+        "sensors": modules("sensors", "dataset"),
+        "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
+        "triggers": modules("triggers", "dataset", "tf_serving"),
+        "notifications": ["airflow_mlops.notifications.slack.PipelineNotifier", "airflow_mlops.notifications.slack.ApprovalNotifier"],
+        "extra-links": ["airflow_mlops.operators.workspace.ReportLink"],
+        "connection-types": [_mlflow(), _tf_serving(), _ledger()],
+        "config": {"mlops": {"description": "Where the pipelines keep their files.", "options": _options()}},
+    }
+
+
+def _mlflow() -> dict[str, Any]:
+    return {
+        "connection-type": "mlflow",
+        "hook-class-name": "airflow_mlops.hooks.mlflow.MlflowHook",
+        "hook-name": "MLflow",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login", "port", "extra"],
+            "relabeling": {"host": "Tracking URI", "password": "Token"},
+            "placeholders": {"host": "http://mlflow:5000"},
+        },
+    }
+
+
+def _tf_serving() -> dict[str, Any]:
+    return {
+        "connection-type": "tf_serving",
+        "hook-class-name": "airflow_mlops.hooks.tf_serving.TFServingHook",
+        "hook-name": "TensorFlow Serving",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login", "password"],
+            "relabeling": {"host": "gRPC host", "port": "gRPC port"},
+            "placeholders": {"host": "serving", "port": "8500"},
+        },
+        "conn-fields": {
+            "rest_url": _field("REST URL", "For instance http://serving:8501"),
+            "base_path": _field("Base path", "Directory the server loads models from; each model has its own below it"),
+            "config_path": _field("Config file", "The server's --model_config_file, writable by the workers"),
+            "deadline_seconds": {
+                "label": "Deadline",
+                "description": "Seconds each call may take",
+                "schema": {"type": "number", "default": 10, "exclusiveMinimum": 0},
+            },
+        },
+    }
+
+
+def _ledger() -> dict[str, Any]:
+    return {
+        "connection-type": "mlops_ledger",
+        "hook-class-name": "airflow_mlops.hooks.ledger.MlopsLedgerHook",
+        "hook-name": "MLOps ledger",
+        "ui-field-behaviour": {
+            "hidden-fields": ["extra"],
+            "relabeling": {"schema": "Database"},
+            "placeholders": {"schema": "/srv/mlops/ledger.db, or the database's name"},
+        },
+        "conn-fields": {"driver": {**_field("Driver", "sqlite, or postgresql+psycopg2"), "schema": {"type": "string", "default": "sqlite"}}},
+    }
+
+
+def _field(label: str, description: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["string", "null"]}}
+
+
+def _options() -> dict[str, Any]:
+    def option(description: str, default: str, example: str) -> dict[str, Any]:
+        return {"description": description, "version_added": "0.1.0", "type": "string", "default": default, "example": example}
+
+    return {
+        "workspace": option(
+            "Directory of every run's files (specs, results, models, reports); shared by the workers and the API server.",
+            "{AIRFLOW_HOME}/mlops",
+            "/srv/mlops",
+        ),
+        "inbox": option("Directory that dataset versions arrive in.", "{AIRFLOW_HOME}/mlops/inbox", "/srv/mlops/inbox"),
+        "outbox": option(
+            "File that messages go to when there is no Slack connection; empty: outbox.jsonl in the workspace.", "", "/srv/mlops/outbox.jsonl"
+        ),
+    }

@@ -1,0 +1,1 @@
+"""Connections: where each outside service lives and how to talk to it."""

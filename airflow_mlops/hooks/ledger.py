@@ -1,0 +1,65 @@
+"""Connection type ``mlops_ledger``: the database that remembers dataset versions and effects."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+    from airflow_mlops.ledger.store import Store
+
+
+class MlopsLedgerHook(BaseHook):
+    """Opens the ledger that a connection names.
+
+    Connection fields: `schema` is the database name, for SQLite the file; `host`, `port`, `login`, `password` as usual; the extra `driver`
+    is SQLAlchemy's driver name (``sqlite``, ``postgresql+psycopg2``).
+    """
+
+    conn_name_attr = "ledger_conn_id"
+    default_conn_name = "mlops_ledger_default"
+    conn_type = "mlops_ledger"
+    hook_name = "MLOps ledger"
+
+    def __init__(self, ledger_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.ledger_conn_id = ledger_conn_id
+
+    def get_conn(self) -> Store:
+        """Return the open ledger; raise `LedgerUnavailable` when its database does not answer."""
+        return self.open(self.get_connection(self.ledger_conn_id))
+
+    async def aget_conn(self) -> Store:
+        """Return the open ledger from a trigger, whose event loop must not wait."""
+        return await asyncio.to_thread(self.open, await self.aget_connection(self.ledger_conn_id))
+
+    @staticmethod
+    def open(connection: Connection) -> Store:
+        """Return the ledger that `connection` names."""
+        from sqlalchemy.engine import URL
+
+        from airflow_mlops.ledger.store import Store
+
+        url = URL.create(
+            drivername=connection.extra_dejson.get("driver") or "sqlite",
+            username=connection.login or None,
+            password=connection.password or None,
+            host=connection.host or None,
+            port=connection.port or None,
+            database=connection.schema or None,
+        )
+        return Store(url)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Say whether the ledger can be written, for the button in Airflow's connection form."""
+        from airflow_mlops.exceptions import LedgerUnavailable
+
+        try:
+            self.get_conn().close()
+        except LedgerUnavailable as error:
+            return False, str(error)
+        return True, "The ledger can be written."

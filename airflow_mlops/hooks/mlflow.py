@@ -1,0 +1,63 @@
+"""Connection type ``mlflow``: the tracking server and its model registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseHook
+
+if TYPE_CHECKING:
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+
+
+class MlflowHook(BaseHook):
+    """Finds the MLflow server that a connection names.
+
+    Connection fields: `host` is the tracking URI (``http://mlflow:5000``), `password` a bearer token, optional. The token reaches MLflow only
+    through the environment of the process that needs it, never through a spec file or a log.
+    """
+
+    conn_name_attr = "mlflow_conn_id"
+    default_conn_name = "mlflow_default"
+    conn_type = "mlflow"
+    hook_name = "MLflow"
+
+    def __init__(self, mlflow_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.mlflow_conn_id = mlflow_conn_id
+
+    @property
+    def tracking_uri(self) -> str:
+        """The tracking URI, without credentials."""
+        from airflow_mlops.exceptions import SpecError
+
+        host: str | None = self.get_connection(self.mlflow_conn_id).host
+        if not host:
+            raise SpecError(f"Connection {self.mlflow_conn_id!r} has no host; put the tracking URI there, for instance http://mlflow:5000.")
+        return host
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables by which MLflow's client authenticates."""
+        token = self.get_connection(self.mlflow_conn_id).password
+        return {"MLFLOW_TRACKING_TOKEN": token} if token else {}
+
+    def get_conn(self) -> MlflowRegistry:
+        """Return the registry of this connection, for use in this process."""
+        import os
+
+        os.environ.update(self.environment())
+        from airflow_mlops.registry.mlflow import MlflowRegistry
+
+        return MlflowRegistry(self.tracking_uri)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Say whether the server answers, for the button in Airflow's connection form."""
+        from airflow_mlops.exceptions import ModelNotFound, RegistryError
+
+        try:
+            self.get_conn().get_by_alias("airflow-mlops-connection-test", "champion")
+        except ModelNotFound:
+            return True, f"MLflow at {self.tracking_uri} answers."
+        except RegistryError as error:
+            return False, str(error)
+        return True, f"MLflow at {self.tracking_uri} answers."

@@ -1,0 +1,60 @@
+"""Which dataset versions were announced, and which run works on which: exactly one run per version and purpose."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from airflow_mlops.exceptions import DatasetAlreadyClaimed
+from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, Store, now
+from airflow_mlops.results import DatasetVersion
+
+
+def announce(store: Store, version: DatasetVersion) -> bool:
+    """Remember that the complete `version` was announced; return False when it already was."""
+    row = {"name": version.name, "uri": version.uri, "digest": version.digest}
+    return _remember(store, version.dataset, version.digest, row)
+
+
+def announce_broken(store: Store, dataset: str, key: str, name: str, problem: str) -> bool:
+    """Remember that the version called `name` arrived broken and why; return False when it already was."""
+    return _remember(store, dataset, key, {"name": name, "uri": "", "problem": problem})
+
+
+def announced(store: Store, dataset: str) -> frozenset[str]:
+    """Return the keys of all versions of `dataset` that were announced."""
+    query = sa.select(DATASET_VERSIONS.c.key).where(DATASET_VERSIONS.c.dataset == dataset)
+    with store.transaction() as connection:
+        return frozenset(connection.scalars(query))
+
+
+def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -> None:
+    """Give `version` to the run `run_id` for `purpose`; claiming again for the same run changes nothing.
+
+    :raises DatasetAlreadyClaimed: another run has it.
+    """
+    key = {"dataset": version.dataset, "digest": version.digest, "purpose": purpose}
+    with store.transaction() as connection:
+        owner = connection.scalar(sa.select(CLAIMS.c.run_id).filter_by(**key))
+        if owner is None:
+            connection.execute(CLAIMS.insert().values(**key, run_id=run_id, claimed_at=now()))
+        elif owner != run_id:
+            raise DatasetAlreadyClaimed(
+                f"{version.dataset} {version.name} ({version.digest[:19]}...) belongs to run {owner!r} of {purpose!r}; expected a version that "
+                "no run has worked on. Look at that run and clear its failed tasks, or start a new run with 'repeat' set."
+            )
+
+
+def claimed(store: Store, dataset: str, *, purpose: str) -> dict[str, str]:
+    """Return digest -> run id of every version of `dataset` that a run of `purpose` has."""
+    query = sa.select(CLAIMS.c.digest, CLAIMS.c.run_id).filter_by(dataset=dataset, purpose=purpose)
+    with store.transaction() as connection:
+        return {row.digest: row.run_id for row in connection.execute(query)}
+
+
+def _remember(store: Store, dataset: str, key: str, row: dict[str, str]) -> bool:
+    known = sa.select(sa.literal(1)).select_from(DATASET_VERSIONS).filter_by(dataset=dataset, key=key)
+    with store.transaction() as connection:
+        if connection.scalar(known) is not None:
+            return False
+        connection.execute(DATASET_VERSIONS.insert().values(dataset=dataset, key=key, announced_at=now(), **row))
+        return True

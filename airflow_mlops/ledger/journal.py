@@ -1,0 +1,46 @@
+"""The journal of effects: anything done to the outside (promote, publish, switch, notify) happens exactly once per intent.
+
+An effect is written down before it is applied ("asked") and again with its result afterwards ("applied"). A crash in between leaves it
+asked; whoever retries applies it again, so an effect must be idempotent at its target, which every effect of this package is: it looks
+first whether what it wants is already so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from airflow_mlops.exceptions import LedgerError
+from airflow_mlops.ledger.store import EFFECTS, Store, now
+
+
+def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Apply `effect` unless the intent `key` was applied before; return its JSON result, remembered or new.
+
+    :param key: the intent, for instance ``promote:digits:7:<run id>``. The same key with another `request` is refused.
+    :raises LedgerError: `key` was used for another request.
+    """
+    row = _ask(store, key, kind, dict(request))
+    if row is not None:
+        return row
+    result = dict(effect())
+    with store.transaction() as connection:
+        connection.execute(EFFECTS.update().where(EFFECTS.c.key == key).values(result=result, applied_at=now()))
+    return result
+
+
+def _ask(store: Store, key: str, kind: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    with store.transaction() as connection:
+        row = connection.execute(sa.select(EFFECTS.c.kind, EFFECTS.c.request, EFFECTS.c.result).where(EFFECTS.c.key == key)).first()
+        if row is None:
+            connection.execute(EFFECTS.insert().values(key=key, kind=kind, request=request, asked_at=now()))
+            return None
+    if (row.kind, row.request) != (kind, request):
+        raise LedgerError(
+            f"The intent {key!r} was already used for {row.kind} {row.request}, and is now asked for {kind} {request}. "
+            "One intent is one request: start a new run instead of changing the old one."
+        )
+    result: dict[str, Any] | None = row.result
+    return result

@@ -1,0 +1,107 @@
+"""The ledger's tables and its transactions: SQLite by default, PostgreSQL in production.
+
+Every public function of this room is one transaction. On SQLite a transaction takes the write lock at once (``BEGIN IMMEDIATE``), so that
+two processes that read and then write can not both win; on PostgreSQL the unique keys decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import OperationalError
+
+from airflow_mlops.exceptions import LedgerUnavailable
+
+METADATA = sa.MetaData()
+
+DATASET_VERSIONS = sa.Table(
+    "dataset_versions",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("key", sa.String(500), primary_key=True),  # its digest; for a version that arrived broken a key of its own
+    sa.Column("digest", sa.String(80), nullable=True),
+    sa.Column("name", sa.String(250), nullable=False),
+    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("problem", sa.Text, nullable=True),  # why a version that arrived broken was announced as broken
+    sa.Column("announced_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+CLAIMS = sa.Table(
+    "dataset_claims",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("purpose", sa.String(250), primary_key=True),  # the pipeline that wants the version, normally its DAG id
+    sa.Column("run_id", sa.String(250), nullable=False),
+    sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+EFFECTS = sa.Table(
+    "effects",
+    METADATA,
+    sa.Column("key", sa.String(500), primary_key=True),
+    sa.Column("kind", sa.String(80), nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON(none_as_null=True), nullable=True),
+    sa.Column("asked_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("applied_at", sa.DateTime(timezone=True), nullable=True),
+)
+
+
+class Store:
+    """One ledger database.
+
+    :param url: SQLAlchemy URL, for instance ``sqlite:////srv/mlops/ledger.db``.
+    :raises LedgerUnavailable: when the database does not answer or its file can not be opened.
+    """
+
+    def __init__(self, url: str | URL) -> None:
+        self.engine = _engine(url)
+        with self.transaction() as connection:
+            METADATA.create_all(connection)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Yield a connection inside one transaction; commit at the end, roll back on any exception."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            where = self.engine.url.render_as_string(hide_password=True)
+            raise LedgerUnavailable(
+                f"The ledger at {where} did not answer: {error.orig}. Expected a database that can be written; "
+                "check the connection of type mlops_ledger and that the disk is not full."
+            ) from error
+
+    def close(self) -> None:
+        """Close every database connection."""
+        self.engine.dispose()
+
+
+def now() -> datetime:
+    """Return the time that rows are stamped with; never used for a decision."""
+    return datetime.now(UTC)
+
+
+def _engine(url: str | URL) -> Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.name != "sqlite":
+        return engine
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own; see _begin
+        connection.execute("PRAGMA busy_timeout = 30000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,200 @@
+"""The demo: three dataset versions arrive, two models are trained, approved and served by Airflow, and broken data is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import airflow_mlops
+from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.local.api import AirflowApi
+from airflow_mlops.local.deployment import LocalDeployment
+from airflow_mlops.local.digits import ALL, SMALL, publish_digits
+
+RETRAIN, RELEASE, NIGHTLY = "digits_on_dataset", "digits_release", "digits_nightly"
+FINISHED = {"success", "failed", "skipped", "upstream_failed", "removed"}
+RUN_SECONDS = 900.0
+
+
+class Demo:
+    """The demo on one deployment, told line by line through `say`."""
+
+    def __init__(self, deployment: LocalDeployment, say: Callable[[str], None]) -> None:
+        self.deployment, self.say = deployment, say
+        self.settings = deployment.settings
+        self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
+
+    def run(self) -> None:
+        """Run every act of the demo."""
+        self.say("\nStarting Airflow, MLflow and the model server on this machine")
+        self.deployment.start(lambda text: self.say(f"  {text}"))
+        for dag_id in (RETRAIN, RELEASE, NIGHTLY):
+            self._until(f"{dag_id} is known to Airflow", lambda dag_id=dag_id: self._unpaused(dag_id), seconds=120)
+        round_number = len(self._versions()) // 3
+        names = [f"v{3 * round_number + index}" for index in (1, 2, 3)]
+
+        self.say(f"\n1. Dataset version {names[0]} arrives: {SMALL} handwritten digits")
+        started = time.monotonic()
+        if self._train_and_release(names[0], SMALL, seed=round_number):
+            self.say(f"   served {time.monotonic() - started:.0f} s after the dataset arrived")
+        self._predict()
+
+        self.say(f"\n2. Dataset version {names[1]} arrives: all {ALL} digits; the champion is retrained and challenged")
+        self._train_and_release(names[1], ALL, seed=round_number)
+        self._predict()
+
+        self.say(f"\n3. Dataset version {names[2]} arrives, deliberately broken")
+        self._refuse(names[2], seed=round_number)
+        self._predict()
+        self._farewell()
+
+    def _train_and_release(self, name: str, num_rows: int, *, seed: int) -> bool:
+        self._publish(name, num_rows=num_rows, seed=seed)
+        releases = len(self.api.runs(RELEASE))
+        run_id = self._follow(RETRAIN, self._run_of(name))
+        if self.api.tasks(RETRAIN, run_id)["register"]["state"] != "success":
+            self.say(f"   not released: {self._gate(run_id)}")
+            return False
+        release = self._until("the release starts", lambda: self.api.runs(RELEASE)[releases:])[0]["dag_run_id"]
+        self._follow(RELEASE, release)
+        return True
+
+    def _refuse(self, name: str, *, seed: int) -> None:
+        self._publish(name, num_rows=SMALL, seed=seed + 1, broken=True)
+        run_id = self._follow(RETRAIN, self._run_of(name), expected="failed")
+        lines = self.api.log(RETRAIN, run_id, "validate", 1)
+        reason = next((line for line in lines if "critical" in line and "Mend" in line), "see the log of task validate")
+        self.say(f"   refused: {reason}")
+
+    def _publish(self, name: str, **what: Any) -> None:
+        version = publish_digits(self.deployment.inbox, name, **what)
+        self.say(f"   published {version.uri} ({version.digest[:19]})")
+
+    def _versions(self) -> list[Path]:
+        return [path for path in self.deployment.inbox.iterdir() if not path.name.startswith(".")]
+
+    def _run_of(self, name: str) -> str:
+        """Wait for the run that a dataset version started and return its id."""
+
+        def find() -> str | None:
+            for run in reversed(self.api.runs(RETRAIN)):
+                events = self.api.call("GET", f"/dags/{RETRAIN}/dagRuns/{run['dag_run_id']}/upstreamAssetEvents")["asset_events"]
+                if any(event["extra"].get("payload", {}).get("name") == name for event in events):
+                    return str(run["dag_run_id"])
+            return None
+
+        return self._until(f"a run for {name} starts", find)
+
+    def _follow(self, dag_id: str, run_id: str, expected: str = "success") -> str:
+        """Show every task of a run as it ends; answer its approval; raise `MlopsError` unless the run ends as `expected`."""
+        self.say(f"   {dag_id}: {self.settings.url('airflow')}/dags/{dag_id}/runs/{run_id}")
+        shown: set[str] = set()
+        deadline = time.monotonic() + RUN_SECONDS
+        while (state := self.api.run_state(dag_id, run_id)) not in ("success", "failed"):
+            self._show(dag_id, run_id, shown)
+            if time.monotonic() > deadline:
+                raise MlopsError(f"Run {run_id} of {dag_id} is still {state} after {RUN_SECONDS:.0f} s. Look at it in Airflow.")
+            time.sleep(1.0)
+        self._show(dag_id, run_id, shown)
+        if state != expected:
+            raise MlopsError(f"Run {run_id} of {dag_id} ended as {state}, expected {expected}. Look at its red task in Airflow.")
+        return run_id
+
+    def _show(self, dag_id: str, run_id: str, shown: set[str]) -> None:
+        tasks = self.api.tasks(dag_id, run_id)
+        for task_id, task in sorted(tasks.items(), key=lambda item: item[1]["end_date"] or "9"):
+            if task["state"] == "awaiting_input" and f"{task_id}?" not in shown:
+                shown.add(f"{task_id}?")
+                self.say(f"     ? {task_id:<11} Airflow asks a person; the demo answers Approve through the REST API")
+                self.api.approve(dag_id, run_id, task_id)
+            elif task["state"] in FINISHED and task_id not in shown:
+                shown.add(task_id)
+                self.say(f"     {_mark(task['state'])} {task_id:<11} {task['duration'] or 0:5.1f} s  {self._headline(dag_id, run_id, task)}")
+
+    def _headline(self, dag_id: str, run_id: str, task: dict[str, Any]) -> str:
+        if task["state"] != "success":
+            return str(task["state"])
+        value = self.api.xcom(dag_id, run_id, task["task_id"])
+        return "".join(_lines(value))
+
+    def _gate(self, run_id: str) -> str:
+        return str(self.api.xcom(RETRAIN, run_id, "gate")["headline"])
+
+    def _predict(self) -> None:
+        import httpx
+        from sklearn.datasets import load_digits
+
+        image, label = load_digits().data[7], load_digits().target[7]
+        instance = (image / 16).reshape(8, 8, 1).tolist()
+        url = f"{self.settings.url('serving_rest')}/v1/models/digits/labels/stable:predict"
+        answer = httpx.post(url, json={"instances": [instance]}, timeout=10)
+        if answer.is_error:
+            raise MlopsError(f"The model server refused a prediction: {answer.status_code} {answer.text}")
+        (probabilities,) = answer.json()["predictions"]
+        best = max(range(10), key=probabilities.__getitem__)
+        self.say(f"   the served model sees a {best} ({probabilities[best]:.1%} sure) in this handwritten {label}:")
+        for row in image.reshape(8, 8):
+            self.say("     " + "".join(" .:-=+*#%@"[int(value * 9 / 16)] * 2 for value in row))
+
+    def _farewell(self) -> None:
+        outbox = self.deployment.home / "workspace" / "outbox.jsonl"
+        self.say("\nMessages that would have gone to Slack:")
+        for line in outbox.read_text().splitlines()[-7:]:
+            self.say(f"   {json.loads(line)['text']}")
+        self.say(f"""
+Everything still runs; look around:
+   Airflow       {self.settings.url("airflow")}   user admin, password {self.settings.password}
+   MLOps page    {self.settings.url("airflow")}/plugin/mlops
+   MLflow        {self.settings.url("mlflow")}
+   Model server  {self.settings.url("serving_rest")}/v1/models/digits
+   Files         {self.deployment.home}
+   Stop it       make stop
+""")
+
+    def _unpaused(self, dag_id: str) -> bool:
+        known = {dag["dag_id"] for dag in self.api.call("GET", "/dags?limit=100")["dags"]}
+        if dag_id in known:
+            self.api.unpause(dag_id)
+        elif errors := self.api.call("GET", "/importErrors")["import_errors"]:
+            raise MlopsError(f"Airflow can not read {errors[0]['filename']}:\n{errors[0]['stack_trace']}")
+        return dag_id in known
+
+    def _until(self, what: str, look: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := look()):
+            if time.monotonic() > deadline:
+                raise MlopsError(f"Waited {seconds:.0f} s in vain until {what}. See the logs in {self.deployment.home}/logs.")
+            time.sleep(1.0)
+        return found
+
+
+def _mark(state: str) -> str:
+    return {"success": "✓", "failed": "✗"}.get(state, "-")
+
+
+def _lines(value: Any) -> Iterator[str]:
+    """Yield what is worth showing of a task's result."""
+    if not isinstance(value, dict):
+        return
+    if "headline" in value:
+        yield value["headline"]
+    elif "responded_by_user" in value:
+        yield f"{', '.join(value['chosen_options'])} by {value['responded_by_user']['name']}"
+    elif "version" in value:
+        yield f"{value['name']} version {value['version']}"
+    elif "digest" in value:
+        yield f"{value['dataset']} {value['name']}, {value['digest'][:19]}"
+
+
+def run_demo(home: Path) -> int:
+    """Run the demo in `home` and return 0."""
+    dags = Path(airflow_mlops.__file__).parents[1] / "dags"
+    if not (dags / "digits.py").is_file():
+        raise MlopsError(f"The demo's DAGs are not at {dags}; run it from a checkout of the project.")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    Demo(LocalDeployment(home, dags), print).run()
+    return 0

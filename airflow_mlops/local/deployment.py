@@ -1,0 +1,150 @@
+"""Start and stop everything on one machine: Airflow, MLflow and the model server below one directory, without questions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from airflow_mlops.artifacts import canonical_json, write_atomically
+from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.local.services import MARKER, Settings, commands, environment
+
+START_SECONDS = 180.0  # Airflow's first start migrates its database and takes half a minute on two cores
+
+
+class LocalDeployment:
+    """A deployment below the directory `home`, running the DAGs in `dags`."""
+
+    def __init__(self, home: Path, dags: Path) -> None:
+        self.home, self.dags = home, dags
+        self.settings = Settings.of(home)
+        self.env = environment(home, dags, self.settings)
+
+    @property
+    def inbox(self) -> Path:
+        return self.home / "inbox"
+
+    def start(self, say: Callable[[str], None]) -> None:
+        """Start whatever does not run and return when all services answer; raise `MlopsError` naming the log of one that does not."""
+        if not _supervisors(self.home):
+            end_processes(self.home)  # what a killed supervisor left would hold the ports
+            self._prepare(say)
+            write_atomically(self.home / "services.json", canonical_json(commands(self.home, self.settings)))
+            with (self.home / "logs" / "supervisor.log").open("ab") as log:
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow_mlops.local.supervisor", str(self.home)],
+                    env={**os.environ, **self.env},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        self._wait_until_healthy(say)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each service as the supervisor last wrote it."""
+        return dict(json.loads((self.home / "processes.json").read_bytes()))
+
+    def _prepare(self, say: Callable[[str], None]) -> None:
+        for name in ("airflow", "inbox", "logs", "models", "mlflow-artifacts", "workspace"):
+            (self.home / name).mkdir(parents=True, exist_ok=True)
+        (self.home / "processes.json").unlink(missing_ok=True)
+        (self.home / "models.config").touch()
+        passwords = self.home / "airflow" / "passwords.json"
+        write_atomically(passwords, canonical_json({"admin": self.settings.password}))
+        passwords.chmod(0o600)
+        lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(self.env.items()))
+        write_atomically(self.home / "env", lines.encode())
+        (self.home / "env").chmod(0o600)
+        say("preparing Airflow's database")
+        self._migrate()
+
+    def _migrate(self) -> None:
+        command = [sys.executable, "-m", "airflow", "db", "migrate"]
+        with (self.home / "logs" / "migrate.log").open("wb") as log:
+            code = subprocess.run(command, env={**os.environ, **self.env}, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        if code != 0:
+            raise MlopsError(f"Airflow's database could not be prepared (exit code {code}). See {self.home}/logs/migrate.log.")
+
+    def _wait_until_healthy(self, say: Callable[[str], None]) -> None:
+        waiting = {
+            "Airflow": self._airflow_is_healthy,
+            "MLflow": lambda: httpx.get(f"{self.settings.url('mlflow')}/health", timeout=5).is_success,
+            # Any answer will do: the server has no model yet, so it says 404.
+            "model server": lambda: httpx.get(f"{self.settings.url('serving_rest')}/v1/models/none", timeout=5).status_code < 500,
+        }
+        deadline = time.monotonic() + START_SECONDS
+        while waiting:
+            for name, answers in list(waiting.items()):
+                with contextlib.suppress(httpx.HTTPError):
+                    if answers():
+                        del waiting[name]
+                        say(f"{name} is up")
+            if time.monotonic() > deadline:
+                raise MlopsError(f"{', '.join(waiting)} did not answer within {START_SECONDS:.0f} s. See the logs in {self.home}/logs.")
+            time.sleep(0.5)
+
+    def _airflow_is_healthy(self) -> bool:
+        answer = httpx.get(f"{self.settings.url('airflow')}/api/v2/monitor/health", timeout=10)
+        parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        return answer.is_success and all(answer.json()[part]["status"] == "healthy" for part in parts)
+
+
+def stop(home: Path) -> int:
+    """End the deployment in `home` and say so; return 0, or 1 if a process would not end."""
+    left = end_processes(home)
+    print(f"{len(left)} processes could not be ended: {left}" if left else f"Nothing of {home} runs any more.")
+    return 1 if left else 0
+
+
+def end_processes(home: Path) -> list[int]:
+    """End every process of the deployment in `home`, and only those; return the ids of those that are still there."""
+    _signal(_supervisors(home), signal.SIGTERM)  # it ends its services in good order
+    _wait(lambda: not _supervisors(home), seconds=15.0)
+    _signal(_processes(home), signal.SIGKILL)
+    _wait(lambda: not _processes(home), seconds=5.0)
+    return _processes(home)
+
+
+def _wait(done: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _supervisors(home: Path) -> list[int]:
+    return [pid for pid in _processes(home) if "airflow_mlops.local.supervisor" in _command_line(pid)]
+
+
+def _signal(pids: list[int], how: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, how)
+
+
+def _processes(home: Path) -> list[int]:
+    """Return the processes whose environment names `home`, other than this one."""
+    mark = f"{MARKER}={home}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):  # it ended, or is not ours to read
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def _command_line(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""

@@ -1,0 +1,104 @@
+"""Keeps the services of a one-machine deployment running: ``python -m airflow_mlops.local.supervisor HOME``.
+
+Each service is a session of its own, so that it can be ended with all it started. A service that ends is started again; one that ends again
+and again is started less and less often, up to once in `MAX_PAUSE` seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from airflow_mlops.artifacts import canonical_json, write_atomically
+
+MAX_PAUSE = 30.0
+STABLE_SECONDS = 60.0  # a service that ran this long starts with a clean slate
+GRACE_SECONDS = 8.0
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One process that should always run; its output is appended to ``logs/<name>.log``."""
+
+    def __init__(self, name: str, command: list[str], logs: Path) -> None:
+        self.name, self.command = name, command
+        self._log_path = logs / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._pause = 0.0
+
+    def keep_running(self, now: float) -> None:
+        """Start the process if it does not run and its pause is over; `now` is in seconds of a monotonic clock."""
+        if self._process is not None and self._process.poll() is not None:
+            log.info("%s ended with exit code %s", self.name, self._process.returncode)
+            self.end(signal.SIGKILL)  # what it started must not live on beside its successor
+            self._pause = 1.0 if now - self._started_at > STABLE_SECONDS else min(2 * self._pause or 1.0, MAX_PAUSE)
+            self._started_at = now
+            self._process = None
+        if self._process is None and now - self._started_at >= self._pause:
+            with self._log_path.open("ab") as output:
+                self._process = subprocess.Popen(
+                    self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            self._started_at = now
+            log.info("%s started as process %d", self.name, self._process.pid)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def end(self, how: signal.Signals) -> None:
+        """Send a signal to the service and all it started in its session's group."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # it is gone already
+                os.killpg(self._process.pid, how)
+
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+
+def supervise(home: Path) -> int:
+    """Run the services that ``HOME/services.json`` names until SIGTERM, then end them all."""
+    stopping = False
+
+    def stop(_signal: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    logs = home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    commands: dict[str, list[str]] = json.loads((home / "services.json").read_bytes())
+    services = [Service(name, command, logs) for name, command in commands.items()]
+    while not stopping:
+        before = [service.pid for service in services]
+        for service in services:
+            service.keep_running(time.monotonic())
+        if before != [service.pid for service in services]:
+            write_atomically(home / "processes.json", canonical_json({service.name: service.pid for service in services}))
+        time.sleep(0.5)
+    _end(services)
+    return 0
+
+
+def _end(services: list[Service]) -> None:
+    for service in services:
+        service.end(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and not all(service.ended() for service in services):
+        time.sleep(0.1)
+    for service in services:
+        service.end(signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    raise SystemExit(supervise(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Messages to people: Slack when a connection exists, else an outbox file."""

@@ -1,0 +1,108 @@
+"""Messages to people, one per transition: through Slack when its connection exists, else into an outbox file.
+
+A message that can not be delivered never stops a pipeline; it is written to the outbox with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseNotifier, conf
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from airflow_mlops.artifacts import bytes_digest
+from airflow_mlops.exceptions import LedgerError
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class PipelineNotifier(BaseNotifier):
+    """Send `text` once for this task of this run.
+
+    :param text: Slack's mrkdwn; a template.
+    :param channel: Slack channel, used when `slack_conn_id` exists.
+    :param slack_conn_id: connection of type ``slack``; without it messages go to ``[mlops] outbox``.
+    """
+
+    template_fields = ("text", "channel")
+
+    def __init__(
+        self,
+        text: str,
+        channel: str = "#mlops",
+        slack_conn_id: str = "slack_api_default",
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.text = text
+        self.channel = channel
+        self.slack_conn_id = slack_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def notify(self, context: Context) -> None:
+        from airflow_mlops.ledger.journal import once
+
+        ti = context["ti"]
+        message = {"channel": self.channel, "text": self.text, "link": self.link(context), "dag_id": ti.dag_id, "run_id": ti.run_id}
+        key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{bytes_digest(self.text.encode())}"
+        try:
+            store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+            once(store, key, "notify", {"text": self.text}, lambda: self._deliver(message))
+        except LedgerError as error:  # two messages are better than none
+            self.log.warning("%s Sending the message without remembering it.", error)
+            self._deliver(message)
+
+    def link(self, context: Context) -> str | None:
+        """Return the address a reader should open, or None."""
+        return None
+
+    def _deliver(self, message: Mapping[str, Any]) -> dict[str, str]:
+        from airflow.providers.slack.hooks.slack import SlackHook
+        from slack_sdk.errors import SlackClientError
+
+        try:
+            hook = SlackHook(slack_conn_id=self.slack_conn_id, timeout=10)
+            hook.call("chat.postMessage", json={"channel": message["channel"], "text": message["text"], "blocks": _blocks(message)})
+        except AirflowNotFoundException:
+            return self._to_outbox(message)
+        except (SlackClientError, OSError) as error:
+            self.log.warning("Slack did not take the message (%s); it is in the outbox.", error)
+            return self._to_outbox({**message, "problem": str(error)})
+        return {"sent_to": f"Slack {message['channel']}"}
+
+    def _to_outbox(self, message: Mapping[str, Any]) -> dict[str, str]:
+        workspace = Path(conf.get("mlops", "workspace")).expanduser()
+        outbox = Path(conf.get("mlops", "outbox", fallback="") or workspace / "outbox.jsonl")
+        outbox.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **message}, ensure_ascii=False) + "\n"
+        handle = os.open(outbox, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())  # one write: lines of several processes do not mix
+        finally:
+            os.close(handle)
+        return {"sent_to": str(outbox)}
+
+
+class ApprovalNotifier(PipelineNotifier):
+    """Post the question of an `ApprovalOperator` with the link under which a person answers it in Airflow."""
+
+    def link(self, context: Context) -> str | None:
+        from airflow.providers.standard.operators.hitl import HITLOperator
+
+        return HITLOperator.generate_link_to_ui_from_context(context=context)
+
+
+def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = [{"type": "section", "text": {"type": "mrkdwn", "text": message["text"][:3000]}}]
+    if message["link"]:
+        button = {"type": "button", "text": {"type": "plain_text", "text": "Review"}, "url": message["link"]}
+        blocks.append({"type": "actions", "elements": [button]})
+    return blocks

@@ -1,0 +1,207 @@
+"""Decide about a trained model, register it, pick it up for release, and make it the champion."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, SkipMixin
+
+from airflow_mlops.exceptions import PromotionConflict
+from airflow_mlops.gates import GateDecision, ReleasePolicy, decide
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.operators.errors import airflow_errors
+from airflow_mlops.records import ResultRef, load
+from airflow_mlops.registry.base import CANDIDATE, CHAMPION
+from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, ValidationResult, from_data, to_data
+
+if TYPE_CHECKING:
+    from airflow.sdk import Asset, Context
+
+NO_CHAMPION = "none"
+
+
+def _ref(data: Any) -> ResultRef:
+    return from_data(ResultRef, data, what="reference to a stage's result")
+
+
+class GateModelOperator(BaseOperator, SkipMixin):
+    """Decide by policy whether the model may be offered for release; when not, say why and skip what follows.
+
+    :param evaluation: reference to the evaluation's result record.
+    :param robustness: reference to the robustness campaign's result record.
+    :param policy: the thresholds.
+    """
+
+    template_fields = ("evaluation", "robustness")
+    ui_color = "#f6e4f7"
+
+    def __init__(self, *, evaluation: Any, robustness: Any, policy: ReleasePolicy, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.evaluation = evaluation
+        self.robustness = robustness
+        self.policy = policy
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            evaluation, robustness = load(_ref(self.evaluation), EvaluationResult), load(_ref(self.robustness), RobustnessResult)
+            decision = decide(self.policy, evaluation, robustness)
+        self.log.info("%s", decision.headline())
+        answer = {**to_data(decision), "headline": decision.headline()}
+        if not decision.released:
+            context["ti"].xcom_push(key="return_value", value=answer)  # skipping ends the task before its value would be stored
+            self.skip(ti=context["ti"], tasks=context["task"].get_direct_relatives(upstream=False))
+        return answer
+
+
+class MlflowRegisterModelOperator(BaseOperator):
+    """Register the trained model with every gate as a tag and the alias ``candidate``; the same training registers once.
+
+    :param model_name: the registered model.
+    :param validation, training, evaluation, robustness: references to the stages' result records.
+    :param decision: the gate's answer.
+    :param candidate: asset whose event starts the release, with the version in its extra.
+    """
+
+    template_fields = ("validation", "training", "evaluation", "robustness", "decision")
+    ui_color = "#dcebfa"
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        validation: Any,
+        training: Any,
+        evaluation: Any,
+        robustness: Any,
+        decision: Any,
+        candidate: Asset,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(outlets=[candidate], **kwargs)
+        self.model_name = model_name
+        self.validation = validation
+        self.training = training
+        self.evaluation = evaluation
+        self.robustness = robustness
+        self.decision = decision
+        self.candidate = candidate
+        self.mlflow_conn_id = mlflow_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            training = load(_ref(self.training), TrainingResult)
+            registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            tags = self._tags(training, context)
+            version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
+            registry.set_alias(self.model_name, CANDIDATE, version.version)
+        self.log.info("%s version %d is the candidate.", self.model_name, version.version)
+        context["outlet_events"][self.candidate].extra = {"model": self.model_name, "version": version.version}
+        return {"name": self.model_name, "version": version.version}
+
+    def _tags(self, training: TrainingResult, context: Context) -> dict[str, str]:
+        validation, evaluation = load(_ref(self.validation), ValidationResult), load(_ref(self.evaluation), EvaluationResult)
+        robustness = load(_ref(self.robustness), RobustnessResult)
+        decision = from_data(GateDecision, {k: v for k, v in self.decision.items() if k != "headline"}, what="gate's decision")
+        return {
+            "dataset": f"{training.dataset.dataset} {training.dataset.name}",
+            "dataset_digest": training.dataset.digest,
+            "code_version": training.code_version,
+            "model_digest": training.model.digest,
+            "saved_model_digest": training.saved_model.digest,
+            "golden_digest": training.golden.digest,
+            "evaluated_against": evaluation.champion_version or NO_CHAMPION,
+            "gate.validation": validation.headline(),
+            "gate.evaluation": evaluation.headline(),
+            "gate.robustness": robustness.headline(),
+            "gate.decision": decision.headline(),
+            "airflow_run": f"{context['ti'].dag_id}/{context['ti'].run_id}",
+        }
+
+
+class MlflowSelectCandidateOperator(BaseOperator):
+    """Return the description of the version to release: the one that started the run, the one asked for, or the registry's candidate.
+
+    :param model_name: the registered model.
+    :param version: version number; empty for the one that started the run, or the alias ``candidate``.
+    :raises PromotionConflict: the champion is no longer the one this version was compared with.
+    """
+
+    template_fields = ("version",)
+    ui_color = "#dcebfa"
+
+    def __init__(self, *, model_name: str, version: Any = None, mlflow_conn_id: str = MlflowHook.default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.version = version
+        self.mlflow_conn_id = mlflow_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_mlops.registry.promotion import holder
+
+        with airflow_errors():
+            registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            wanted = self.version or self._triggering(context)
+            model = registry.get(self.model_name, int(wanted)) if wanted else registry.get_by_alias(self.model_name, CANDIDATE)
+            champion = holder(registry, self.model_name, CHAMPION)
+            serving = str(champion.version) if champion else NO_CHAMPION
+            compared = model.tags.get("evaluated_against", NO_CHAMPION)
+            if compared != serving and champion != model:
+                raise PromotionConflict(
+                    f"{self.model_name} version {model.version} was compared with champion {compared}, but the champion is now {serving}. "
+                    "Start the training pipeline again, so that it is compared with the model it would replace."
+                )
+        description = {
+            "name": self.model_name,
+            "version": model.version,
+            "run_id": model.run_id,
+            "expected_champion": champion.version if champion else None,
+        }
+        return {**description, **model.tags}
+
+    def _triggering(self, context: Context) -> int | None:
+        events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
+        versions = [int(event.extra["version"]) for event in events if event.extra.get("model") == self.model_name]
+        return max(versions, default=None)
+
+
+class MlflowPromoteModelOperator(BaseOperator):
+    """Move the alias ``champion`` to a version that serves, and ``previous`` to the one it replaces; once per run.
+
+    :param model: description of the version, as `TFServingRolloutOperator` returns it.
+    :raises PromotionConflict: somebody else moved the champion meanwhile.
+    """
+
+    template_fields = ("model",)
+    ui_color = "#dcebfa"
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.mlflow_conn_id = mlflow_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_mlops.ledger.journal import once
+        from airflow_mlops.registry.promotion import promote
+
+        name, version, expected = self.model["name"], int(self.model["version"]), self.model["expected_champion"]
+        key = f"promote:{name}:{version}:{context['ti'].dag_id}:{context['ti'].run_id}"
+
+        def move_aliases() -> dict[str, Any]:
+            done = promote(MlflowHook(self.mlflow_conn_id).get_conn(), name, version, expected)
+            return {"champion": done.champion, "previous": done.previous}
+
+        with airflow_errors():
+            store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+            done = once(store, key, "promote", {"model": name, "version": version, "expected": expected}, move_aliases)
+        self.log.info("%s version %d is the champion; version %s is kept as previous.", name, version, done["previous"])
+        return {**self.model, **done}

@@ -1,0 +1,155 @@
+"""Bring an approved model version to the model server: publish its files, move the label, go back by itself when it does not serve."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_mlops.exceptions import RolloutFailed, ServingError
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.tf_serving import TFServingHook
+from airflow_mlops.operators.errors import airflow_errors
+from airflow_mlops.operators.workspace import try_directory
+from airflow_mlops.triggers.tf_serving import TFServingRolloutTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mlops.serving.rollout import Plan
+
+
+class PublishSavedModelOperator(BaseOperator):
+    """Copy a registered version's SavedModel, verified by its digest, to the model server's base path; nothing half-copied is ever visible.
+
+    Returns the model's description with ``golden``, the path of the offline answers that the served ones must equal.
+
+    :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
+    """
+
+    template_fields = ("model",)
+    ui_color = "#e2f4e4"
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        tf_serving_conn_id: str = TFServingHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.mlflow_conn_id = mlflow_conn_id
+        self.tf_serving_conn_id = tf_serving_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_mlops.artifacts import Artifact
+        from airflow_mlops.serving.publish import publish_saved_model
+
+        with airflow_errors():
+            name, version = self.model["name"], int(self.model["version"])
+            registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            out_dir = try_directory(context)
+            registered = registry.get(name, version)
+            golden = registry.download(registered, "golden.json", out_dir / "golden.json")
+            Artifact(str(golden), self.model["golden_digest"], golden.stat().st_size).verify()
+            base_path = Path(TFServingHook(self.tf_serving_conn_id).extra("base_path")) / name
+            saved_model = registry.download(registered, "saved_model", out_dir / "saved_model")
+            path = publish_saved_model(saved_model, base_path, version, self.model["saved_model_digest"])
+            self.log.info("%s version %d is published at %s.", name, version, path)
+            return {**self.model, "golden": str(golden), "path": str(path)}
+
+
+class TFServingRolloutOperator(BaseOperator):
+    """Load a published version beside the serving one, prove its answers, then move the label; on failure the previous version serves on.
+
+    Waits in the triggerer. May be retried or cleared at any point: what serves is decided once per run and remembered in the ledger.
+
+    :param model: description of the version, as `PublishSavedModelOperator` returns it.
+    :param version_label: version label that clients ask for.
+    :param timeout_seconds: how long the version may take to load; 300 covers a model of some gigabytes on a slow disk.
+    """
+
+    template_fields = ("model",)
+    ui_color = "#e2f4e4"
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        version_label: str = "stable",
+        timeout_seconds: float = 300.0,
+        tf_serving_conn_id: str = TFServingHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.version_label = version_label
+        self.timeout_seconds = timeout_seconds
+        self.tf_serving_conn_id = tf_serving_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> Any:
+        from airflow_mlops.serving import rollout
+
+        with airflow_errors():
+            plan = self._plan(context)
+            with TFServingHook(self.tf_serving_conn_id).get_conn() as client:
+                rollout.begin(client, plan)
+            self.log.info("%s version %d is loading beside version %s.", plan.model, plan.version, plan.previous)
+        self.defer(
+            trigger=TFServingRolloutTrigger(plan=plan._asdict(), tf_serving_conn_id=self.tf_serving_conn_id),
+            method_name="execute_complete",
+        )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Verify and switch, or go back: the trigger's `event` says which, with its reason."""
+        from airflow_mlops.ledger.journal import once
+        from airflow_mlops.serving import rollout
+
+        with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
+            plan, golden = rollout.Plan(**event["plan"]), Path(self.model["golden"])
+
+            def switch() -> dict[str, Any]:
+                rollout.verify(client, plan, golden)
+                rollout.switch(client, plan, golden)
+                return {"version": plan.version, "previous": plan.previous}
+
+            try:
+                if event["reason"]:
+                    raise RolloutFailed(event["reason"])
+                store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+                done = once(store, self._key("switch", context), "switch", {"model": plan.model, "version": plan.version}, switch)
+            except ServingError as error:
+                if error.retryable:
+                    raise
+                rollout.revert(client, plan, str(error))
+            self.log.info("%s label %r serves version %d; version %s stays loaded.", plan.model, plan.label, plan.version, done["previous"])
+            return {**self.model, "previous": done["previous"]}
+
+    def _plan(self, context: Context) -> Plan:
+        from airflow_mlops.ledger.journal import once
+        from airflow_mlops.serving import config
+        from airflow_mlops.serving.rollout import Plan
+
+        hook = TFServingHook(self.tf_serving_conn_id)
+        name, version = self.model["name"], int(self.model["version"])
+        config_path = hook.extra("config_path")
+
+        def serving_now() -> dict[str, Any]:
+            model = config.read(Path(config_path)).get(name)
+            return {"previous": model.labels.get(self.version_label) if model else None}
+
+        # A retry after the label moved must still know where to go back to.
+        store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+        previous = once(store, self._key("plan", context), "plan-rollout", {"model": name, "version": version}, serving_now)["previous"]
+        deadline = time.time() + self.timeout_seconds
+        return Plan(name, version, previous, f"{hook.extra('base_path')}/{name}", config_path, deadline, self.version_label)
+
+    def _key(self, what: str, context: Context) -> str:
+        return f"{what}:{self.model['name']}:{self.model['version']}:{self.version_label}:{context['ti'].dag_id}:{context['ti'].run_id}"

@@ -1,0 +1,74 @@
+"""Run a stage as a local subprocess and believe only its verified result record."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_mlops.artifacts import file_digest
+from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.operators.errors import airflow_errors
+from airflow_mlops.operators.workspace import REPORT_KEY, ReportLink, report_url, try_directory
+from airflow_mlops.records import ResultRef, result_of
+from airflow_mlops.results import to_data
+from airflow_mlops.stages import stage
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mlops.stages.process import StageProcess
+
+
+class RunStageOperator(BaseOperator):
+    """Run one stage in a process group of its own on the worker; returns the reference to its result record.
+
+    :param stage: ``validate``, ``train``, ``evaluate`` or ``robustness``.
+    :param spec: the stage's `Spec`; every field may be a template or another task's output.
+    :param mlflow_conn_id: connection whose credentials the stage's environment gets.
+    """
+
+    template_fields = ("spec",)
+    template_fields_renderers = {"spec": "json"}
+    operator_extra_links = (ReportLink(),)
+    ui_color = "#e7eefc"
+
+    def __init__(self, *, stage: str, spec: Any, mlflow_conn_id: str = MlflowHook.default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.spec = spec
+        self.mlflow_conn_id = mlflow_conn_id
+        self._process: StageProcess | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            process = self._start(context)
+            record = process.run(self.log.info)
+            if record.error is not None:
+                raise record.error.exception()
+            result = result_of(record, stage(self.stage).Result)
+            if page := result.report():
+                context["ti"].xcom_push(key=REPORT_KEY, value=report_url(page))
+            if refusal := result.refusal():
+                raise refusal
+            ref = ResultRef(self.stage, str(process.result_path), file_digest(process.result_path), result.headline())
+            return dict(to_data(ref))
+
+    def on_kill(self) -> None:
+        """Kill the stage's whole process group."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _start(self, context: Context) -> StageProcess:
+        from airflow_mlops.stages.process import StageProcess
+        from airflow_mlops.stages.runner import parse_spec, spec_data
+
+        spec = parse_spec(self.stage, spec_data(self.spec))
+        # The user's code sees neither Airflow's connections nor its keys.
+        inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
+        env = {**inherited, **MlflowHook(self.mlflow_conn_id).environment(), "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        out_dir = try_directory(context)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        self._process = StageProcess(self.stage, spec, out_dir, env=env)
+        return self._process

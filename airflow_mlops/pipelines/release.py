@@ -1,0 +1,50 @@
+"""From a candidate to a served champion, with a person's approval in between."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG
+
+from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
+from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.operators.serving import PublishSavedModelOperator, TFServingRolloutOperator
+from airflow_mlops.pipelines.spec import PipelineSpec
+
+MODEL = "{% set model = ti.xcom_pull(task_ids='select') %}"
+SUBJECT = MODEL + "Release {{ model.name }} version {{ model.version }}?"
+BODY = (
+    MODEL
+    + """
+| | |
+|---|---|
+| Replaces | {{ 'version ' ~ model.expected_champion if model.expected_champion else 'nothing, it is the first' }} |
+| Trained on | {{ model.dataset }} (`{{ model.dataset_digest[:19] }}`) |
+| Code | `{{ model.code_version[:19] }}` |
+| Validation | {{ model['gate.validation'] }} |
+| Evaluation | {{ model['gate.evaluation'] }} |
+| Robustness | {{ model['gate.robustness'] }} |
+| Gate | {{ model['gate.decision'] }} |
+"""
+)
+ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }}"
+DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion."
+
+
+def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
+    """Add select, approve, publish, roll_out and promote to `dag`."""
+    selected = MlflowSelectCandidateOperator(task_id="select", model_name=spec.model, version=dag.param("version"))
+    approve = ApprovalOperator(
+        task_id="approve",
+        subject=SUBJECT,
+        body=BODY,
+        notifiers=[ApprovalNotifier(text=ASK, channel=spec.channel)],
+        response_timeout=timedelta(days=7),
+    )
+    published = PublishSavedModelOperator(task_id="publish", model=selected.output)
+    rolled_out = TFServingRolloutOperator(task_id="roll_out", model=published.output)
+    promoted = MlflowPromoteModelOperator(
+        task_id="promote", model=rolled_out.output, on_success_callback=PipelineNotifier(text=DONE, channel=spec.channel)
+    )
+    selected >> approve >> published >> rolled_out >> promoted

@@ -1,0 +1,64 @@
+"""From a dataset version to a candidate in the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, Asset
+
+from airflow_mlops.notifications.slack import PipelineNotifier
+from airflow_mlops.operators.dataset import ClaimDatasetOperator
+from airflow_mlops.operators.model import GateModelOperator, MlflowRegisterModelOperator
+from airflow_mlops.operators.stage import RunStageOperator
+from airflow_mlops.pipelines.spec import PipelineSpec
+from airflow_mlops.stages import evaluate, robustness, train, validate
+
+TRACKING_URI = "{{ conn.mlflow_default.host }}"
+DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ ti.xcom_pull(task_ids='gate')['headline'] }}"
+
+
+def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: str, repeat: Any) -> None:
+    """Add claim, validate, train, evaluate, robustness, gate and register to `dag`.
+
+    :param start: ``champion`` to go on from the champion's weights, ``scratch`` to forget them.
+    :param repeat: whether a dataset version that another run has may be worked on again.
+    """
+    claimed = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version="{{ params.dataset_version }}", repeat=repeat)
+    validation = _stage("validate", validate.Spec(dataset=claimed.output, suite=str(spec.code_path / spec.suite)))
+    training = _stage(
+        "train",
+        train.Spec(
+            validation=validation.output,
+            layout=spec.layout,
+            function=spec.train_function,
+            code_path=str(spec.code_path),
+            model_name=spec.model,
+            tracking_uri=TRACKING_URI,
+            params={name: dag.param(name) for name in spec.params},
+            start=start,
+            seed=dag.param("seed"),
+        ),
+    )
+    evaluation = _stage("evaluate", evaluate.Spec(training.output, spec.layout, spec.model, TRACKING_URI))
+    campaign = _stage("robustness", robustness.Spec(training.output, spec.layout, spec.max_mutants, seed=dag.param("seed")))
+    gate = GateModelOperator(
+        task_id="gate",
+        evaluation=evaluation.output,
+        robustness=campaign.output,
+        policy=spec.policy,
+        on_success_callback=PipelineNotifier(text=DECIDED, channel=spec.channel),
+    )
+    MlflowRegisterModelOperator(
+        task_id="register",
+        model_name=spec.model,
+        validation=validation.output,
+        training=training.output,
+        evaluation=evaluation.output,
+        robustness=campaign.output,
+        decision=gate.output,
+        candidate=candidate,
+    )
+
+
+def _stage(name: str, spec: Any) -> RunStageOperator:
+    return RunStageOperator(task_id=name, stage=name, spec=spec)

@@ -1,0 +1,53 @@
+"""What a team says about its model, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_mlops.data.layout import ArrayLayout
+from airflow_mlops.exceptions import SpecError
+from airflow_mlops.gates import ReleasePolicy
+
+Parameter = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """One model and how it is retrained.
+
+    * `model`: name in the registry and on the model server; also the prefix of the DAG ids.
+    * `dataset`: name in the manifests of the dataset versions; `inbox` the directory they arrive in.
+    * `suite`: Great Expectations suite (JSON), relative to `code_path`.
+    * `train_function`: ``module:function``, imported from `code_path`, the directory of the DAG file.
+    * `layout`: how rows become arrays.
+    * `params`: what the train function gets; each becomes a field of the trigger form with this default.
+    * `policy`: when a model may be offered for release.
+    * `nightly`: cron expression (UTC) of the retraining from scratch.
+    * `max_mutants`: budget of the robustness campaign; 4000 take seconds on a small model.
+    * `channel`: where messages go when a Slack connection exists.
+    """
+
+    model: str
+    dataset: str
+    inbox: str
+    suite: str
+    train_function: str
+    code_path: Path
+    layout: ArrayLayout
+    policy: ReleasePolicy = field(default_factory=ReleasePolicy)
+    params: Mapping[str, Parameter] = field(default_factory=dict)
+    nightly: str = "0 2 * * *"
+    max_mutants: int = 4000
+    channel: str = "#mlops"
+
+    def __post_init__(self) -> None:
+        if not self.model.isidentifier():
+            raise SpecError(f"model is {self.model!r}; it names DAGs and directories: use letters, digits and underscores.")
+        if ":" not in self.train_function:
+            raise SpecError(f"train_function is {self.train_function!r}; expected 'module:function'.")
+        if not (self.code_path / self.suite).is_file():
+            raise SpecError(f"There is no suite {self.code_path / self.suite}; give its file name relative to code_path.")
+        if self.max_mutants < 1:
+            raise SpecError(f"max_mutants is {self.max_mutants}; a campaign needs at least 1.")

@@ -1,0 +1,193 @@
+"""MLflow as run history and model registry; importing it takes over a second: do so inside a stage or a task only."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnavailable, SpecError
+from airflow_mlops.registry.base import ModelVersion
+from airflow_mlops.registry.mlflow_server import MlflowException, MlflowServer
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+IDEMPOTENCY_TAG = "idempotency_key"
+
+
+class MlflowRun:
+    """An open MLflow run; a `RunLogger`."""
+
+    def __init__(self, server: MlflowServer, run_id: str, artifact_uri: str) -> None:
+        self._server = server
+        self.run_id = run_id
+        self.artifact_uri = artifact_uri
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        with self._server.calls() as client:
+            for name, value in params.items():
+                client.log_param(self.run_id, name, value)
+
+    def log_metric(self, name: str, value: float, step: int = 0) -> None:
+        with self._server.calls() as client:
+            client.log_metric(self.run_id, name, value, step=step)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        with self._server.calls() as client:
+            for name, value in tags.items():
+                client.set_tag(self.run_id, name, value)
+
+    def log_dict(self, data: Mapping[str, Any], file_name: str) -> None:
+        with self._server.calls() as client:
+            client.log_dict(self.run_id, dict(data), file_name)
+
+    def log_artifact(self, path: Path) -> None:
+        if not path.exists():
+            raise RegistryError(f"{path} does not exist, so it can not be kept with run {self.run_id}. Write it before logging it.")
+        with self._server.calls() as client:
+            if path.is_dir():
+                client.log_artifacts(self.run_id, str(path), path.name)
+            else:
+                client.log_artifact(self.run_id, str(path))
+
+
+class MlflowRegistry:
+    """The runs and the model registry at `tracking_uri`; a `ModelRegistry`.
+
+    With ``sqlite:///FILE`` artefacts go to ``artifacts/`` beside the file (MLflow's own default is the working directory); a server decides
+    for itself. Nothing is opened before the first call.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._server = MlflowServer(tracking_uri)
+
+    @contextlib.contextmanager
+    def start_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> Iterator[MlflowRun]:
+        """Open a run that ends as FINISHED, or as FAILED when the block raises."""
+        with self._server.calls() as client:
+            run = client.create_run(self._experiment_id(client, experiment), tags=dict(tags), run_name=name)
+        run_id: str = run.info.run_id
+        try:
+            yield MlflowRun(self._server, run_id, run.info.artifact_uri)
+        except BaseException as error:
+            try:
+                self._end(run_id, "FAILED")
+            except RegistryError as second:  # what went wrong first matters more
+                error.add_note(f"Run {run_id} could not be marked as failed: {second}")
+            raise
+        self._end(run_id, "FINISHED")
+
+    def _end(self, run_id: str, status: str) -> None:
+        with self._server.calls() as client:
+            client.set_terminated(run_id, status)
+
+    def _experiment_id(self, client: MlflowClient, name: str) -> str:
+        if found := client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        database = self._server.database
+        try:
+            return str(client.create_experiment(name, (database.parent / "artifacts" / name).as_uri() if database else None))
+        except MlflowException:
+            if found := client.get_experiment_by_name(name):  # somebody else made it meanwhile
+                return str(found.experiment_id)
+            raise
+
+    def register(
+        self, name: str, run_id: str, source: str, *, tags: Mapping[str, str] | None = None, idempotency_key: str | None = None
+    ) -> ModelVersion:
+        """Return the version made of this run, registered now or by an earlier call with the same key (by default the run's id)."""
+        key = idempotency_key or run_id
+        with self._server.calls() as client:
+            if (existing := self._by_key(client, name, key)) is not None:
+                return self.get(name, existing)
+            try:
+                client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            created = client.create_model_version(name, source, run_id, tags={**(tags or {}), IDEMPOTENCY_TAG: key})
+            # Two who registered at the same moment, or one whose request timed out and was repeated, agree on the first version.
+            first = self._by_key(client, name, key)
+        return self.get(name, first if first is not None else int(created.version))
+
+    def _by_key(self, client: MlflowClient, name: str, key: str) -> int | None:
+        if "'" in name + key:
+            raise SpecError(f"Model name {name!r} or idempotency key {key!r} holds a quote, which MLflow can not search for. Leave it out.")
+        found = client.search_model_versions(f"name = '{name}' and tag.`{IDEMPOTENCY_TAG}` = '{key}'")
+        return min((int(version.version) for version in found), default=None)
+
+    def get(self, name: str, version: int) -> ModelVersion:
+        """Return a version; raise `ModelNotFound`."""
+        with self._server.calls() as client:
+            return _version(client.get_model_version(name, str(version)))
+
+    def get_by_alias(self, name: str, alias: str) -> ModelVersion:
+        """Return the version an alias points to; raise `ModelNotFound` naming the aliases there are."""
+        with self._server.calls() as client:
+            aliases = client.get_registered_model(name).aliases
+            if alias not in aliases:
+                raise ModelNotFound(f"No version of model {name!r} has the alias {alias!r}; its aliases: {', '.join(sorted(aliases)) or 'none'}.")
+            return _version(client.get_model_version(name, aliases[alias]))
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point an alias to a version, away from any other; raise `ModelNotFound`."""
+        with self._server.calls() as client:
+            client.set_registered_model_alias(name, alias, str(version))
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Take an alias away; no error if there is none."""
+        with self._server.calls() as client:
+            client.delete_registered_model_alias(name, alias)
+
+    def set_tags(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, keeping its others; raise `ModelNotFound`."""
+        with self._server.calls() as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, str(version), key, value)
+
+    def download(self, version: ModelVersion, artifact_path: str, destination: Path) -> Path:
+        """Copy a file or directory of the version's run to `destination`, which must not exist and appears only when whole.
+
+        Raises `ModelNotFound` if the run has no such artefact, `RegistryUnavailable` if fewer bytes came than MLflow lists.
+        """
+        if destination.exists():
+            raise SpecError(f"{destination} exists already; give a new path, so that no old file is taken for a part of the model.")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as scratch, self._server.calls() as client:
+            expected = _listed_sizes(client, version.run_id, artifact_path)
+            if not expected:
+                raise ModelNotFound(f"Version {version.version} of {version.name!r} has no artefact {artifact_path!r} in run {version.run_id}.")
+            local = Path(client.download_artifacts(version.run_id, artifact_path, scratch))
+            if (found := _sizes_on_disk(local, artifact_path)) != expected:
+                raise RegistryUnavailable(f"The download of {artifact_path!r} broke off: expected {expected}, got {found} bytes. Run it again.")
+            local.rename(destination)
+        return destination
+
+
+def _version(found: MlflowVersion) -> ModelVersion:
+    return ModelVersion(found.name, int(found.version), found.run_id or "", found.source or "", tuple(sorted(found.aliases)), dict(found.tags))
+
+
+def _listed_sizes(client: MlflowClient, run_id: str, path: str) -> dict[str, int]:
+    """Return the size in bytes of every file at or below `path`, by path, as MLflow lists them."""
+    parent = str(PurePosixPath(path).parent)
+    listed = client.list_artifacts(run_id, None if parent == "." else parent)
+    waiting = [info for info in listed if info.path == path]
+    sizes: dict[str, int] = {}
+    while waiting:
+        info = waiting.pop()
+        if info.is_dir:
+            waiting += client.list_artifacts(run_id, info.path)
+        else:
+            sizes[info.path] = info.file_size or 0
+    return sizes
+
+
+def _sizes_on_disk(local: Path, path: str) -> dict[str, int]:
+    if local.is_file():
+        return {path: local.stat().st_size}
+    return {f"{path}/{file.relative_to(local).as_posix()}": file.stat().st_size for file in local.rglob("*") if file.is_file()}

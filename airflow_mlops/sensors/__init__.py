@@ -1,0 +1,1 @@
+"""Sensors: wait inside a DAG for a state of the outside."""

@@ -1,0 +1,57 @@
+"""Dataset arrival as a classic sensor, for those who want to wait inside a DAG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.results import DatasetVersion, to_data
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DatasetVersionSensor(BaseSensorOperator):
+    """Wait for a complete version of a dataset that no run of this DAG has taken, take it, and return it.
+
+    :param dataset: name of the dataset, as in the manifests.
+    :param inbox: directory with one directory per version.
+    """
+
+    template_fields = ("dataset", "inbox")
+    ui_color = "#fdf3d8"
+
+    def __init__(self, *, dataset: str, inbox: str, ledger_conn_id: str = MlopsLedgerHook.default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dataset = dataset
+        self.inbox = inbox
+        self.ledger_conn_id = ledger_conn_id
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        from airflow_mlops.data.arrival import scan
+        from airflow_mlops.ledger import datasets
+
+        dag_id, run_id = context["ti"].dag_id, context["ti"].run_id
+        candidates = scan(Path(self.inbox))
+        for broken in (c for c in candidates if c.problem):
+            self.log.warning("%s is not complete: %s", broken.name, broken.problem)
+        store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+        try:
+            owners = datasets.claimed(store, self.dataset, purpose=dag_id)
+            version = self._free(sorted(candidates, key=lambda c: c.changed_at), owners, run_id)
+            if version is None:
+                return PokeReturnValue(is_done=False)
+            datasets.claim(store, version, purpose=dag_id, run_id=run_id)
+        finally:
+            store.close()
+        return PokeReturnValue(is_done=True, xcom_value=to_data(version))
+
+    def _free(self, candidates: list[Any], owners: dict[str, str], run_id: str) -> DatasetVersion | None:
+        for candidate in candidates:
+            version: DatasetVersion | None = candidate.version
+            if version and version.dataset == self.dataset and owners.get(version.digest, run_id) == run_id:
+                return version
+        return None

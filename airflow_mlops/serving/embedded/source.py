@@ -1,0 +1,34 @@
+"""Which versions lie under a base path, and which of them a model's version policy wants loaded."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from airflow_mlops.serving.config import ModelConfig
+
+log = logging.getLogger(__name__)
+_NUMBER = re.compile(r"[0-9]{1,19}")
+
+
+def versions_on_disk(base_path: Path) -> dict[int, Path]:
+    """Return the directories of `base_path` whose names are numbers, none if it does not exist; "00000123" is version 123."""
+    try:
+        return {int(child.name): child for child in sorted(base_path.iterdir()) if _NUMBER.fullmatch(child.name) and int(child.name) < 2**63}
+    except FileNotFoundError:
+        return {}  # not published yet
+    except OSError as error:
+        log.warning("base path %s can not be listed, so nothing changes for its model: %s", base_path, error)
+        return {}
+
+
+def aspired(model: ModelConfig, on_disk: Mapping[int, Path], loaded: Collection[int]) -> set[int]:
+    """Return the versions to serve: specific ones (also when loaded and meanwhile deleted), all, or the latest `num_versions` (default 1)."""
+    policy = model.to_proto().model_version_policy
+    if model.versions:
+        return set(model.versions) & {*on_disk, *loaded}
+    if policy.HasField("all"):
+        return set(on_disk)
+    return set(sorted(on_disk)[-max(1, policy.latest.num_versions) :])

@@ -1,0 +1,213 @@
+"""Moving traffic to a new version: both versions loaded side by side, the new one proven, then one label moved.
+
+`begin` -> (`decide` until the version is AVAILABLE) -> `verify` -> `switch`, and `revert` from any point. Each step writes the configuration
+file first, because the server starts from it after a kill, and reloads the running server second. Each step may be run again after a crash
+at any point. `decide` does no IO: the trigger and the blocking `roll_out` use the same one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from airflow_mlops.exceptions import RolloutFailed, ServingError, ServingUnavailable, SpecError
+from airflow_mlops.serving import config
+from airflow_mlops.serving.client import ServingClient, VersionStatus
+from airflow_mlops.serving.config import ModelConfig, ServerConfig
+
+GOLDEN_TOLERANCE = 1e-4  # absolute; float32 sums in another order differ by about 1e-6 on softmax outputs, another model by far more
+POLL_SECONDS = 0.5
+T = TypeVar("T")
+
+
+class Plan(NamedTuple):
+    """A rollout as plain JSON values: `previous` is the version to go back to (None: nothing served before), `deadline` in epoch seconds."""
+
+    model: str
+    version: int
+    previous: int | None
+    base_path: str
+    config_path: str
+    deadline: float
+    label: str = "stable"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Look again later."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The version is AVAILABLE: compare its answers."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The version will not serve, for this `reason`."""
+
+    reason: str
+
+
+Action = Wait | Verify | Fail
+Observation = Mapping[int, VersionStatus] | None  # None: the server did not answer
+
+
+def decide(plan: Plan, observation: Observation, now: float) -> Action:
+    """Return what to do about the version's state at `now` (epoch seconds)."""
+    status = None if observation is None else observation.get(plan.version)
+    if status is not None and status.state == "AVAILABLE":
+        return Verify()
+    if status is not None and status.state == "END" and status.error:
+        return Fail(f"the server could not load version {plan.version}: {status.error}")
+    if now < plan.deadline:
+        return Wait()
+    if observation is None:
+        return Fail("the server did not answer until the deadline")
+    return Fail(f"version {plan.version} was {status.state if status else 'unknown to the server'} at the deadline, and not AVAILABLE")
+
+
+def observe(client: ServingClient, plan: Plan) -> Observation:
+    """Return the states of the model's versions, or None if the server does not answer."""
+    try:
+        return client.status(plan.model)
+    except ServingUnavailable:
+        return None
+
+
+def begin(client: ServingClient, plan: Plan) -> None:
+    """Ask for the new version beside the previous one; the label stays where it is. Raises `SpecError` if another rollout moved it."""
+    with config.exclusive(Path(plan.config_path)) as served:
+        old = served.get(plan.model)
+        labels = dict(old.labels) if old else {}
+        if labels.get(plan.label) not in (None, plan.previous, plan.version):
+            raise SpecError(
+                f"Label {plan.label!r} of model {plan.model!r} is on version {labels[plan.label]}; this rollout of version {plan.version} was "
+                f"planned when it was on {plan.previous}. Another rollout came between: plan it anew. Nothing was changed."
+            )
+        if plan.previous is not None:
+            labels.setdefault(plan.label, plan.previous)
+        _apply(client, plan, served.with_model(_model(plan, old, labels)))
+
+
+def verify(client: ServingClient, plan: Plan, golden: Path, *, label: str | None = None) -> None:
+    """Raise `RolloutFailed` unless the served answers equal those of the JSON file `golden` within `GOLDEN_TOLERANCE`.
+
+    The version is asked by its number or, with `label`, by that label.
+    """
+    expected = _golden(golden)
+    asked: dict[str, Any] = {"label": label} if label else {"version": plan.version}
+    worst = _distance(expected["outputs"], client.predict(plan.model, expected["inputs"], **asked))
+    if math.isinf(worst):
+        raise RolloutFailed(
+            f"Version {plan.version} of {plan.model!r} answers the golden inputs in another shape than when it was trained, or with NaN or "
+            "infinity. Compare the published SavedModel's signature with the training's."
+        )
+    if worst > GOLDEN_TOLERANCE:
+        raise RolloutFailed(
+            f"Version {plan.version} of {plan.model!r} answers the golden inputs differently than when it was trained: "
+            f"by up to {worst:.3g}, allowed {GOLDEN_TOLERANCE:g}. Compare the published SavedModel and the server's TensorFlow with the training's."
+        )
+
+
+def switch(client: ServingClient, plan: Plan, golden: Path) -> None:
+    """Move the label to the new version, keep the previous one loaded for the way back, and verify what the label answers."""
+    with config.exclusive(Path(plan.config_path)) as served:
+        old = served.get(plan.model)
+        labels = {**(old.labels if old else {}), plan.label: plan.version}
+        _apply(client, plan, served.with_model(_model(plan, old, labels)))
+    verify(client, plan, golden, label=plan.label)
+
+
+def revert(client: ServingClient, plan: Plan, reason: str) -> NoReturn:
+    """Serve the previous version again and raise `RolloutFailed` naming it and the `reason`."""
+    with config.exclusive(Path(plan.config_path)) as served:
+        old = served.get(plan.model)
+        before = _before(plan, old)
+        wanted = served.with_model(before) if before else served.without_model(plan.model)
+        config.write(Path(plan.config_path), wanted)
+        when = "now"
+        try:
+            client.reload(wanted)
+        except ServingError as error:
+            when = f"when the server starts again; the running one was not told: {error}"
+    serving = f"Version {plan.previous} serves" if plan.previous is not None else "No version serves"
+    raise RolloutFailed(f"Version {plan.version} of {plan.model!r} was not rolled out: {reason.rstrip('.')}. {serving} {plan.label!r} {when}.")
+
+
+def roll_out(client: ServingClient, plan: Plan, golden: Path, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    """Run the whole rollout and return when the label serves the new version; raise `RolloutFailed` after going back.
+
+    `clock` gives epoch seconds. A server that does not answer is asked again until the plan's deadline.
+    """
+
+    def patiently(step: Callable[[], T]) -> T:
+        while True:
+            try:
+                return step()
+            except ServingUnavailable:
+                if clock() >= plan.deadline:
+                    raise
+                sleep(POLL_SECONDS)
+
+    try:
+        patiently(lambda: begin(client, plan))
+        while isinstance(action := decide(plan, observe(client, plan), clock()), Wait):
+            sleep(POLL_SECONDS)
+        if isinstance(action, Fail):
+            raise RolloutFailed(action.reason)
+        patiently(lambda: verify(client, plan, golden))
+        patiently(lambda: switch(client, plan, golden))
+    except ServingError as error:
+        revert(client, plan, str(error))
+
+
+def _apply(client: ServingClient, plan: Plan, wanted: ServerConfig) -> None:
+    config.write(Path(plan.config_path), wanted)
+    client.reload(wanted)
+
+
+def _model(plan: Plan, old: ModelConfig | None, labels: Mapping[str, int]) -> ModelConfig:
+    """Return the configuration with this rollout's versions and all that a label points at; others are no longer needed."""
+    versions = {plan.version, *labels.values()} | ({plan.previous} if plan.previous is not None else set())
+    return _changed(plan, old, tuple(sorted(versions)), labels)
+
+
+def _before(plan: Plan, old: ModelConfig | None) -> ModelConfig | None:
+    """Return the configuration without the new version, or None if no version is left."""
+    labels = {label: version for label, version in (old.labels if old else {}).items() if version != plan.version}
+    if plan.previous is not None:
+        labels[plan.label] = plan.previous
+    return _changed(plan, old, tuple(sorted(set(labels.values()))), labels) if labels else None
+
+
+def _changed(plan: Plan, old: ModelConfig | None, versions: tuple[int, ...], labels: Mapping[str, int]) -> ModelConfig:
+    if old is None:
+        return ModelConfig(plan.model, plan.base_path, versions, labels)
+    return dataclasses.replace(old, base_path=plan.base_path, versions=versions, labels=labels)
+
+
+def _golden(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RolloutFailed(f"The golden answers {path} can not be read: {error}. Run the training stage again.") from error
+    if not isinstance(data, dict) or not data.get("inputs") or not data.get("outputs"):
+        raise RolloutFailed(f'The golden answers {path} must be {{"inputs": [...], "outputs": [...]}} and not empty. Run the training stage again.')
+    return data
+
+
+def _distance(want: Any, got: Any) -> float:
+    """Return the largest absolute difference of two nested JSON values, infinity where they differ in shape or are not finite numbers."""
+    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
+        return max(map(_distance, want, got), default=0.0)
+    if isinstance(want, dict) and isinstance(got, dict) and want.keys() == got.keys():
+        return max((_distance(want[key], got[key]) for key in want), default=0.0)
+    if isinstance(want, int | float) and isinstance(got, int | float) and math.isfinite(want - got):
+        return float(abs(want - got))
+    return math.inf

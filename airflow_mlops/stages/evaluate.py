@@ -1,0 +1,62 @@
+"""Stage ``evaluate``: challenger and champion on the same rows, which neither has learned from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.data.layout import ArrayLayout
+from airflow_mlops.exceptions import RegistryError, RegistryUnavailable
+from airflow_mlops.records import ResultRef, load
+from airflow_mlops.results import EvaluationResult, TrainingResult
+from airflow_mlops.stages.inputs import read_split
+from airflow_mlops.stages.models import champion_of, load_model, load_registered
+
+if TYPE_CHECKING:
+    from airflow_mlops.registry.base import ModelRegistry, ModelVersion
+
+log = logging.getLogger(__name__)
+
+
+class Spec(NamedTuple):
+    """`training` refers to the challenger's result record; the champion is asked of the registry at `tracking_uri`."""
+
+    training: ResultRef
+    layout: ArrayLayout
+    model_name: str
+    tracking_uri: str
+    held_out_fraction: float = 0.2
+
+
+Result = EvaluationResult
+
+
+def run(spec: Spec, out_dir: Path) -> EvaluationResult:
+    """Measure the challenger, and the champion if there is one."""
+    from airflow_mlops.artifacts import bytes_digest
+    from airflow_mlops.evaluation.comparison import compare
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+
+    training = load(spec.training, TrainingResult)
+    held_out = read_split(training.dataset, spec.layout, spec.held_out_fraction).held_out
+    registry = MlflowRegistry(spec.tracking_uri)
+    champion = champion_of(registry, spec.model_name)
+    return compare(
+        load_model(training.model.path),
+        _loadable(registry, champion, out_dir) if champion else None,
+        held_out.inputs,
+        held_out.labels,
+        rows_digest=bytes_digest("".join(sorted(held_out.row_digests)).encode()),
+        champion_version=str(champion.version) if champion else None,
+    )
+
+
+def _loadable(registry: ModelRegistry, champion: ModelVersion, out_dir: Path) -> Any:
+    try:
+        return load_registered(registry, champion, out_dir)
+    except RegistryUnavailable:
+        raise
+    except RegistryError as error:  # a champion that can not be read any longer must not block its successors
+        log.warning("%s", error)
+        return None

@@ -1,0 +1,71 @@
+"""Run one stage in this process and leave its result record: the body of ``airflow-mlops stage NAME --spec FILE --result FILE``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
+from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError
+from airflow_mlops.records import SCHEMA_VERSION, Record, StageFailure
+from airflow_mlops.results import from_data, to_data
+from airflow_mlops.stages import stage
+
+log = logging.getLogger(__name__)
+
+
+def spec_data(spec: Any) -> Any:
+    """Return a spec, typed or as Airflow rendered it, as JSON-ready data: named tuples and records become objects."""
+    if hasattr(spec, "_asdict"):
+        return {name: spec_data(value) for name, value in spec._asdict().items()}
+    if dataclasses.is_dataclass(spec):
+        return to_data(spec)
+    if isinstance(spec, Mapping):
+        return {name: spec_data(value) for name, value in spec.items()}
+    return [spec_data(value) for value in spec] if isinstance(spec, list | tuple) else spec
+
+
+def spec_digest(spec: Any) -> str:
+    """Return the digest by which a result record names the request it answers."""
+    return bytes_digest(canonical_json(spec_data(spec)))
+
+
+def parse_spec(name: str, data: Any) -> Any:
+    """Return JSON `data` as the spec of stage `name`; raise `SpecError` with every field that does not fit."""
+    try:
+        return from_data(stage(name).Spec, data, what=f"spec of stage {name!r}")
+    except ResultInvalid as error:
+        raise SpecError(str(error)) from error
+
+
+def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
+    """Run stage `name` and write its record atomically; return 0, or 1 when the record holds an error.
+
+    A `SpecError` about the request itself is raised, not recorded: without a spec there is nothing that a record could answer.
+    """
+    spec = parse_spec(name, _read_spec(spec_path))
+    digest = spec_digest(spec)
+    try:
+        result = stage(name).run(spec, result_path.parent)
+    except Exception as error:  # every failure becomes a record, with its traceback in the log
+        expected = isinstance(error, MlopsError)
+        log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
+        record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error))
+    else:
+        log.info("%s", result.headline())
+        record = Record(SCHEMA_VERSION, name, digest, result=to_data(result))
+    write_atomically(result_path, canonical_json(to_data(record)))
+    return 0 if record.error is None else 1
+
+
+def _read_spec(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise SpecError(f"The spec {path} can not be read ({error.strerror}). Give a JSON file with --spec.") from error
+    except ValueError as error:
+        raise SpecError(f"The spec {path} is not JSON ({error}).") from error

@@ -1,0 +1,117 @@
+"""Stage ``train``: run the user's train function on the rows to learn from, and record where the model comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.artifacts import Artifact
+from airflow_mlops.data.layout import ArrayLayout
+from airflow_mlops.exceptions import unknown_name
+from airflow_mlops.records import ResultRef, load
+from airflow_mlops.results import TrainingResult, ValidationResult
+from airflow_mlops.stages.inputs import read_split
+from airflow_mlops.stages.models import champion_of, load_registered
+
+if TYPE_CHECKING:
+    from airflow_mlops.registry.base import ModelRegistry, ModelVersion, RunLogger
+
+
+class Spec(NamedTuple):
+    """What to train on what.
+
+    * `function`: the user's ``module:function``, imported from `code_path`.
+    * `start`: ``champion`` continues from the registry's champion (from scratch when there is none), ``scratch`` never does.
+    * `params`: handed to the function; `seed` seeds every source of randomness.
+    """
+
+    validation: ResultRef
+    layout: ArrayLayout
+    function: str
+    code_path: str
+    model_name: str
+    tracking_uri: str
+    params: dict[str, Any]
+    start: str = "champion"
+    seed: int = 1
+    held_out_fraction: float = 0.2
+
+
+Result = TrainingResult
+
+
+def run(spec: Spec, out_dir: Path) -> TrainingResult:
+    """Train, save, and log one MLflow run; nothing is logged of a training that failed but its failure."""
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+    from airflow_mlops.training.context import TrainContext
+    from airflow_mlops.training.function import code_version, resolve
+    from airflow_mlops.training.reproducibility import package_versions, seed_everything
+    from airflow_mlops.training.trainer import fit, save
+
+    validation = load(spec.validation, ValidationResult)
+    if refusal := validation.refusal():
+        raise refusal
+    function, code = resolve(spec.function, Path(spec.code_path)), code_version(Path(spec.code_path))
+    train, held_out = read_split(validation.dataset, spec.layout, spec.held_out_fraction)
+    registry = MlflowRegistry(spec.tracking_uri)
+    champion = _champion(registry, spec)
+    initial_model = load_registered(registry, champion, out_dir) if champion else None
+    origin = {
+        "dataset": f"{validation.dataset.dataset} {validation.dataset.name}",
+        "dataset_digest": validation.dataset.digest,
+        "code_version": code,
+        "seed": str(spec.seed),
+        "warm_started_from": str(champion.version) if champion else "none",
+    }
+    metrics: dict[str, float] = {}
+    packages = package_versions()
+    seed_everything(spec.seed)
+    with registry.start_run(spec.model_name, name=f"{spec.model_name}-{validation.dataset.name}", tags=origin) as history:
+
+        def log_metric(name: str, value: float, step: int) -> None:
+            metrics[name] = value
+            history.log_metric(name, value, step)
+
+        context = TrainContext(
+            inputs=train.inputs,
+            labels=train.labels,
+            params=spec.params,
+            seed=spec.seed,
+            num_classes=spec.layout.num_classes,
+            log_metric=log_metric,
+            out_dir=out_dir,
+            initial_model=initial_model,
+        )
+        files = save(fit(function, context), train.inputs, out_dir)
+        _log(history, spec, packages, files)
+    model, saved_model, golden = map(Artifact.of, files)
+    return TrainingResult(
+        dataset=validation.dataset,
+        model=model,
+        saved_model=saved_model,
+        golden=golden,
+        mlflow_run_id=history.run_id,
+        mlflow_source=history.artifact_uri,
+        metrics=metrics,
+        params=dict(spec.params),
+        seed=spec.seed,
+        code_version=code,
+        packages=packages,
+        num_train_rows=len(train),
+        num_held_out_rows=len(held_out),
+        warm_started_from=str(champion.version) if champion else None,
+    )
+
+
+def _champion(registry: ModelRegistry, spec: Spec) -> ModelVersion | None:
+    if spec.start not in ("champion", "scratch"):
+        raise unknown_name("start", spec.start, ("champion", "scratch"))
+    return champion_of(registry, spec.model_name) if spec.start == "champion" else None
+
+
+def _log(history: RunLogger, spec: Spec, packages: Mapping[str, str], files: tuple[Path, Path, Path]) -> None:
+    history.log_params({**spec.params, "seed": spec.seed, "start": spec.start, "function": spec.function})
+    history.log_dict(packages, "packages.json")
+    for path in files:
+        history.log_artifact(path)

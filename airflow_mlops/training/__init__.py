@@ -1,0 +1,4 @@
+"""Training: find the user's train function, run it reproducibly, and keep nothing that is not a sound model.
+
+`context`, `function` and `reproducibility` are light; `trainer` imports Keras and TensorFlow at the top and is for stages only.
+"""

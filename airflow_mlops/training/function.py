@@ -1,0 +1,80 @@
+"""The user's train function: found by name, and its code identified, so that a model can be traced to the code that made it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from airflow_mlops.artifacts import bytes_digest, file_digest
+from airflow_mlops.exceptions import SpecError
+
+
+def resolve(name: str, code_path: Path) -> Callable[..., Any]:
+    """Return the function that ``module:function`` names below the directory `code_path`; raise `SpecError` saying what is wrong.
+
+    `code_path` stays first on ``sys.path``: the function may import its neighbours later. Use it in a process of its own.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not (colon and module_name and function_name):
+        raise SpecError(f"{name!r} names no train function: expected 'module:function', for instance 'digits_model:train'.")
+    module = _import(module_name, code_path.resolve())
+    function = getattr(module, function_name, None)
+    if function is None:
+        known = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        near = difflib.get_close_matches(function_name, known, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" It has: {', '.join(known) or 'no functions'}."
+        raise SpecError(f"Module {module_name!r} ({module.__file__}) has no function {function_name!r}.{hint}")
+    if not callable(function):
+        raise SpecError(f"{name!r} is a {type(function).__name__}, no function: expected a callable that takes a TrainContext.")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(module_name: str, code_path: Path) -> ModuleType:
+    if not code_path.is_dir():
+        raise SpecError(f"The code path {code_path} is no directory: give the directory that holds module {module_name!r}.")
+    if str(code_path) not in sys.path:
+        sys.path.insert(0, str(code_path))
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's module may fail, or exit, in any way
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        raise SpecError(f"Module {module_name!r} can not be imported from {code_path}: {last_line}. Mend the module or the code path.") from error
+    if not module.__file__ or not Path(module.__file__).resolve().is_relative_to(code_path):
+        # Its code version would be that of other code.
+        found = module.__file__ or "the interpreter"
+        raise SpecError(f"Module {module_name!r} comes from {found}, not from the code path {code_path}. Rename it or correct the code path.")
+    return module
+
+
+def code_version(code_path: Path) -> str:
+    """Return the Git commit that `code_path` is at, with ``+dirty`` if anything below it differs, or a digest of its Python sources.
+
+    The digest (``sha256:...``) stands where Git does not know the directory; raise `SpecError` if there is no Python source either.
+    """
+    commit = _git(code_path, "rev-parse", "--verify", "HEAD")
+    if commit and _git(code_path, "ls-files", "--", "."):
+        changes = _git(code_path, "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
+        return commit if changes == "" else f"{commit}+dirty"
+    sources = sorted(code_path.rglob("*.py"))
+    if not sources:
+        raise SpecError(f"{code_path} holds no Python source: give the directory of the train function.")
+    lines = "".join(f"{file_digest(source)}  {source.relative_to(code_path).as_posix()}\n" for source in sources)
+    return bytes_digest(lines.encode())
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Return the output of a Git command, or None where there is no Git or it fails."""
+    command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""Triggers: await, ask the core's decider, yield one event."""

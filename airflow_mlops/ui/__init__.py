@@ -1,0 +1,21 @@
+"""The Airflow plugin: our pages inside Airflow's UI. Light, because every Airflow process loads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+
+class MlopsPlugin(AirflowPlugin):
+    """Adds the page "MLOps" to Airflow's navigation and serves the reports that tasks link to."""
+
+    name = "mlops"
+    external_views = [{"name": "MLOps", "href": "/mlops/", "destination": "nav", "url_route": "mlops", "icon": "/mlops/static/icon.svg"}]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        # A property, because only the API server may pay for the import.
+        from airflow_mlops.ui.app import app
+
+        return [{"app": app, "url_prefix": "/mlops", "name": "MLOps"}]

@@ -1,0 +1,97 @@
+"""Every reader inherits the same promises: rows in order, errors that name the file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from airflow_mlops.data.readers import READERS, read_frame, read_npz
+from airflow_mlops.data.snapshot import publish_version
+from airflow_mlops.exceptions import DatasetError, ManifestMismatch
+from airflow_mlops.results import DatasetVersion
+
+
+def to_npz(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{str(name): frame[name].to_numpy() for name in frame.columns})
+    return buffer.getvalue()
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame], bytes]] = {
+    ".csv": lambda frame: frame.to_csv(index=False).encode(),
+    ".parquet": lambda frame: frame.to_parquet(index=False),
+    ".npz": to_npz,
+}
+FRAME = pd.DataFrame({"pixel_0": [0.1, 1e-17, 3.0], "label": [0, 1, 2]})
+
+
+def publish(inbox: Path, **files: bytes) -> DatasetVersion:
+    return publish_version({name.replace("_", "."): data for name, data in files.items()}, inbox, name="v", dataset="digits")
+
+
+def test_every_reader_is_tested() -> None:
+    assert WRITERS.keys() == READERS.keys()
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_reader_gives_back_exactly_what_was_written(inbox: Path, suffix: str) -> None:
+    version = publish_version({f"a{suffix}": WRITERS[suffix](FRAME)}, inbox, name="v", dataset="digits")
+    pd.testing.assert_frame_equal(read_frame(version), FRAME, check_exact=True)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_file_that_is_not_what_its_suffix_says_is_named(inbox: Path, suffix: str) -> None:
+    version = publish_version({f"bad{suffix}": b'"\x00\xff\xfe garbage'}, inbox, name="v", dataset="digits")
+    with pytest.raises(DatasetError, match=rf"bad\{suffix}"):
+        read_frame(version)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_version_without_rows_is_refused(inbox: Path, suffix: str) -> None:
+    version = publish_version({f"a{suffix}": WRITERS[suffix](FRAME[:0])}, inbox, name="v", dataset="digits")
+    with pytest.raises(DatasetError, match="no rows"):
+        read_frame(version)
+
+
+def test_files_are_concatenated_in_sorted_order_whatever_their_format(inbox: Path) -> None:
+    version = publish(inbox, b_csv=WRITERS[".csv"](FRAME[1:2]), a_npz=to_npz(FRAME[:1]), c_parquet=FRAME[["label", "pixel_0"]][2:].to_parquet())
+    pd.testing.assert_frame_equal(read_frame(version), FRAME)
+
+
+def test_files_with_other_columns_are_refused_instead_of_filled_with_nothing(inbox: Path) -> None:
+    version = publish(inbox, a_csv=b"x,label\n1,0\n", b_csv=b"y,label\n1,0\n")
+    with pytest.raises(DatasetError, match=r"b\.csv has other columns.*x, y"):
+        read_frame(version)
+
+
+def test_an_unknown_suffix_is_refused_instead_of_left_out(inbox: Path) -> None:
+    with pytest.raises(DatasetError, match=r"b\.jsonl.*expected one of \.csv"):
+        read_frame(publish(inbox, a_csv=b"x,label\n1,0\n", b_jsonl=b"{}"))
+
+
+def test_a_file_altered_after_it_was_opened_is_not_read(version: DatasetVersion) -> None:
+    path = Path(version.uri) / "part-0.csv"
+    path.write_bytes(path.read_bytes().replace(b"5", b"6"))
+    with pytest.raises(ManifestMismatch, match=r"part-0\.csv was altered"):
+        read_frame(version)
+
+
+def test_an_archive_with_images_becomes_one_column_per_pixel() -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, pixel=np.arange(8).reshape(2, 2, 2), label=np.array([0, 1]))
+    frame = read_npz(buffer.getvalue())
+    assert list(frame.columns) == ["pixel_0", "pixel_1", "pixel_2", "pixel_3", "label"]
+    assert frame.to_numpy().tolist() == [[0, 1, 2, 3, 0], [4, 5, 6, 7, 1]]
+
+
+@pytest.mark.parametrize("array", [np.array([1, 2, 3]), np.array(1), np.array([{}, {}], dtype=object)], ids=["other length", "scalar", "pickled"])
+def test_an_archive_with_unusable_arrays_is_refused(inbox: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=array, label=np.array([0, 1]))
+    with pytest.raises(DatasetError, match=r"a\.npz"):
+        read_frame(publish(inbox, a_npz=buffer.getvalue()))

@@ -1,0 +1,209 @@
+"""Real small Keras trainings, and every way in which a user's function may fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from airflow_mlops.exceptions import NonFiniteModel, RegistryUnavailable, SpecError, TrainFunctionError, TrainingError
+from airflow_mlops.training.context import TrainContext
+from airflow_mlops.training.reproducibility import package_versions, seed_everything
+from airflow_mlops.training.trainer import fit, save
+
+Logged = list[tuple[str, float, int]]
+
+
+@pytest.fixture
+def logged() -> Logged:
+    return []
+
+
+@pytest.fixture
+def context(tmp_path: Path, logged: Logged) -> TrainContext:
+    rng = np.random.default_rng(5)
+    return TrainContext(
+        inputs=rng.random((32, 4, 4, 1), dtype=np.float32),
+        labels=rng.integers(0, 3, 32),
+        params={},
+        seed=5,
+        num_classes=3,
+        log_metric=lambda name, value, step: logged.append((name, value, step)),
+        out_dir=tmp_path,
+    )
+
+
+def small_model() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((4, 4, 1), name="image"), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax", name="probabilities")]
+    )
+
+
+def train(context: TrainContext) -> keras.Model:
+    model = small_model()
+    model.compile("adam", loss="sparse_categorical_crossentropy")
+    history = model.fit(context.inputs, context.labels, epochs=2, verbose=0)
+    for epoch, loss in enumerate(history.history["loss"]):
+        context.log_metric("loss", loss, epoch)
+    return model
+
+
+def test_a_sound_model_is_returned_and_its_metrics_are_logged(context: TrainContext, logged: Logged) -> None:
+    model = fit(train, context)
+    assert model.predict(context.inputs, verbose=0).shape == (32, 3)
+    assert [(name, step) for name, _, step in logged] == [("loss", 0), ("loss", 1)]
+
+
+def test_the_same_seed_gives_the_same_weights(context: TrainContext) -> None:
+    seed_everything(5)
+    first = fit(train, context).get_weights()
+    seed_everything(5)
+    second = fit(train, context).get_weights()
+    seed_everything(6)
+    third = fit(train, context).get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, third, strict=True))
+
+
+def raises(context: TrainContext) -> keras.Model:
+    return json.loads("{")
+
+
+def test_a_function_that_raises_names_the_error_and_the_users_last_line(context: TrainContext) -> None:
+    with pytest.raises(TrainFunctionError, match=r"JSONDecodeError: .*test_trainer\.py:\d+ in raises: return json\.loads") as caught:
+        fit(raises, context)
+    assert isinstance(caught.value.__cause__, json.JSONDecodeError)
+    assert not caught.value.retryable
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("leave", [SystemExit(0), SystemExit(3), KeyboardInterrupt()])
+def test_a_function_that_leaves_the_process_only_ends_its_training(context: TrainContext, leave: BaseException) -> None:
+    def leaves(context: TrainContext) -> keras.Model:
+        raise leave
+
+    with pytest.raises(TrainFunctionError, match=type(leave).__name__):
+        fit(leaves, context)
+
+
+def test_a_function_that_takes_other_arguments_is_refused(context: TrainContext) -> None:
+    def two(context: TrainContext, more: int) -> None: ...
+
+    with pytest.raises(TrainFunctionError, match="missing 1 required positional argument: 'more'"):
+        fit(two, context)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("returned", "described"),
+    [(None, "None"), ("model.keras", "a builtins.str"), (keras.Sequential([keras.layers.Dense(3)]), "without weights")],
+)
+def test_a_function_that_returns_no_built_model_is_told_what_came_back(context: TrainContext, returned: Any, described: str) -> None:
+    with pytest.raises(TrainFunctionError, match=described):
+        fit(lambda context: returned, context)
+
+
+def test_nan_in_a_weight_names_the_layer(context: TrainContext) -> None:
+    def broken(context: TrainContext) -> keras.Model:
+        model = small_model()
+        kernel, bias = model.get_weights()
+        bias[1] = np.nan
+        model.set_weights([kernel, bias])
+        return model
+
+    with pytest.raises(NonFiniteModel, match=r"'.*probabilities' has NaN or infinity in its bias"):
+        fit(broken, context)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")])
+def test_a_metric_that_is_not_finite_ends_the_training(context: TrainContext, logged: Logged, value: float) -> None:
+    def diverges(context: TrainContext) -> keras.Model:
+        context.log_metric("loss", value, 3)
+        return small_model()
+
+    with pytest.raises(NonFiniteModel, match=r"'loss' is .* at step 3"):
+        fit(diverges, context)
+    assert logged == []
+
+
+def test_a_registry_that_is_down_while_logging_stays_worth_a_retry(context: TrainContext) -> None:
+    def down(name: str, value: float, step: int) -> None:
+        raise RegistryUnavailable("MLflow did not answer.")
+
+    with pytest.raises(RegistryUnavailable):
+        fit(train, dataclasses.replace(context, log_metric=down))
+
+
+def test_the_saved_forms_answer_like_the_model(context: TrainContext, tmp_path: Path) -> None:
+    model = fit(train, context)
+    keras_file, saved_model, golden_file = save(model, context.inputs, tmp_path / "out")
+    expected = model.predict(context.inputs[:8], verbose=0)
+    golden = json.loads(golden_file.read_bytes())
+    assert np.array_equal(np.asarray(golden["inputs"], np.float32), context.inputs[:8])
+    np.testing.assert_allclose(golden["outputs"], expected, rtol=1e-5)
+    np.testing.assert_allclose(keras.saving.load_model(keras_file).predict(context.inputs[:8], verbose=0), expected, rtol=1e-5)
+    signature = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
+    assert list(signature.structured_input_signature[1]) == ["image"]
+
+
+def two_inputs() -> keras.Model:
+    a, b = keras.Input((4, 4, 1)), keras.Input((4, 4, 1))
+    return keras.Model([a, b], keras.layers.Add()([a, b]))
+
+
+def unserializable() -> keras.Model:
+    class Doubling(keras.layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            raise RuntimeError("can not be traced")
+
+        def compute_output_spec(self, inputs: Any) -> Any:
+            return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+    return keras.Sequential([keras.Input((4, 4, 1)), Doubling()])
+
+
+@pytest.mark.parametrize("make", [two_inputs, unserializable])
+def test_a_model_that_can_not_be_served_is_an_error_at_once(context: TrainContext, tmp_path: Path, make: Callable[[], keras.Model]) -> None:
+    with pytest.raises(TrainingError, match="can not be saved and loaded again"):
+        save(make(), context.inputs, tmp_path / "out")
+    assert not (tmp_path / "out" / "golden.json").exists()
+
+
+def test_a_model_that_answers_nan_leaves_no_golden_file(context: TrainContext, tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(1e38), keras.layers.Rescaling(1e38)])
+    with pytest.raises(NonFiniteModel, match="answers NaN or infinity"):
+        save(model, context.inputs, tmp_path / "out")
+    assert not (tmp_path / "out" / "golden.json").exists()
+
+
+def test_without_sample_rows_nothing_is_saved(context: TrainContext, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no sample row"):
+        save(small_model(), context.inputs[:0], tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_an_impossible_seed_is_refused(seed: int) -> None:
+    with pytest.raises(SpecError, match="seeds from 0"):
+        seed_everything(seed)
+
+
+def test_package_versions_name_what_made_the_model() -> None:
+    versions = package_versions()
+    assert (versions["keras"], versions["numpy"], versions["tensorflow"]) == (keras.__version__, np.__version__, tf.__version__)
+
+
+def test_the_context_is_light_to_import() -> None:
+    script = (
+        "import sys, airflow_mlops.training.context, airflow_mlops.training.function, airflow_mlops.training.reproducibility;"
+        "print(*sys.modules.keys() & {'keras', 'tensorflow', 'numpy', 'mlflow', 'airflow'})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip() == ""
