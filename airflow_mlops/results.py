@@ -19,6 +19,7 @@ from airflow_mlops.exceptions import DatasetRejected, MlopsError, ResultInvalid
 
 STRICT = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 R = TypeVar("R")
+SHOWN_FINDINGS = 3  # a message with all of them is read by nobody
 
 
 class StageResult:
@@ -73,10 +74,12 @@ class ValidationResult(StageResult):
     def refusal(self) -> MlopsError | None:
         if not self.critical:
             return None
-        findings = " ".join(finding.message for finding in self.critical)
+        shown = " ".join(finding.message for finding in self.critical[:SHOWN_FINDINGS])
+        rest = len(self.critical) - SHOWN_FINDINGS
         return DatasetRejected(
-            f"{self.dataset.dataset} {self.dataset.name} breaks {len(self.critical)} critical expectations: {findings} "
-            "Mend the data and publish it as a new version."
+            f"{self.dataset.dataset} {self.dataset.name} breaks {len(self.critical)} critical expectations. {shown} "
+            + (f"And {rest} more, see the report. " if rest > 0 else "")
+            + "Mend the data and publish it as a new version."
         )
 
     def report(self) -> Path | None:

@@ -53,6 +53,10 @@ class AirflowApi:
     def run_state(self, dag_id: str, run_id: str) -> str:
         return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}")["state"])
 
+    def causes(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the asset events that started a run."""
+        return list(self.call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/upstreamAssetEvents")["asset_events"])
+
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         """Return the task instances of a run by task id."""
         answer = self.call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances")
@@ -62,10 +66,11 @@ class AirflowApi:
         """Return what a task returned."""
         return self.call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
 
-    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[str]:
-        """Return the lines of a task's log."""
+    def errors(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[str]:
+        """Return the messages of the exceptions in a task's log, outermost first."""
         answer = self.call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/logs/{try_number}")
-        return [line["event"] if isinstance(line, dict) else str(line) for line in answer["content"]]
+        details = [error for line in answer["content"] if isinstance(line, dict) for error in line.get("error_detail") or ()]
+        return [str(error["exc_value"]) for error in details]
 
     def approve(self, dag_id: str, run_id: str, task_id: str, answer: str = "Approve") -> None:
         """Answer a task that waits for a person."""

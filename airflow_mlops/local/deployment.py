@@ -28,7 +28,11 @@ class LocalDeployment:
     def __init__(self, home: Path, dags: Path) -> None:
         self.home, self.dags = home, dags
         self.settings = Settings.of(home)
-        self.env = environment(home, dags, self.settings)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment variables of all its processes."""
+        return environment(self.home, self.dags, self.settings)
 
     @property
     def inbox(self) -> Path:
@@ -38,6 +42,7 @@ class LocalDeployment:
         """Start whatever does not run and return when all services answer; raise `MlopsError` naming the log of one that does not."""
         if not _supervisors(self.home):
             end_processes(self.home)  # what a killed supervisor left would hold the ports
+            self.settings = self.settings.store(self.home)
             self._prepare(say)
             write_atomically(self.home / "services.json", canonical_json(commands(self.home, self.settings)))
             with (self.home / "logs" / "supervisor.log").open("ab") as log:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
@@ -30,14 +32,15 @@ class Settings:
         path = home / "settings.json"
         if path.exists():
             return cls(**json.loads(path.read_bytes()))
-        ports: dict[str, int] = {}
-        for name, wanted in WANTED_PORTS.items():
-            ports[name] = free_port(wanted, taken=set(ports.values()))
         from cryptography.fernet import Fernet
 
-        settings = cls(ports, secrets.token_urlsafe(9), secrets.token_hex(48), Fernet.generate_key().decode())
-        write_atomically(path, canonical_json(asdict(settings)))
-        path.chmod(0o600)
+        return cls(_ports(WANTED_PORTS), secrets.token_urlsafe(9), secrets.token_hex(48), Fernet.generate_key().decode())
+
+    def store(self, home: Path) -> Settings:
+        """Store these settings in `home`, with other ports for those that somebody else took meanwhile, and return them."""
+        settings = replace(self, ports=_ports(self.ports))
+        write_atomically(home / "settings.json", canonical_json(asdict(settings)))
+        (home / "settings.json").chmod(0o600)
         return settings
 
     def url(self, service: str) -> str:
@@ -45,15 +48,20 @@ class Settings:
         return f"http://127.0.0.1:{self.ports[service]}"
 
 
-def free_port(wanted: int = 0, *, taken: set[int] | frozenset[int] = frozenset()) -> int:
+def _ports(wanted: Mapping[str, int]) -> dict[str, int]:
+    """Return the wanted port for each name where nobody listens on it, else a free one."""
+    ports: dict[str, int] = {}
+    for name, port in wanted.items():
+        ports[name] = free_port(port, taken=ports.values())
+    return ports
+
+
+def free_port(wanted: int = 0, *, taken: Collection[int] = ()) -> int:
     """Return `wanted` if nobody listens there and it is not `taken`, else a free port of loopback."""
     for port in (wanted, 0):
-        with socket.socket() as probe:
+        with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+            probe.bind(("127.0.0.1", port))
             found: int = probe.getsockname()[1]
             if found not in taken:
                 return found

@@ -96,9 +96,10 @@ class MlflowRegisterModelOperator(BaseOperator):
             tags = self._tags(training, context)
             version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
             registry.set_alias(self.model_name, CANDIDATE, version.version)
-        self.log.info("%s version %d is the candidate.", self.model_name, version.version)
+        headline = f"{self.model_name} version {version.version} is the candidate"
+        self.log.info("%s", headline)
         context["outlet_events"][self.candidate].extra = {"model": self.model_name, "version": version.version}
-        return {"name": self.model_name, "version": version.version}
+        return {"name": self.model_name, "version": version.version, "headline": headline}
 
     def _tags(self, training: TrainingResult, context: Context) -> dict[str, str]:
         validation, evaluation = load(_ref(self.validation), ValidationResult), load(_ref(self.evaluation), EvaluationResult)
@@ -203,5 +204,7 @@ class MlflowPromoteModelOperator(BaseOperator):
         with airflow_errors():
             store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
             done = once(store, key, "promote", {"model": name, "version": version, "expected": expected}, move_aliases)
-        self.log.info("%s version %d is the champion; version %s is kept as previous.", name, version, done["previous"])
-        return {**self.model, **done}
+        kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
+        headline = f"{name} version {version} is the champion{kept}"
+        self.log.info("%s", headline)
+        return {**self.model, **done, "headline": headline}

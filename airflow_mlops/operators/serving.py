@@ -60,8 +60,9 @@ class PublishSavedModelOperator(BaseOperator):
             base_path = Path(TFServingHook(self.tf_serving_conn_id).extra("base_path")) / name
             saved_model = registry.download(registered, "saved_model", out_dir / "saved_model")
             path = publish_saved_model(saved_model, base_path, version, self.model["saved_model_digest"])
-            self.log.info("%s version %d is published at %s.", name, version, path)
-            return {**self.model, "golden": str(golden), "path": str(path)}
+            headline = f"{name} version {version} is published at {path}"
+            self.log.info("%s", headline)
+            return {**self.model, "golden": str(golden), "path": str(path), "headline": headline}
 
 
 class TFServingRolloutOperator(BaseOperator):
@@ -129,8 +130,10 @@ class TFServingRolloutOperator(BaseOperator):
                 if error.retryable:
                     raise
                 rollout.revert(client, plan, str(error))
-            self.log.info("%s label %r serves version %d; version %s stays loaded.", plan.model, plan.label, plan.version, done["previous"])
-            return {**self.model, "previous": done["previous"]}
+            kept = f"; version {done['previous']} stays loaded" if done["previous"] else ""
+            headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
+            self.log.info("%s", headline)
+            return {**self.model, "previous": done["previous"], "headline": headline}
 
     def _plan(self, context: Context) -> Plan:
         from airflow_mlops.ledger.journal import once

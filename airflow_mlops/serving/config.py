@@ -139,7 +139,11 @@ def write(path: Path, config: ServerConfig) -> None:
 @contextmanager
 def exclusive(path: Path) -> Iterator[ServerConfig]:
     """Hold the file's lock and yield its configuration, so that two rollouts on one machine never overwrite each other's models."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise ServingError(f"The server configuration {path} can not be locked: {error}. Make its directory writable and retry.") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield read(path)

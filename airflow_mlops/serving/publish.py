@@ -52,9 +52,12 @@ def remove_version(base_path: Path, version: int, config_file: Path) -> None:
                     "Take it out of the configuration first."
                 )
         doomed = _staging(base_path, version)
-        if (base_path / str(version)).exists():
-            (base_path / str(version)).rename(doomed)  # invisible in one step; a crash after it leaves only rubbish
-            shutil.rmtree(doomed)
+        try:
+            if (base_path / str(version)).exists():
+                (base_path / str(version)).rename(doomed)  # invisible in one step; a crash after it leaves only rubbish
+                shutil.rmtree(doomed)
+        except OSError as error:
+            raise PublishError(f"Version {version} under {base_path} could not be removed: {error}. Correct that and retry.") from error
 
 
 def _staging(base_path: Path, version: int) -> Path:
@@ -79,7 +82,7 @@ def _copy_and_rename(source: Path, target: Path, digest: str) -> None:
         _flush(staging)
         _rename(staging, target)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)  # after an error, whose words count; what stays is removed by the next publish
     _flush(target.parent)
 
 

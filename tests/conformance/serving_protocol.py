@@ -90,6 +90,7 @@ class RestProtocol:
             ("POST", f"/v1/models/linear/versions/{2**63}:predict", {"instances": [ROW]}, 400, "Failed to convert version"),
             ("POST", "/v1/models/linear:predict", {"instances": [ROW], "signature_name": "x"}, 400, '"x" not found in signature def'),
             ("POST", "/v1/models/linear:predict", {"instances": [ROW], "signature_name": 5}, 400, "must be a string"),
+            ("POST", "/v1/models/linear:predict", {"instances": [ROW], "signature_name": None}, 400, "must be a string"),
             ("POST", "/v1/models/linear:predict", {"instances": [ROW], "inputs": [ROW]}, 400, "expecting only one of"),
             ("POST", "/v1/models/linear:predict", {"instances": [[1.0]]}, 400, "shape"),
             ("POST", "/v1/models/linear:predict", {"instances": [["a", "b", "c", "d"]]}, 400, "type"),

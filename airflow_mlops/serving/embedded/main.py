@@ -75,7 +75,9 @@ def _start_grpc(manager: Any, host: str, port: int) -> Any:
     try:
         server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
-        raise ServingError(f"Can not listen for gRPC on {host}:{port}: {error}. Choose a free --port or stop the other server.") from error
+        raise ServingError(
+            f"Can not listen for gRPC on {host}:{port}: {str(error).rstrip('.')}. Choose a free --port or stop the other server."
+        ) from error
     server.start()
     return server
 

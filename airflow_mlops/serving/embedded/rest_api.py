@@ -61,9 +61,10 @@ class RestApi:
 
     def _predict(self, target: Target, body: bytes) -> Any:
         document = json_tensors.parse(body)
-        signature = document.get("signature_name", DEFAULT_SIGNATURE) or DEFAULT_SIGNATURE
+        signature = document.get("signature_name", "")
         if not isinstance(signature, str):
             raise invalid("'signature_name' key must be a string value.")
+        signature = signature or DEFAULT_SIGNATURE
         _, servable = self._resolve(target)
         if signature not in servable.signatures:
             raise invalid(f'Serving signature name: "{signature}" not found in signature def')

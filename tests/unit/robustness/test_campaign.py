@@ -83,6 +83,13 @@ def test_rates_are_of_the_random_sample_with_exact_intervals(result):
         assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
+def test_the_random_sample_knows_nothing_of_the_guided_arm(digits, result, tmp_path):
+    config = dataclasses.replace(CONFIG, schedule="uniform", mutants_per_parent=5, criteria=("nc",), max_mutants=500)
+    other = run_campaign(digits.model, digits.inputs, digits.labels, config=config, out_dir=tmp_path, profile=digits.profile)
+    assert other.defect_rates == result.defect_rates
+    assert other.defects != result.defects
+
+
 def test_an_interval_over_nothing_is_everything():
     rate = defect_rate(0, 0)
     assert (rate.rate, rate.low, rate.high) == (0.0, 0.0, 1.0)
@@ -179,7 +186,7 @@ def test_a_model_that_answers_nan_is_refused(digits, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda images, labels: (images[..., 0], labels), r"shape \(N, height, width, channels\\)"),
+        (lambda images, labels: (images[..., 0], labels), r"shape \(N, height, width, channels\)"),
         (lambda images, labels: (images[:0], labels[:0]), "N >= 1"),
         (lambda images, labels: ((images * 255).astype(np.uint8), labels), "floating-point images"),
         (lambda images, labels: (images, labels[:-1]), "one class number for each"),

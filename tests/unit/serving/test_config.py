@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import ServingError, SpecError
 from airflow_mlops.serving import config, protos
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 
@@ -41,6 +42,26 @@ def test_a_new_model_is_added_and_a_removed_one_is_gone() -> None:
     both = ServerConfig((ModelConfig("a", "/a"),)).with_model(ModelConfig("b", "/b"))
     assert [model.name for model in both.models] == ["a", "b"]
     assert [model.name for model in both.without_model("a").models] == ["b"]
+
+
+def test_two_writers_never_lose_each_other_s_model(tmp_path: Path) -> None:
+    path = tmp_path / "models.config"
+
+    def add(number: int) -> None:
+        with config.exclusive(path) as served:
+            config.write(path, served.with_model(ModelConfig(f"m{number}", "/m")))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert {model.name for model in config.read(path).models} == {f"m{number}" for number in range(40)}
+
+
+def test_a_directory_that_can_not_be_written_is_a_serving_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServingError, match="can not be locked"), config.exclusive(tmp_path / "file" / "models.config"):
+        pass
+    with pytest.raises(ServingError, match="could not be written"):
+        config.write(tmp_path / "file" / "models.config", ServerConfig())
 
 
 def test_a_missing_file_is_the_empty_configuration(tmp_path: Path) -> None:
