@@ -27,7 +27,12 @@ def file_digest(path: Path) -> str:
 
 
 def path_digest(path: Path) -> tuple[str, int]:
-    """Return (digest, size in bytes) of a file, or of a directory as the digest of its sorted ``<digest>  <relative path>`` lines."""
+    """Return (digest, size in bytes) of a file, or of a directory as the digest of its sorted ``<digest>  <relative path>`` lines.
+
+    Raises `ResultInvalid` if there is neither: what does not exist must not look like an empty directory.
+    """
+    if not path.exists():
+        raise ResultInvalid(f"{path} does not exist; expected a file or a directory. Run the step that writes it again.")
     if path.is_file():
         return file_digest(path), path.stat().st_size
     files = sorted(p for p in path.rglob("*") if p.is_file())

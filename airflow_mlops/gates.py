@@ -6,6 +6,7 @@ reads a file or a clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,8 +33,11 @@ class ReleasePolicy:
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_defect_rate <= 1.0:
             raise SpecError(f"max_defect_rate is {self.max_defect_rate}; it is a share and must lie between 0 and 1.")
-        if self.max_regression < 0.0:
+        if not self.max_regression >= 0.0:  # NaN too, which would let every model pass
             raise SpecError(f"max_regression is {self.max_regression}; give how much worse the challenger may be, 0 or more.")
+        for name, minimum in self.min_metrics.items():
+            if math.isnan(minimum):
+                raise SpecError(f"min_metrics asks for {name} of at least {minimum}; give a number.")
 
 
 @STRICT
@@ -63,7 +67,7 @@ def _absolute(policy: ReleasePolicy, evaluation: EvaluationResult) -> list[tuple
         if value is None:
             measured = ", ".join(sorted(evaluation.metrics)) or "none"
             checks.append((False, f"{name} was not measured (measured: {measured}), but the policy asks for at least {minimum:g}."))
-        elif value < minimum:
+        elif not value >= minimum:
             checks.append((False, f"{name} is {value:.4f} on {evaluation.num_rows} held-out rows, below the required {minimum:g}."))
         else:
             checks.append((True, f"{name} {value:.4f} >= {minimum:g}"))
@@ -80,7 +84,7 @@ def _against_champion(policy: ReleasePolicy, evaluation: EvaluationResult) -> tu
     if challenger is None or champion is None:
         return False, f"{name} was not measured for both models, so challenger and champion can not be compared. Add it to the metrics."
     against = f"champion v{evaluation.champion_version}'s {champion:.4f}"
-    if challenger < champion - policy.max_regression:
+    if not challenger >= champion - policy.max_regression:
         return False, f"{name} is {challenger:.4f}, more than {policy.max_regression:g} below {against} on the same rows."
     return True, f"{name} {challenger:.4f} against {against}"
 

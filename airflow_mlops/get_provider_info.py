@@ -25,7 +25,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
         "triggers": modules("triggers", "dataset", "tf_serving"),
         "notifications": ["airflow_mlops.notifications.slack.PipelineNotifier", "airflow_mlops.notifications.slack.ApprovalNotifier"],
-        "extra-links": ["airflow_mlops.operators.workspace.ReportLink"],
+        "extra-links": ["airflow_mlops.operators.links.ReportLink"],
         "connection-types": [_mlflow(), _tf_serving(), _ledger()],
         "config": {"mlops": {"description": "Where the pipelines keep their files.", "options": _options()}},
     }

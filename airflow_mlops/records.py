@@ -38,8 +38,9 @@ class StageFailure:
 
     def exception(self) -> MlopsError:
         """Return the exception this failure describes."""
-        error_class = getattr(exceptions, self.type, exceptions.StageError)
-        error: MlopsError = error_class(self.message)
+        named = getattr(exceptions, self.type, None)
+        error_class = named if isinstance(named, type) and issubclass(named, MlopsError) else exceptions.StageError
+        error = error_class(self.message)
         error.retryable = self.retryable
         return error
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -174,19 +174,19 @@ class RobustnessResult(StageResult):
 
 
 @functools.cache
-def _adapter(record_type: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(record_type)
+def _adapter(record_type: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, record_type))
 
 
 def to_data(record: Any) -> Any:
     """Return a record as JSON-ready data (dictionaries, lists, numbers, strings)."""
-    return _adapter(type(record)).dump_python(record, mode="json")
+    return _adapter(cast(Hashable, type(record))).dump_python(record, mode="json")
 
 
 def from_data(record_type: type[R], data: Any, *, what: str = "record") -> R:
     """Return `data` as a record of `record_type`; raise `ResultInvalid` with every field that does not fit."""
     try:
-        return _adapter(record_type).validate_python(data)  # type: ignore[no-any-return]
+        return cast(R, _adapter(cast(Hashable, record_type)).validate_python(data))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors())
         raise ResultInvalid(f"The {what} is not a {record_type.__name__}: {problems}.") from error

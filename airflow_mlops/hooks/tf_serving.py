@@ -63,6 +63,5 @@ class TFServingHook(BaseHook):
             with self.get_conn() as client:
                 client.status("airflow-mlops-connection-test")
         except MlopsError as error:
-            answered = "Could not find" in str(error)  # the server's own word for an unknown model: it is there
-            return answered, "The model server answers." if answered else str(error)
+            return False, str(error)
         return True, "The model server answers."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -35,7 +36,7 @@ class Demo:
     def run(self) -> None:
         """Run every act of the demo."""
         for dag_id in (RETRAIN, RELEASE, NIGHTLY):
-            self._until(f"{dag_id} is known to Airflow", lambda dag_id=dag_id: self._unpaused(dag_id), seconds=120)
+            self._until(f"{dag_id} is known to Airflow", functools.partial(self._unpaused, dag_id))
         round_number = len(self._versions()) // 3
         names = [f"v{3 * round_number + index}" for index in (1, 2, 3)]
 
@@ -87,7 +88,7 @@ class Demo:
                     return str(run["dag_run_id"])
             return None
 
-        return self._until(f"a run of {dag_id} starts", find)
+        return str(self._until(f"a run of {dag_id} starts", find))
 
     def _follow(self, dag_id: str, run_id: str, expected: str = "success") -> str:
         """Show every task of a run as it ends; answer its approval; raise `MlopsError` unless the run ends as `expected`."""
@@ -166,7 +167,7 @@ Everything still runs; look around:
             raise MlopsError(f"Airflow can not read {errors[0]['filename']}:\n{errors[0]['stack_trace']}")
         return dag_id in known
 
-    def _until(self, what: str, look: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+    def _until(self, what: str, look: Callable[[], Any], seconds: float = 120.0) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := look()):
             if time.monotonic() > deadline:

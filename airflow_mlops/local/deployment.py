@@ -48,13 +48,18 @@ class LocalDeployment:
             with (self.home / "logs" / "supervisor.log").open("ab") as log:
                 subprocess.Popen(
                     [sys.executable, "-m", "airflow_mlops.local.supervisor", str(self.home)],
-                    env={**os.environ, **self.env},
+                    env=self._process_env(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
         self._wait_until_healthy(say)
+
+    def _process_env(self) -> dict[str, str]:
+        # Settings of another Airflow in the caller's shell must not reach this one.
+        inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
+        return {**inherited, **self.env}
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each service as the supervisor last wrote it."""
@@ -77,12 +82,12 @@ class LocalDeployment:
     def _migrate(self) -> None:
         command = [sys.executable, "-m", "airflow", "db", "migrate"]
         with (self.home / "logs" / "migrate.log").open("wb") as log:
-            code = subprocess.run(command, env={**os.environ, **self.env}, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(command, env=self._process_env(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         if code != 0:
             raise MlopsError(f"Airflow's database could not be prepared (exit code {code}). See {self.home}/logs/migrate.log.")
 
     def _wait_until_healthy(self, say: Callable[[str], None]) -> None:
-        waiting = {
+        waiting: dict[str, Callable[[], bool]] = {
             "Airflow": self._airflow_is_healthy,
             "MLflow": lambda: httpx.get(f"{self.settings.url('mlflow')}/health", timeout=5).is_success,
             # Any answer will do: the server has no model yet, so it says 404.

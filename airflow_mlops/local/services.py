@@ -102,7 +102,8 @@ def environment(home: Path, dags: Path, settings: Settings) -> dict[str, str]:
         "DAG_PROCESSOR__PARSING_PROCESSES": "1",
         "LOGGING__WORKER_LOG_SERVER_PORT": str(ports["worker_logs"]),
         "LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports["trigger_logs"]),
-        "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
+        # A task whose process was killed is noticed in a minute instead of five.
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "MLOPS__WORKSPACE": str(home / "workspace"),
         "MLOPS__INBOX": str(home / "inbox"),
     }

@@ -12,8 +12,8 @@ from airflow_mlops.exceptions import RolloutFailed, ServingError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
+from airflow_mlops.hooks.workspace import try_directory
 from airflow_mlops.operators.errors import airflow_errors
-from airflow_mlops.operators.workspace import try_directory
 from airflow_mlops.triggers.tf_serving import TFServingRolloutTrigger
 
 if TYPE_CHECKING:

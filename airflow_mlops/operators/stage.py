@@ -9,8 +9,9 @@ from airflow.sdk import BaseOperator
 
 from airflow_mlops.artifacts import file_digest
 from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.workspace import report_url, try_directory
 from airflow_mlops.operators.errors import airflow_errors
-from airflow_mlops.operators.workspace import REPORT_KEY, ReportLink, report_url, try_directory
+from airflow_mlops.operators.links import REPORT_KEY, ReportLink
 from airflow_mlops.records import ResultRef, result_of
 from airflow_mlops.results import to_data
 from airflow_mlops.stages import stage

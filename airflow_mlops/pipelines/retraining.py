@@ -23,12 +23,15 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     :param start: ``champion`` to go on from the champion's weights, ``scratch`` to forget them.
     :param repeat: whether a dataset version that another run has may be worked on again.
     """
-    claimed = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version="{{ params.dataset_version }}", repeat=repeat)
-    validation = _stage("validate", validate.Spec(dataset=claimed.output, suite=str(spec.code_path / spec.suite)))
+    seed: Any = dag.param("seed")
+    claimed: Any = ClaimDatasetOperator(
+        task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version="{{ params.dataset_version }}", repeat=repeat
+    ).output
+    validation = _stage("validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
     training = _stage(
         "train",
         train.Spec(
-            validation=validation.output,
+            validation=validation,
             layout=spec.layout,
             function=spec.train_function,
             code_path=str(spec.code_path),
@@ -36,29 +39,30 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             tracking_uri=TRACKING_URI,
             params={name: dag.param(name) for name in spec.params},
             start=start,
-            seed=dag.param("seed"),
+            seed=seed,
         ),
     )
-    evaluation = _stage("evaluate", evaluate.Spec(training.output, spec.layout, spec.model, TRACKING_URI))
-    campaign = _stage("robustness", robustness.Spec(training.output, spec.layout, spec.max_mutants, seed=dag.param("seed")))
+    evaluation = _stage("evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI))
+    campaign = _stage("robustness", robustness.Spec(training, spec.layout, spec.max_mutants, seed))
     gate = GateModelOperator(
         task_id="gate",
-        evaluation=evaluation.output,
-        robustness=campaign.output,
+        evaluation=evaluation,
+        robustness=campaign,
         policy=spec.policy,
         on_success_callback=PipelineNotifier(text=DECIDED, channel=spec.channel),
     )
     MlflowRegisterModelOperator(
         task_id="register",
         model_name=spec.model,
-        validation=validation.output,
-        training=training.output,
-        evaluation=evaluation.output,
-        robustness=campaign.output,
+        validation=validation,
+        training=training,
+        evaluation=evaluation,
+        robustness=campaign,
         decision=gate.output,
         candidate=candidate,
     )
 
 
-def _stage(name: str, spec: Any) -> RunStageOperator:
-    return RunStageOperator(task_id=name, stage=name, spec=spec)
+def _stage(name: str, spec: Any) -> Any:
+    """Add a stage's task and return its output, which Airflow puts in the place of a record when it renders the next spec."""
+    return RunStageOperator(task_id=name, stage=name, spec=spec).output

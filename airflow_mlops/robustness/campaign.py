@@ -14,7 +14,7 @@ from airflow_mlops.results import DefectRate
 from airflow_mlops.robustness import report
 from airflow_mlops.robustness.config import CampaignConfig
 from airflow_mlops.robustness.corpus import Corpus
-from airflow_mlops.robustness.coverage import CRITERIA
+from airflow_mlops.robustness.coverage import CRITERIA, BitmapCriterion
 from airflow_mlops.robustness.loop import Arm, ArmPlan, explore
 from airflow_mlops.robustness.models import Answers, Probe
 from airflow_mlops.robustness.mutators import NAMES
@@ -79,17 +79,9 @@ def run_campaign(
     seeds = _seeds(answers, labels)
     used = profile or Profile.of(probe, inputs, batch_size=config.batch_size)
     used.check(probe)
-    criteria = {name: CRITERIA[name](used, config.coverage_options) for name in config.criteria}
-    for criterion in criteria.values():
-        criterion.observe(np.concatenate([part.neurons for part in answers])[seeds])
-
+    criteria = _criteria(used, np.concatenate([part.neurons for part in answers])[seeds], config)
     corpus = Corpus(inputs[seeds], seeds, labels[seeds])
-    guided_plan = ArmPlan(config.schedule, config.max_mutants, config.mutants_per_parent, GUIDED)
-    guided = explore(probe, corpus, list(criteria.values()), config=config, plan=guided_plan)
-    # One mutant per parent: twenty of one seed would not be independent, and the exact interval would be too narrow.
-    sample_plan = ArmPlan("unguided", config.sample_mutants, 1, SAMPLE)
-    sample = explore(probe, Corpus(inputs[seeds], seeds, labels[seeds]), [], config=config, plan=sample_plan)
-
+    guided, sample = _arms(probe, corpus, list(criteria.values()), config)
     book = RecipeBook(probe.digest, inputs_digest(inputs), config.value_range, guided.recipes)
     result = CampaignReport(
         model_digest=probe.digest,
@@ -147,6 +139,24 @@ def _seeds(answers: list[Answers], labels: Ints) -> Ints:
             "Check that the labels belong to these inputs and that the inputs are preprocessed as in training."
         )
     return seeds
+
+
+def _criteria(profile: Profile, activations: Floats, config: CampaignConfig) -> dict[str, BitmapCriterion]:
+    """Return the chosen criteria, which already know the seeds' `activations` (N, M)."""
+    criteria = {name: CRITERIA[name](profile, config.coverage_options) for name in config.criteria}
+    for criterion in criteria.values():
+        criterion.observe(activations)
+    return criteria
+
+
+def _arms(probe: Probe, corpus: Corpus, criteria: list[BitmapCriterion], config: CampaignConfig) -> tuple[Arm, Arm]:
+    """Return the guided arm, which grows `corpus`, and the random sample, which starts from the same seeds and keeps nothing."""
+    seeds_only = Corpus(corpus.images, corpus["seed"], corpus["label"])
+    guided_plan = ArmPlan(config.schedule, config.max_mutants, config.mutants_per_parent, GUIDED)
+    guided = explore(probe, corpus, criteria, config=config, plan=guided_plan)
+    # One mutant per parent: twenty of one seed would not be independent, and the exact interval would be too narrow.
+    sample_plan = ArmPlan("unguided", config.sample_mutants, 1, SAMPLE)
+    return guided, explore(probe, seeds_only, [], config=config, plan=sample_plan)
 
 
 def _rates(sample: Arm, config: CampaignConfig) -> dict[str, DefectRate]:

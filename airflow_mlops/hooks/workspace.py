@@ -1,18 +1,16 @@
-"""Where a task keeps its files, and the links by which a person reaches them."""
+"""Where a task keeps its files, and the address under which its pages are shown."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from airflow.sdk import BaseOperatorLink, conf
+from airflow.sdk import conf
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-REPORT_KEY = "report_url"
 
 
 def workspace() -> Path:
@@ -31,14 +29,3 @@ def try_directory(context: Context) -> Path:
 def report_url(page: Path) -> str:
     """Return the address under which the API server shows `page`, a file below the workspace."""
     return f"/mlops/reports/{quote(page.relative_to(workspace()).as_posix())}"
-
-
-class ReportLink(BaseOperatorLink):
-    """Button on a task: its HTML report (Data Docs, robustness report)."""
-
-    name = "Report"
-
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        from airflow.providers.common.compat.sdk import XCom
-
-        return XCom.get_value(ti_key=ti_key, key=REPORT_KEY) or ""

@@ -1,0 +1,93 @@
+"""Records as stages would leave them, and the little of Airflow's context that operators ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from airflow_mlops.artifacts import Artifact, canonical_json, file_digest, write_atomically
+from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef
+from airflow_mlops.results import DatasetVersion, DefectRate, EvaluationResult, Finding, RobustnessResult, TrainingResult, ValidationResult, to_data
+
+
+def artifact(path: Path, content: bytes = b"content") -> Artifact:
+    """Write a file and return its artefact."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return Artifact.of(path)
+
+
+def dataset_version(name: str = "v1", **changes: Any) -> DatasetVersion:
+    return dataclasses.replace(DatasetVersion("digits", name, f"sha256:{name}", f"/inbox/{name}"), **changes)
+
+
+def validation(directory: Path, **changes: Any) -> ValidationResult:
+    docs = artifact(directory / "data_docs" / "index.html", b"<html>").path.parent
+    finding = Finding("expect_column_mean_to_be_between", "pixel_3", "The mean of pixel_3 is 9, expected at most 8.")
+    return dataclasses.replace(ValidationResult(dataset_version(), 100, 5, (), (finding,), Artifact.of(docs)), **changes)
+
+
+def training(directory: Path, **changes: Any) -> TrainingResult:
+    artifact(directory / "saved_model" / "saved_model.pb", b"graph")
+    result = TrainingResult(
+        dataset=dataset_version(),
+        model=artifact(directory / "model.keras", b"keras"),
+        saved_model=Artifact.of(directory / "saved_model"),
+        golden=artifact(directory / "golden.json", b"{}"),
+        mlflow_run_id="r1",
+        mlflow_source="file:///runs/r1",
+        metrics={"train_accuracy": 0.9},
+        params={"epochs": 3, "rate": 0.1, "name": "adam", "shuffle": True, "decay": None},
+        seed=1,
+        code_version="abc+dirty",
+        packages={"keras": "3.15.1"},
+        num_train_rows=80,
+        num_held_out_rows=20,
+        warm_started_from=None,
+    )
+    return dataclasses.replace(result, **changes)
+
+
+def evaluation(**changes: Any) -> EvaluationResult:
+    result = EvaluationResult(200, "sha256:rows", {"accuracy": 0.95, "macro_f1": 0.94}, "3", {"accuracy": 0.95, "macro_f1": 0.93})
+    return dataclasses.replace(result, **changes)
+
+
+def robustness(directory: Path, **changes: Any) -> RobustnessResult:
+    rates = {"noise": DefectRate(100, 10, 0.1, 0.05, 0.18), "rotate": DefectRate(100, 50, 0.5, 0.4, 0.6)}
+    page, recipes = artifact(directory / "report.html", b"<html>"), artifact(directory / "recipes.jsonl", b"{}")
+    return dataclasses.replace(RobustnessResult(20, 400, 60, 7, {"kmnc": 0.4}, rates, 0.3, page, recipes), **changes)
+
+
+def leave_record(directory: Path, stage: str, result: Any) -> ResultRef:
+    """Write the result record of `stage` and return the reference that its operator would return."""
+    path = directory / stage / "result.json"
+    write_atomically(path, canonical_json(to_data(Record(SCHEMA_VERSION, stage, "sha256:spec", result=to_data(result)))))
+    return ResultRef(stage, str(path), file_digest(path), result.headline())
+
+
+@dataclass
+class FakeTaskInstance:
+    """What operators ask of a task instance; `pushed` holds its XComs."""
+
+    dag_id: str = "digits_on_dataset"
+    run_id: str = "manual__2026-01-01T00:00:00+00:00"
+    task_id: str = "train"
+    map_index: int = -1
+    try_number: int = 1
+    pushed: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def context(ti: FakeTaskInstance | None = None, *, extras: Sequence[dict[str, Any]] = (), **more: Any) -> Any:
+    """Return a task's context; `extras` are those of the asset events that started the run, from the oldest to the newest."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    events = [SimpleNamespace(extra=extra, timestamp=start + timedelta(seconds=i)) for i, extra in enumerate(extras)]
+    return {"ti": ti or FakeTaskInstance(), "triggering_asset_events": {"asset": events} if events else {}, **more}

@@ -1,0 +1,200 @@
+"""The whole path under the real scheduler, triggerer and model server, with what goes wrong on the way: one deployment, one story."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from airflow_mlops.artifacts import canonical_json
+from airflow_mlops.data.snapshot import publish_version
+from airflow_mlops.local.api import AirflowApi
+from airflow_mlops.local.deployment import LocalDeployment, end_processes
+from airflow_mlops.local.digits import publish_digits
+from airflow_mlops.local.services import WANTED_PORTS, Settings, free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+RETRAIN, RELEASE = "digits_on_dataset", "digits_release"
+
+
+def wait(what: str, look: Callable[[], Any], seconds: float = 120.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if found := look():
+                return found
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:.0f} s in vain until {what}")
+        time.sleep(0.3)
+
+
+class Story:
+    """The deployment and what the tests ask of it."""
+
+    def __init__(self, home: Path) -> None:
+        settings = Settings.of(home)
+        ports = {name: free_port() for name in WANTED_PORTS}
+        (home / "settings.json").write_bytes(canonical_json({**vars(settings), "ports": ports}))
+        self.home = home
+        self.deployment = LocalDeployment(home, ROOT / "dags")
+        self.deployment.start(print)
+        self.settings = self.deployment.settings
+        self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
+
+    def kill(self, service: str) -> None:
+        """Kill a service the hard way and wait until another process has taken its place."""
+        pid = self.deployment.pids()[service]
+        os.kill(pid, signal.SIGKILL)
+        wait(f"{service} runs again", lambda: self.deployment.pids()[service] not in (pid, None))
+
+    def events(self) -> list[dict[str, Any]]:
+        return [event for event in self.api.call("GET", "/assets/events?limit=100")["asset_events"] if event["name"] == "digits_dataset"]
+
+    def finished(self, dag_id: str, run_id: str) -> str:
+        return str(wait(f"{dag_id} ends", lambda: (s := self.api.run_state(dag_id, run_id)) in ("success", "failed") and s, seconds=240.0))
+
+    def task(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        return self.api.tasks(dag_id, run_id)[task_id]
+
+    def predict(self, inputs: Any) -> Any:
+        url = f"{self.settings.url('serving_rest')}/v1/models/digits/labels/stable:predict"
+        return httpx.post(url, json={"instances": inputs}, timeout=10).raise_for_status().json()["predictions"]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    home = tmp_path_factory.mktemp("deployment")
+    try:
+        story = Story(home)
+        for dag_id in (RETRAIN, RELEASE):
+            wait(f"{dag_id} is known", lambda dag_id=dag_id: dag_id in {dag["dag_id"] for dag in story.api.call("GET", "/dags")["dags"]})
+            story.api.unpause(dag_id)
+        yield story
+    finally:
+        assert end_processes(home) == []
+
+
+@pytest.fixture(scope="module")
+def trained(story: Story) -> str:
+    """The run that the first dataset version started, through a half-written version, a killed stage and a killed triggerer."""
+    half = story.deployment.inbox / "v1"
+    whole = publish_digits(story.home / "elsewhere", "v1", num_rows=400, seed=1)
+    half.mkdir()
+    shutil.copy(Path(whole.uri) / "digits.csv", half)
+    time.sleep(6.0)  # more than one look of the trigger at a version whose manifest is not there yet
+    assert story.events() == [] and story.api.runs(RETRAIN) == []
+    shutil.copy(Path(whole.uri) / "manifest.json", half)
+    run_id = wait("a run starts", lambda: story.api.runs(RETRAIN))[0]["dag_run_id"]
+
+    wait("the training runs", lambda: story.task(RETRAIN, run_id, "train")["state"] == "running", seconds=180.0)
+    stage = wait("the stage's process runs", lambda: stage_process("train", story.home))
+    os.kill(stage, signal.SIGKILL)
+    story.kill("triggerer")
+    assert story.finished(RETRAIN, run_id) == "success"
+    return str(run_id)
+
+
+@pytest.fixture(scope="module")
+def released(story: Story, trained: str) -> str:
+    """The release of the model, answered as a person would, with the triggerer killed while it waits."""
+    run_id = wait("the release starts", lambda: story.api.runs(RELEASE))[0]["dag_run_id"]
+    wait("Airflow asks", lambda: story.task(RELEASE, run_id, "approve")["state"] == "awaiting_input")
+    assert not (story.home / "models" / "digits").exists(), "nothing is published before a person agreed"
+    time.sleep(3.0)
+    story.api.approve(RELEASE, run_id, "approve")
+    assert story.finished(RELEASE, run_id) == "success"
+    return str(run_id)
+
+
+def stage_process(name: str, home: Path) -> int | None:
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if b"stage" in words and name.encode() in words and any(str(home).encode() in word for word in words):
+                return int(entry.name)
+    return None
+
+
+def golden(story: Story, trained: str) -> dict[str, Any]:
+    record = json.loads(Path(story.api.xcom(RETRAIN, trained, "train")["uri"]).read_bytes())
+    return dict(json.loads(Path(record["result"]["golden"]["uri"]).read_bytes()))
+
+
+def test_a_killed_training_is_repeated_and_one_version_starts_one_run(story: Story, trained: str) -> None:
+    assert story.task(RETRAIN, trained, "train")["try_number"] == 2
+    assert len(story.events()) == 1 and len(story.api.runs(RETRAIN)) == 1
+
+
+def test_the_served_answers_are_those_of_the_trained_model(story: Story, trained: str, released: str) -> None:
+    offline = golden(story, trained)
+    served = story.predict(offline["inputs"])
+    assert served == [pytest.approx(row, abs=1e-4) for row in offline["outputs"]]
+
+
+def test_a_killed_model_server_comes_back_with_the_same_model(story: Story, trained: str, released: str) -> None:
+    offline = golden(story, trained)
+    before = story.predict(offline["inputs"])
+    story.kill("model-server")
+    url = f"{story.settings.url('serving_rest')}/v1/models/digits/labels/stable"
+    wait("the model server answers", lambda: httpx.get(url).is_success)
+    assert wait("it serves", lambda: _predicted(story, offline["inputs"])) == before
+
+
+def test_the_registry_names_the_champion_and_its_gates(story: Story, released: str) -> None:
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+
+    champion = MlflowRegistry(story.settings.url("mlflow")).get_by_alias("digits", "champion")
+    assert champion.version == 1 and champion.aliases == ("champion",)
+    assert {"gate.validation", "gate.evaluation", "gate.robustness", "gate.decision", "dataset_digest", "code_version"} <= champion.tags.keys()
+
+
+def test_people_were_told_once_of_each_transition(story: Story, released: str) -> None:
+    texts = [json.loads(line)["text"] for line in (story.home / "workspace" / "outbox.jsonl").read_text().splitlines()]
+    assert [sum(sign in text for text in texts) for sign in (":scales:", ":raising_hand:", ":rocket:", ":x:")] == [1, 1, 1, 0]
+
+
+def test_a_report_opens_for_a_user_who_is_logged_in_and_for_nobody_else(story: Story, trained: str) -> None:
+    links = story.api.call("GET", f"/dags/{RETRAIN}/dagRuns/{quote(trained)}/taskInstances/robustness/links")["extra_links"]
+    url = story.settings.url("airflow") + links["Report"]
+    assert httpx.get(url, follow_redirects=False).status_code in (401, 302, 307)
+    page = httpx.get(url, headers={"Authorization": str(story.api._client.headers["Authorization"])})
+    assert page.is_success and "defect" in page.text
+
+
+def test_the_same_data_under_another_name_starts_nothing_and_by_hand_is_refused(story: Story, trained: str) -> None:
+    first = story.deployment.inbox / "v1"
+    publish_version({"digits.csv": (first / "digits.csv").read_bytes()}, story.deployment.inbox, name="v1-again", dataset="digits")
+    run_id = story.api.trigger(RETRAIN, {"dataset_version": "v1-again"})
+    assert story.finished(RETRAIN, run_id) == "failed"
+    (error, *_) = story.api.errors(RETRAIN, run_id, "claim", 1)
+    assert "DatasetAlreadyClaimed" in error and trained in error and "'repeat'" in error
+    assert len(story.events()) == 1
+
+
+def test_broken_data_stops_the_run_and_the_champion_still_serves(story: Story, trained: str, released: str) -> None:
+    publish_digits(story.deployment.inbox, "v2", num_rows=300, seed=2, broken=True)
+    run_id = wait("a run starts", lambda: [r for r in story.api.runs(RETRAIN) if r["run_type"] == "asset_triggered"][1:])[0]["dag_run_id"]
+    assert story.finished(RETRAIN, run_id) == "failed"
+    assert story.task(RETRAIN, run_id, "validate")["try_number"] == 1, "bad data does not get better by a retry"
+    (error, *_) = story.api.errors(RETRAIN, run_id, "validate", 1)
+    assert "DatasetRejected" in error and "'label'" in error
+    offline = golden(story, trained)
+    assert story.predict(offline["inputs"]) == [pytest.approx(row, abs=1e-4) for row in offline["outputs"]]
+
+
+def _predicted(story: Story, inputs: Any) -> Any:
+    with contextlib.suppress(httpx.HTTPStatusError):
+        return story.predict(inputs)
+    return None

@@ -1,0 +1,99 @@
+"""Files are believed by their digest, and nobody ever reads half of one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.artifacts import Artifact, bytes_digest, canonical_json, path_digest, write_atomically
+from airflow_mlops.exceptions import ResultInvalid
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "saved_model"
+    (path / "variables").mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"graph")
+    (path / "variables" / "index").write_bytes(b"index")
+    return path
+
+
+def test_a_digest_names_its_algorithm() -> None:
+    assert bytes_digest(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_an_untouched_file_and_an_untouched_directory_verify(directory: Path) -> None:
+    for path, size in ((directory / "saved_model.pb", 5), (directory, 10)):
+        artifact = Artifact.of(path)
+        assert artifact.verify() == path
+        assert artifact.size == size
+
+
+def test_a_directory_has_the_digest_of_its_content_wherever_it_lies(directory: Path, tmp_path: Path) -> None:
+    before = path_digest(directory)
+    assert path_digest(directory.rename(tmp_path / "moved")) == before
+
+
+@pytest.mark.parametrize("change", ["alter", "add", "remove", "rename"])
+def test_every_change_in_a_directory_is_noticed(directory: Path, change: str) -> None:
+    artifact = Artifact.of(directory)
+    index = directory / "variables" / "index"
+    if change == "alter":
+        index.write_bytes(b"indEx")
+    elif change == "add":
+        (directory / "more").write_bytes(b"")
+    elif change == "remove":
+        index.unlink()
+    else:
+        index.rename(index.with_name("index2"))
+    with pytest.raises(ResultInvalid, match="changed after it was recorded: expected sha256:"):
+        artifact.verify()
+
+
+def test_a_missing_artefact_says_what_to_do(directory: Path) -> None:
+    artifact = Artifact.of(directory / "saved_model.pb")
+    artifact.path.unlink()
+    with pytest.raises(ResultInvalid, match=r"saved_model.pb is missing.*Run the stage"):
+        artifact.verify()
+
+
+def test_what_does_not_exist_has_no_digest(tmp_path: Path) -> None:
+    with pytest.raises(ResultInvalid, match=r"nothing.keras does not exist"):
+        Artifact.of(tmp_path / "nothing.keras")
+
+
+def test_the_order_of_keys_does_not_change_canonical_json() -> None:
+    assert canonical_json({"b": 1, "a": ["ü"]}) == canonical_json({"a": ["ü"], "b": 1}) == '{"a":["ü"],"b":1}'.encode()
+
+
+def test_canonical_json_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"accuracy": float("nan")})
+
+
+def test_a_written_file_is_whole_readable_by_others_and_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "result.json"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_content_and_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(b"old")
+    program = (
+        "import resource, signal, sys, pathlib\n"
+        "from airflow_mlops.artifacts import write_atomically\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_atomically(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
+    )
+    failed = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
+    assert "File too large" in failed.stderr
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

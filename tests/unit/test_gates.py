@@ -1,0 +1,97 @@
+"""The gate: a table of cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mlops.exceptions import SpecError
+from airflow_mlops.gates import GateDecision, ReleasePolicy, decide
+from airflow_mlops.results import from_data, to_data
+from tests import fakes
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("policy", "evaluation", "sample_rate", "refused_because"),
+    [
+        ({}, {}, 0.3, []),
+        ({"min_metrics": {"accuracy": 0.95}}, {}, 0.3, []),
+        ({"min_metrics": {"accuracy": 0.96}}, {}, 0.3, ["accuracy is 0.9500 on 200 held-out rows, below the required 0.96."]),
+        ({"min_metrics": {"auc": 0.5}}, {}, 0.3, ["auc was not measured (measured: accuracy, macro_f1), but the policy asks for at least 0.5."]),
+        ({"min_metrics": {"accuracy": 0.5}}, {"metrics": {"accuracy": NAN}}, 0.3, ["accuracy is nan", "accuracy is nan"]),
+        ({}, {"metrics": {"accuracy": 0.945}}, 0.3, []),
+        ({}, {"metrics": {"accuracy": 0.935}}, 0.3, ["accuracy is 0.9350, more than 0.01 below champion v3's 0.9500 on the same rows."]),
+        ({"max_regression": 0.0}, {}, 0.3, []),
+        ({"compare_metric": "macro_f1"}, {"metrics": {"accuracy": 0.1, "macro_f1": 0.93}}, 0.3, []),
+        ({"compare_metric": "auc"}, {}, 0.3, ["auc was not measured for both models"]),
+        ({}, {"champion_metrics": {"macro_f1": 0.9}}, 0.3, ["accuracy was not measured for both models"]),
+        ({"compare_metric": "auc"}, {"champion_version": None, "champion_metrics": None}, 0.3, []),
+        ({"max_regression": 0.0}, {"champion_metrics": None, "champion_problem": "other input shape"}, 0.3, []),
+        ({"max_defect_rate": 0.3}, {}, 0.3, []),
+        ({"max_defect_rate": 0.2}, {}, 0.3, ["30.0% of the randomly mutated inputs are misclassified, above the allowed 20.0%. Most"]),
+        ({"max_defect_rate": 0.9}, {}, NAN, ["nan% of the randomly"]),
+        ({"min_metrics": {"accuracy": 0.99}, "max_defect_rate": 0.0}, {"metrics": {"accuracy": 0.5}}, 0.3, ["accuracy", "accuracy", "30.0%"]),
+    ],
+    ids=[
+        "without demands everything is released",
+        "a minimum that is just reached holds",
+        "a minimum that is missed is a reason",
+        "a metric that was not measured fails",
+        "a metric that is no number fails",
+        "a little worse than the champion is noise",
+        "worse than the tolerance is a reason",
+        "as good as the champion is enough",
+        "the metric to compare is the policy's",
+        "a metric of neither can not be compared",
+        "a metric the champion lacks can not be compared",
+        "the first model has nobody to beat",
+        "a champion that can not be measured blocks nobody",
+        "a defect rate at its limit holds",
+        "a defect rate above its limit is a reason",
+        "a defect rate that is no number fails",
+        "all reasons are given, not the first alone",
+    ],
+)
+def test_decide(policy: dict[str, Any], evaluation: dict[str, Any], sample_rate: float, refused_because: list[str], tmp_path: Path) -> None:
+    decision = decide(ReleasePolicy(**policy), fakes.evaluation(**evaluation), fakes.robustness(tmp_path, sample_rate=sample_rate))
+    assert decision.released == (not refused_because)
+    assert len(decision.reasons) == len(refused_because)
+    for reason, expected in zip(decision.reasons, refused_because, strict=True):
+        assert reason.startswith(expected)
+        assert reason.endswith(".")
+
+
+def test_what_passed_says_why(tmp_path: Path) -> None:
+    evaluation = fakes.evaluation(champion_metrics=None, champion_problem="other input shape")
+    decision = decide(ReleasePolicy({"accuracy": 0.9}), evaluation, fakes.robustness(tmp_path))
+    assert decision.passed == (
+        "accuracy 0.9500 >= 0.9",
+        "champion v3 can not be measured any longer (other input shape)",
+        "defect rate 0.300 <= 1",
+    )
+    assert decision.headline().startswith("released: accuracy")
+
+
+def test_the_reason_for_defects_names_the_worst_mutation(tmp_path: Path) -> None:
+    decision = decide(ReleasePolicy(max_defect_rate=0.1), fakes.evaluation(), fakes.robustness(tmp_path))
+    assert "Most defects come from rotate (50.0%)." in decision.headline()
+
+
+def test_a_decision_survives_json(tmp_path: Path) -> None:
+    decision = decide(ReleasePolicy(max_defect_rate=0.1), fakes.evaluation(), fakes.robustness(tmp_path))
+    assert from_data(GateDecision, to_data(decision)) == decision
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"max_defect_rate": 1.1}, {"max_defect_rate": -0.1}, {"max_defect_rate": NAN}, {"max_regression": -1}, {"max_regression": NAN}]
+    + [{"min_metrics": {"accuracy": NAN}}],
+    ids=str,
+)
+def test_a_policy_that_could_never_refuse_or_never_release_is_impossible(policy: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=next(iter(policy))):
+        ReleasePolicy(**policy)
