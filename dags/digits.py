@@ -16,6 +16,6 @@ model_pipelines(
         code_path=Path(__file__).parent,
         layout=ArrayLayout(input_shape=(8, 8, 1), num_classes=10, scale=1 / 16),
         params={"epochs": 15, "learning_rate": 0.002},
-        policy=ReleasePolicy(min_metrics={"accuracy": 0.9}, max_defect_rate=0.4),
+        policy=ReleasePolicy(min_metrics={"accuracy": 0.9}, max_regression=0.02, max_defect_rate=0.1),
     )
 )

@@ -6,10 +6,14 @@ Airflow itself is not imported here, so that the tests of the core start at once
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-mlops-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -29,3 +33,16 @@ os.environ.update(
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
 )
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The stage ``scripted``, known to this process and to every stage's process it starts."""
+    from airflow_mlops.stages import STAGES
+
+    directory = str(Path(__file__).parent / "scripted")
+    monkeypatch.setenv("PYTHONPATH", directory)
+    monkeypatch.syspath_prepend(directory)
+    module = importlib.import_module("scripted_stage")
+    monkeypatch.setitem(STAGES, "scripted", module)
+    return module

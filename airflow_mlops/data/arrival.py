@@ -20,16 +20,21 @@ from airflow_mlops.results import DatasetVersion
 
 @dataclass(frozen=True)
 class ArrivalPolicy:
-    """When a version that does not match its manifest counts as broken.
+    """When a version that does not match its manifest counts as broken, and how long a version waits for the one before it.
 
-    `settle_seconds`: time without any change in its directory; 600 s outlasts a stalled upload and still tells somebody the same hour.
+    * `settle_seconds`: time without any change in its directory; 600 s outlasts a stalled upload and still tells somebody the same hour.
+    * `hold_seconds`: a complete version is announced only after a run has taken the one announced before it, because Airflow joins events
+      that arrive while a run is queued into one run, and each version shall have its own. After 6 hours it no longer waits: by then the
+      pipeline is paused or failed before it took the version.
     """
 
     settle_seconds: float = 600.0
+    hold_seconds: float = 6 * 3600.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.settle_seconds < float("inf"):
-            raise SpecError(f"settle_seconds is {self.settle_seconds}: expected a finite number of seconds, 0 or more.")
+        for name in ("settle_seconds", "hold_seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SpecError(f"{name} is {getattr(self, name)}: expected a finite number of seconds, 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the decider decides on: the candidates of one scan and the keys announced so far."""
+    """What the decider decides on: the candidates of one scan, the keys announced so far, and since when (epoch seconds) an announced version
+    waits for a run to take it, if one does."""
 
     candidates: tuple[Candidate, ...]
     announced: frozenset[str] = frozenset()
+    waiting_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,17 @@ Announcement = AnnounceComplete | AnnounceBroken
 
 
 def decide(observation: Observation, now: float, policy: ArrivalPolicy) -> tuple[Announcement, ...]:
-    """Return what to announce at `now` (epoch seconds), in order of the versions' names and each key once."""
+    """Return what to announce at `now` (epoch seconds), oldest first: every broken version, and at most one complete one."""
     done = set(observation.announced)
+    held = observation.waiting_since is not None and now - observation.waiting_since < policy.hold_seconds
     actions: list[Announcement] = []
-    for candidate in sorted(observation.candidates, key=lambda candidate: candidate.name):
+    for candidate in sorted(observation.candidates, key=lambda candidate: (candidate.changed_at, candidate.name)):
         action = _action(candidate, done, now, policy)
-        if action is not None:
-            actions.append(action)
-            done.add(action.key)
+        if action is None or (held and isinstance(action, AnnounceComplete)):
+            continue
+        held = held or isinstance(action, AnnounceComplete)
+        actions.append(action)
+        done.add(action.key)
     return tuple(actions)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
-from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, Store, now
+from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, Store, insert_new, now
 from airflow_mlops.results import DatasetVersion
 
 
@@ -27,6 +27,18 @@ def announced(store: Store, dataset: str) -> frozenset[str]:
         return frozenset(connection.scalars(query))
 
 
+def waiting_since(store: Store, dataset: str) -> float | None:
+    """Return when (epoch seconds) the last complete version was announced that no run has taken yet, or None if none waits."""
+    version, taken = (
+        DATASET_VERSIONS.c,
+        sa.exists().where(CLAIMS.c.dataset == DATASET_VERSIONS.c.dataset, CLAIMS.c.digest == DATASET_VERSIONS.c.digest),
+    )
+    query = sa.select(sa.func.max(version.announced_at)).where(version.dataset == dataset, version.problem.is_(None), ~taken)
+    with store.transaction() as connection:
+        announced_at = connection.scalar(query)
+    return announced_at.timestamp() if announced_at else None
+
+
 def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -> None:
     """Give `version` to the run `run_id` for `purpose`; claiming again for the same run changes nothing.
 
@@ -34,10 +46,9 @@ def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -
     """
     key = {"dataset": version.dataset, "digest": version.digest, "purpose": purpose}
     with store.transaction() as connection:
+        insert_new(connection, CLAIMS, {**key, "run_id": run_id, "claimed_at": now()})
         owner = connection.scalar(sa.select(CLAIMS.c.run_id).filter_by(**key))
-        if owner is None:
-            connection.execute(CLAIMS.insert().values(**key, run_id=run_id, claimed_at=now()))
-        elif owner != run_id:
+        if owner != run_id:
             raise DatasetAlreadyClaimed(
                 f"{version.dataset} {version.name} ({version.digest[:19]}...) belongs to run {owner!r} of {purpose!r}; expected a version that "
                 "no run has worked on. Look at that run and clear its failed tasks, or start a new run with 'repeat' set."
@@ -52,9 +63,5 @@ def claimed(store: Store, dataset: str, *, purpose: str) -> dict[str, str]:
 
 
 def _remember(store: Store, dataset: str, key: str, row: dict[str, str]) -> bool:
-    known = sa.select(sa.literal(1)).select_from(DATASET_VERSIONS).filter_by(dataset=dataset, key=key)
     with store.transaction() as connection:
-        if connection.scalar(known) is not None:
-            return False
-        connection.execute(DATASET_VERSIONS.insert().values(dataset=dataset, key=key, announced_at=now(), **row))
-        return True
+        return insert_new(connection, DATASET_VERSIONS, {"dataset": dataset, "key": key, "announced_at": now(), **row})

@@ -7,13 +7,15 @@ first whether what it wants is already so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
+from airflow_mlops.artifacts import canonical_json
 from airflow_mlops.exceptions import LedgerError
-from airflow_mlops.ledger.store import EFFECTS, Store, now
+from airflow_mlops.ledger.store import EFFECTS, Store, insert_new, now
 
 
 def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -22,10 +24,10 @@ def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: 
     :param key: the intent, for instance ``promote:digits:7:<run id>``. The same key with another `request` is refused.
     :raises LedgerError: `key` was used for another request.
     """
-    row = _ask(store, key, kind, dict(request))
-    if row is not None:
-        return row
-    result = dict(effect())
+    known = _ask(store, key, kind, _as_json(request))
+    if known is not None:
+        return known
+    result = _as_json(effect())
     with store.transaction() as connection:
         connection.execute(EFFECTS.update().where(EFFECTS.c.key == key).values(result=result, applied_at=now()))
     return result
@@ -33,10 +35,9 @@ def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: 
 
 def _ask(store: Store, key: str, kind: str, request: dict[str, Any]) -> dict[str, Any] | None:
     with store.transaction() as connection:
-        row = connection.execute(sa.select(EFFECTS.c.kind, EFFECTS.c.request, EFFECTS.c.result).where(EFFECTS.c.key == key)).first()
-        if row is None:
-            connection.execute(EFFECTS.insert().values(key=key, kind=kind, request=request, asked_at=now()))
+        if insert_new(connection, EFFECTS, {"key": key, "kind": kind, "request": request, "asked_at": now()}):
             return None
+        row = connection.execute(sa.select(EFFECTS.c.kind, EFFECTS.c.request, EFFECTS.c.result).where(EFFECTS.c.key == key)).one()
     if (row.kind, row.request) != (kind, request):
         raise LedgerError(
             f"The intent {key!r} was already used for {row.kind} {row.request}, and is now asked for {kind} {request}. "
@@ -44,3 +45,9 @@ def _ask(store: Store, key: str, kind: str, request: dict[str, Any]) -> dict[str
         )
     result: dict[str, Any] | None = row.result
     return result
+
+
+def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `data` as it will be read back, so that a first call and a repeated one compare and return the same."""
+    plain: dict[str, Any] = json.loads(canonical_json(dict(data)))
+    return plain

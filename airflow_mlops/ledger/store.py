@@ -12,12 +12,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-from airflow_mlops.exceptions import LedgerUnavailable
+from airflow_mlops.exceptions import LedgerError, LedgerUnavailable, SpecError
 
+INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 METADATA = sa.MetaData()
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """A time with its zone; SQLite forgets the zone, and all times here are UTC."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
 
 DATASET_VERSIONS = sa.Table(
     "dataset_versions",
@@ -28,7 +43,7 @@ DATASET_VERSIONS = sa.Table(
     sa.Column("name", sa.String(250), nullable=False),
     sa.Column("uri", sa.Text, nullable=False),
     sa.Column("problem", sa.Text, nullable=True),  # why a version that arrived broken was announced as broken
-    sa.Column("announced_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("announced_at", UtcDateTime, nullable=False),
 )
 
 CLAIMS = sa.Table(
@@ -38,7 +53,7 @@ CLAIMS = sa.Table(
     sa.Column("digest", sa.String(80), primary_key=True),
     sa.Column("purpose", sa.String(250), primary_key=True),  # the pipeline that wants the version, normally its DAG id
     sa.Column("run_id", sa.String(250), nullable=False),
-    sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("claimed_at", UtcDateTime, nullable=False),
 )
 
 EFFECTS = sa.Table(
@@ -48,8 +63,8 @@ EFFECTS = sa.Table(
     sa.Column("kind", sa.String(80), nullable=False),
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("result", sa.JSON(none_as_null=True), nullable=True),
-    sa.Column("asked_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("applied_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("applied_at", UtcDateTime, nullable=True),
 )
 
 
@@ -57,6 +72,7 @@ class Store:
     """One ledger database.
 
     :param url: SQLAlchemy URL, for instance ``sqlite:////srv/mlops/ledger.db``.
+    :raises SpecError: when the URL is none, or names a database or a driver that is not there.
     :raises LedgerUnavailable: when the database does not answer or its file can not be opened.
     """
 
@@ -72,24 +88,41 @@ class Store:
             with self.engine.begin() as connection:
                 yield connection
         except OperationalError as error:
-            where = self.engine.url.render_as_string(hide_password=True)
             raise LedgerUnavailable(
-                f"The ledger at {where} did not answer: {error.orig}. Expected a database that can be written; "
+                f"The ledger at {self._where()} did not answer: {error.orig}. Expected a database that can be written; "
                 "check the connection of type mlops_ledger and that the disk is not full."
+            ) from error
+        except DatabaseError as error:
+            raise LedgerError(
+                f"The ledger at {self._where()} refused: {error.orig}. Expected a database with the tables of this package; "
+                "check the connection of type mlops_ledger, and restore the database if it is damaged."
             ) from error
 
     def close(self) -> None:
         """Close every database connection."""
         self.engine.dispose()
 
+    def _where(self) -> str:
+        return self.engine.url.render_as_string(hide_password=True)
+
+
+def insert_new(connection: Connection, table: sa.Table, row: dict[str, Any]) -> bool:
+    """Insert `row` unless its primary key is taken, and return whether it was inserted; of several at once exactly one inserts."""
+    return connection.execute(INSERTS[connection.dialect.name](table).values(**row).on_conflict_do_nothing()).rowcount == 1
+
 
 def now() -> datetime:
-    """Return the time that rows are stamped with; never used for a decision."""
+    """Return the time that rows are stamped with."""
     return datetime.now(UTC)
 
 
 def _engine(url: str | URL) -> Engine:
-    engine = sa.create_engine(url)
+    try:
+        engine = sa.create_engine(url)
+    except (ArgumentError, ImportError) as error:
+        raise SpecError(f"The ledger can not be opened: {error}. Correct the connection of type mlops_ledger, or install its driver.") from error
+    if engine.dialect.name not in INSERTS:
+        raise SpecError(f"The ledger can not be kept in {engine.dialect.name}; expected {' or '.join(INSERTS)}. Correct its connection.")
     if engine.dialect.name != "sqlite":
         return engine
 

@@ -7,6 +7,7 @@ process kills its whole group: no training goes on that nobody waits for.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -14,11 +15,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import ResultInvalid, StageKilled
 from airflow_mlops.records import Record, read_record
+from airflow_mlops.stages.output import lines
 from airflow_mlops.stages.runner import spec_data, spec_digest
 
 
@@ -34,7 +36,7 @@ class StageProcess:
     def __init__(self, name: str, spec: Any, out_dir: Path, *, env: Mapping[str, str]) -> None:
         self.name, self.spec, self.out_dir, self.env = name, spec, out_dir, env
         self.result_path = out_dir / "result.json"
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, log_line: Callable[[str], None]) -> Record:
         """Run the stage to its end and return its verified record, which may hold an error.
@@ -61,39 +63,48 @@ class StageProcess:
     def kill(self) -> None:
         """Kill the stage and everything it started."""
         process = self._process
-        if process is not None:
+        if process is not None and process.returncode is None:  # afterwards its number may be another's
             with contextlib.suppress(ProcessLookupError):  # already gone
                 os.killpg(process.pid, signal.SIGKILL)
 
     def _run(self, command: list[str], log_line: Callable[[str], None]) -> int:
-        lifeline, holder = os.pipe()
-        try:
+        lifeline, holder = _pipe()
+        ended, end = _pipe()
+        with lifeline, holder, ended, end:
             self._process = process = subprocess.Popen(
-                [*command, "--result", str(self.result_path), "--lifeline", str(lifeline)],
+                [*command, "--result", str(self.result_path), "--lifeline", str(lifeline.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
                 env=dict(self.env),
                 start_new_session=True,
-                pass_fds=(lifeline,),
+                pass_fds=(lifeline.fileno(),),
             )
-            os.close(lifeline)
-            # What the stage leaves running would hold its output open for ever: the group ends with its leader.
-            reaper = threading.Thread(target=self._wait_and_kill_group, args=(process,), daemon=True)
+            lifeline.close()
+            reaper = threading.Thread(target=self._reap, args=(process, end), daemon=True)
             reaper.start()
-            for line in process.stdout or ():
-                log_line(line.rstrip("\n"))
-            reaper.join()
+            output = cast(IO[bytes], process.stdout)  # it is a pipe, see above
+            try:
+                for line in lines(output.fileno(), ended.fileno()):
+                    log_line(line)
+                reaper.join()
+            finally:
+                self.kill()
+                reaper.join()
+                output.close()
             return process.returncode
-        finally:
-            self.kill()
-            os.close(holder)
 
-    def _wait_and_kill_group(self, process: subprocess.Popen[str]) -> None:
-        process.wait()
-        self.kill()
+    def _reap(self, process: subprocess.Popen[bytes], end: io.FileIO) -> None:
+        """Wait for the stage, end what it leaves running, and say so by closing `end`."""
+        with end:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its group's number stays its own
+            self.kill()
+            process.wait()
+
+
+def _pipe() -> tuple[io.FileIO, io.FileIO]:
+    reader, writer = os.pipe()
+    return io.FileIO(reader), io.FileIO(writer, "w")
 
 
 def die_with_parent(lifeline: int) -> None:

@@ -37,9 +37,13 @@ def spec_digest(spec: Any) -> str:
 def parse_spec(name: str, data: Any) -> Any:
     """Return JSON `data` as the spec of stage `name`; raise `SpecError` with every field that does not fit."""
     try:
-        return from_data(stage(name).Spec, data, what=f"spec of stage {name!r}")
+        spec = from_data(stage(name).Spec, data, what=f"spec of stage {name!r}")
+        canonical_json(spec_data(spec))
     except ResultInvalid as error:
         raise SpecError(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"The spec of stage {name!r} is no JSON: {error}. Give finite numbers, strings, lists and objects.") from error
+    return spec
 
 
 def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
@@ -51,13 +55,14 @@ def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
     digest = spec_digest(spec)
     try:
         result = stage(name).run(spec, result_path.parent)
+        data = to_data(from_data(stage(name).Result, to_data(result), what=f"result of stage {name!r}"))  # refuses NaN while it can be said
     except Exception as error:  # every failure becomes a record, with its traceback in the log
         expected = isinstance(error, MlopsError)
         log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
         record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error))
     else:
         log.info("%s", result.headline())
-        record = Record(SCHEMA_VERSION, name, digest, result=to_data(result))
+        record = Record(SCHEMA_VERSION, name, digest, result=data)
     write_atomically(result_path, canonical_json(to_data(record)))
     return 0 if record.error is None else 1
 

@@ -132,13 +132,16 @@ class DatasetInbox(SharedStreamProducer):
             await asyncio.to_thread(self._store.close)
 
     async def _look(self) -> tuple[arrival.Announcement, ...]:
-        from airflow_mlops.ledger.datasets import announced
+        from airflow_mlops.ledger.datasets import announced, waiting_since
 
         store = await self._ledger()
         known = await asyncio.to_thread(announced, store, self.dataset)
+        now = time.time()
+        # What Airflow has not stored yet waits for a run, too.
+        waiting = now if self._pending else await asyncio.to_thread(waiting_since, store, self.dataset)
         candidates = await asyncio.to_thread(arrival.scan, self.inbox, digest_of=self._digest_of)
         ours = tuple(c for c in candidates if c.version is None or c.version.dataset == self.dataset)
-        return arrival.decide(arrival.Observation(ours, known | self._pending.keys()), time.time(), self.policy)
+        return arrival.decide(arrival.Observation(ours, known | self._pending.keys(), waiting), now, self.policy)
 
     async def _ledger(self) -> Store:
         if self._store is None:

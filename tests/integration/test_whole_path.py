@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,74 +16,17 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from airflow_mlops.artifacts import canonical_json
 from airflow_mlops.data.snapshot import publish_version
-from airflow_mlops.local.api import AirflowApi
-from airflow_mlops.local.deployment import LocalDeployment, end_processes
 from airflow_mlops.local.digits import publish_digits
-from airflow_mlops.local.services import WANTED_PORTS, Settings, free_port
+from tests.deployments import RELEASE, RETRAIN, Story, deployed, stage_process, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[2]
-RETRAIN, RELEASE = "digits_on_dataset", "digits_release"
-
-
-def wait(what: str, look: Callable[[], Any], seconds: float = 120.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if found := look():
-                return found
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {seconds:.0f} s in vain until {what}")
-        time.sleep(0.3)
-
-
-class Story:
-    """The deployment and what the tests ask of it."""
-
-    def __init__(self, home: Path) -> None:
-        settings = Settings.of(home)
-        ports = {name: free_port() for name in WANTED_PORTS}
-        (home / "settings.json").write_bytes(canonical_json({**vars(settings), "ports": ports}))
-        self.home = home
-        self.deployment = LocalDeployment(home, ROOT / "dags")
-        self.deployment.start(print)
-        self.settings = self.deployment.settings
-        self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
-
-    def kill(self, service: str) -> None:
-        """Kill a service the hard way and wait until another process has taken its place."""
-        pid = self.deployment.pids()[service]
-        os.kill(pid, signal.SIGKILL)
-        wait(f"{service} runs again", lambda: self.deployment.pids()[service] not in (pid, None))
-
-    def events(self) -> list[dict[str, Any]]:
-        return [event for event in self.api.call("GET", "/assets/events?limit=100")["asset_events"] if event["name"] == "digits_dataset"]
-
-    def finished(self, dag_id: str, run_id: str) -> str:
-        return str(wait(f"{dag_id} ends", lambda: (s := self.api.run_state(dag_id, run_id)) in ("success", "failed") and s, seconds=240.0))
-
-    def task(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-        return self.api.tasks(dag_id, run_id)[task_id]
-
-    def predict(self, inputs: Any) -> Any:
-        url = f"{self.settings.url('serving_rest')}/v1/models/digits/labels/stable:predict"
-        return httpx.post(url, json={"instances": inputs}, timeout=10).raise_for_status().json()["predictions"]
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    home = tmp_path_factory.mktemp("deployment")
-    try:
-        story = Story(home)
-        for dag_id in (RETRAIN, RELEASE):
-            wait(f"{dag_id} is known", lambda dag_id=dag_id: dag_id in {dag["dag_id"] for dag in story.api.call("GET", "/dags")["dags"]})
-            story.api.unpause(dag_id)
+    with deployed(tmp_path_factory.mktemp("deployment")) as story:
         yield story
-    finally:
-        assert end_processes(home) == []
 
 
 @pytest.fixture(scope="module")
@@ -118,33 +61,19 @@ def released(story: Story, trained: str) -> str:
     return str(run_id)
 
 
-def stage_process(name: str, home: Path) -> int | None:
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            if b"stage" in words and name.encode() in words and any(str(home).encode() in word for word in words):
-                return int(entry.name)
-    return None
-
-
-def golden(story: Story, trained: str) -> dict[str, Any]:
-    record = json.loads(Path(story.api.xcom(RETRAIN, trained, "train")["uri"]).read_bytes())
-    return dict(json.loads(Path(record["result"]["golden"]["uri"]).read_bytes()))
-
-
 def test_a_killed_training_is_repeated_and_one_version_starts_one_run(story: Story, trained: str) -> None:
     assert story.task(RETRAIN, trained, "train")["try_number"] == 2
     assert len(story.events()) == 1 and len(story.api.runs(RETRAIN)) == 1
 
 
 def test_the_served_answers_are_those_of_the_trained_model(story: Story, trained: str, released: str) -> None:
-    offline = golden(story, trained)
+    offline = story.golden(trained)
     served = story.predict(offline["inputs"])
     assert served == [pytest.approx(row, abs=1e-4) for row in offline["outputs"]]
 
 
 def test_a_killed_model_server_comes_back_with_the_same_model(story: Story, trained: str, released: str) -> None:
-    offline = golden(story, trained)
+    offline = story.golden(trained)
     before = story.predict(offline["inputs"])
     story.kill("model-server")
     url = f"{story.settings.url('serving_rest')}/v1/models/digits/labels/stable"
@@ -190,7 +119,7 @@ def test_broken_data_stops_the_run_and_the_champion_still_serves(story: Story, t
     assert story.task(RETRAIN, run_id, "validate")["try_number"] == 1, "bad data does not get better by a retry"
     (error, *_) = story.api.errors(RETRAIN, run_id, "validate", 1)
     assert "DatasetRejected" in error and "'label'" in error
-    offline = golden(story, trained)
+    offline = story.golden(trained)
     assert story.predict(offline["inputs"]) == [pytest.approx(row, abs=1e-4) for row in offline["outputs"]]
 
 

@@ -88,8 +88,14 @@ def test_a_decision_survives_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [{"max_defect_rate": 1.1}, {"max_defect_rate": -0.1}, {"max_defect_rate": NAN}, {"max_regression": -1}, {"max_regression": NAN}]
-    + [{"min_metrics": {"accuracy": NAN}}],
+    [
+        {"max_defect_rate": 1.1},
+        {"max_defect_rate": -0.1},
+        {"max_defect_rate": NAN},
+        {"max_regression": -1},
+        {"max_regression": NAN},
+        {"min_metrics": {"accuracy": NAN}},
+    ],
     ids=str,
 )
 def test_a_policy_that_could_never_refuse_or_never_release_is_impossible(policy: dict[str, Any]) -> None:

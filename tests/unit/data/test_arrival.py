@@ -18,8 +18,8 @@ POLICY = ArrivalPolicy(settle_seconds=60)
 LATER = 10_000_000_000.0  # epoch seconds long after any file of these tests
 
 
-def complete(name: str, key: str) -> Candidate:
-    return Candidate(name, key, DatasetVersion("digits", name, key, f"/inbox/{name}"))
+def complete(name: str, key: str, changed_at: float = 0.0) -> Candidate:
+    return Candidate(name, key, DatasetVersion("digits", name, key, f"/inbox/{name}"), changed_at=changed_at)
 
 
 def broken(name: str, changed_at: float, key: str = "broken") -> Candidate:
@@ -32,7 +32,8 @@ def broken(name: str, changed_at: float, key: str = "broken") -> Candidate:
         ((), (), 100.0, []),
         ((complete("v1", "d1"),), (), 0.0, ["d1"]),
         ((complete("v1", "d1"),), ("d1",), 100.0, []),
-        ((complete("v2", "d2"), complete("v1", "d1")), (), 0.0, ["d1", "d2"]),
+        ((complete("v10", "d10", 10.0), complete("v9", "d9", 9.0)), (), 20.0, ["d9"]),
+        ((complete("v10", "d10", 10.0), complete("v9", "d9", 9.0)), ("d9",), 20.0, ["d10"]),
         ((complete("v1", "d1"), complete("copy", "d1")), (), 0.0, ["d1"]),
         ((complete("v1", "rewritten"),), ("d1",), 0.0, ["rewritten"]),
         ((broken("v1", 100.0),), (), 159.9, []),
@@ -46,7 +47,8 @@ def broken(name: str, changed_at: float, key: str = "broken") -> Candidate:
         "nothing is there",
         "a complete version needs no settling",
         "what was announced is not announced again",
-        "several come in the order of their names",
+        "of several the oldest is announced first",
+        "then the next",
         "the same content twice is one version",
         "a rewrite is a new version",
         "a mismatch may still be an upload",
@@ -73,6 +75,8 @@ def test_a_broken_version_is_announced_as_broken_with_its_reason_and_a_complete_
 def test_an_impossible_settling_time_is_refused(seconds: float) -> None:
     with pytest.raises(SpecError, match="settle_seconds"):
         ArrivalPolicy(settle_seconds=seconds)
+    with pytest.raises(SpecError, match="hold_seconds"):
+        ArrivalPolicy(hold_seconds=seconds)
 
 
 def test_a_scan_finds_the_complete_version_and_nothing_else(version: DatasetVersion, inbox: Path) -> None:
@@ -137,7 +141,15 @@ def test_an_invalid_manifest_is_broken_and_does_not_stop_the_others(version: Dat
     (inbox / "bad").mkdir()
     (inbox / "bad" / "manifest.json").write_text(manifest)
     actions = decide(Observation(tuple(scan(inbox))), LATER, POLICY)
-    assert [type(action) for action in actions] == [AnnounceBroken, AnnounceComplete]
+    assert {type(action) for action in actions} == {AnnounceBroken, AnnounceComplete}
+
+
+def test_a_version_waits_until_a_run_has_taken_the_one_before_it_or_the_wait_is_over() -> None:
+    policy = ArrivalPolicy(settle_seconds=60, hold_seconds=100)
+    candidates = (complete("v2", "d2", 2.0), broken("v3", 3.0))
+    waiting = Observation(candidates, frozenset({"d1"}), waiting_since=1000.0)
+    assert [action.key for action in decide(waiting, 1099.0, policy)] == ["broken"]
+    assert [action.key for action in decide(waiting, 1100.0, policy)] == ["d2", "broken"]
 
 
 def test_a_manifest_that_is_a_named_pipe_or_a_directory_is_broken_instead_of_waited_for(inbox: Path) -> None:

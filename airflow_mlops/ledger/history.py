@@ -1,0 +1,83 @@
+"""What the ledger remembers, newest first, for people to read; nothing here decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, EFFECTS, Store
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The run `run_id` of `pipeline` (a DAG id) works, or worked, on a version since `claimed_at` (UTC)."""
+
+    pipeline: str
+    run_id: str
+    claimed_at: datetime
+
+
+@dataclass(frozen=True)
+class SeenVersion:
+    """One dataset version: announced and perhaps taken by runs, or broken and why, or taken before it was announced (`name` is None)."""
+
+    dataset: str
+    name: str | None
+    digest: str | None
+    problem: str | None
+    seen_at: datetime
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One effect on the outside; `result` and `applied_at` (UTC) are None while it is unfinished."""
+
+    kind: str
+    request: dict[str, Any]
+    result: dict[str, Any] | None
+    asked_at: datetime
+    applied_at: datetime | None
+
+
+def dataset_versions(store: Store, *, limit: int = 50) -> list[SeenVersion]:
+    """Return the `limit` versions seen last; raise `LedgerUnavailable` when the database does not answer."""
+    with store.transaction() as connection:
+        rows = connection.execute(_seen().order_by(sa.desc("seen_at"), sa.desc("name")).limit(limit)).all()
+        digests = {row.digest for row in rows if row.digest}
+        taken = connection.execute(sa.select(CLAIMS).where(CLAIMS.c.digest.in_(digests)).order_by(CLAIMS.c.claimed_at.desc())).all()
+    return [SeenVersion(row.dataset, row.name, row.digest, row.problem, _utc(row.seen_at), _claims_of(row, taken)) for row in rows]
+
+
+def effects(store: Store, kinds: Collection[str], *, limit: int = 50) -> list[Effect]:
+    """Return the `limit` effects of these `kinds` asked for last; raise `LedgerUnavailable` when the database does not answer."""
+    query = sa.select(EFFECTS).where(EFFECTS.c.kind.in_(kinds)).order_by(EFFECTS.c.asked_at.desc(), EFFECTS.c.key).limit(limit)
+    with store.transaction() as connection:
+        rows = connection.execute(query).all()
+    return [Effect(row.kind, row.request, row.result, _utc(row.asked_at), _utc(row.applied_at) if row.applied_at else None) for row in rows]
+
+
+def _seen() -> sa.CompoundSelect[Any]:
+    announced = DATASET_VERSIONS.c
+    known = sa.exists().where(announced.dataset == CLAIMS.c.dataset, announced.digest == CLAIMS.c.digest)
+    nothing = sa.cast(sa.null(), sa.Text)
+    return sa.union_all(
+        sa.select(announced.dataset, announced.name, announced.digest, announced.problem, announced.announced_at.label("seen_at")),
+        sa.select(CLAIMS.c.dataset, nothing, CLAIMS.c.digest, nothing, sa.func.min(CLAIMS.c.claimed_at))
+        .where(~known)
+        .group_by(CLAIMS.c.dataset, CLAIMS.c.digest),
+    )
+
+
+def _claims_of(version: sa.Row[Any], taken: Iterable[sa.Row[Any]]) -> tuple[Claim, ...]:
+    """Return who took `version`; the purpose of a repeated run is its pipeline, a slash and its run id."""
+    same = [row for row in taken if (row.dataset, row.digest) == (version.dataset, version.digest)]
+    return tuple(Claim(row.purpose.removesuffix(f"/{row.run_id}"), row.run_id, _utc(row.claimed_at)) for row in same)
+
+
+def _utc(at: datetime) -> datetime:
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)  # SQLite gives times back without their zone

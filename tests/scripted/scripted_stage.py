@@ -1,0 +1,146 @@
+"""A stage that behaves as its spec says, and misbehaves in every way a stage can; light, so that a test can run it in a real process."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from airflow_mlops.artifacts import Artifact
+from airflow_mlops.exceptions import DatasetNotFound
+from airflow_mlops.results import STRICT, StageResult
+
+
+class Spec(NamedTuple):
+    """`action` is one of `ACTIONS`; `text` is what it may need."""
+
+    action: str
+    text: str = ""
+    number: float = 0.0
+
+
+@STRICT
+@dataclass(frozen=True)
+class Result(StageResult):
+    """The file that the action left, if any."""
+
+    number: float = 0.0
+    file: Artifact | None = None
+
+
+def run(spec: Spec, out_dir: Path) -> Result:
+    return ACTIONS[spec.action](spec, out_dir) or Result(spec.number)
+
+
+def talk(spec: Spec, _: Path) -> None:
+    """Say a line, go on only when somebody has heard it, say another."""
+    print("first")
+    end = time.monotonic() + 20
+    while not Path(spec.text).exists():
+        if time.monotonic() > end:
+            raise TimeoutError("nobody heard the first line")
+        time.sleep(0.005)
+    print("second")
+
+
+def kill_itself(_: Spec, __: Path) -> None:
+    print("the last words", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_silently(spec: Spec, _: Path) -> None:
+    os._exit(int(spec.number))
+
+
+def leave_text(spec: Spec, out_dir: Path) -> None:
+    """Write `text` as the result record and leave as if all were well."""
+    (out_dir / "result.json").write_text(spec.text)
+    os._exit(0)
+
+
+def crash_at_exit(_: Spec, __: Path) -> None:
+    atexit.register(os._exit, 3)
+
+
+def fail_for_now(_: Spec, __: Path) -> None:
+    raise DatasetNotFound("not there yet")
+
+
+def raise_something(spec: Spec, _: Path) -> None:
+    raise KeyError(spec.text)
+
+
+def answer_nan(_: Spec, __: Path) -> Result:
+    return Result(float("nan"))
+
+
+def leave_file(_: Spec, out_dir: Path) -> Result:
+    (out_dir / "model").write_text("weights")
+    return Result(file=Artifact.of(out_dir / "model"))
+
+
+def spoil_file(spec: Spec, out_dir: Path) -> Result:
+    """Change the file after its digest was taken."""
+    result = leave_file(spec, out_dir)
+    (out_dir / "model").write_text("wEights")
+    return result
+
+
+def show_environment(_: Spec, out_dir: Path) -> None:
+    (out_dir / "environment.json").write_text(json.dumps(dict(os.environ)))
+
+
+def write_garbage(_: Spec, __: Path) -> None:
+    os.write(1, bytes(range(256)) * 1000 + "\nafter ä\r\n".encode() + b"\xc3")
+
+
+def start_child(_: Spec, out_dir: Path) -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    note_pids(out_dir, os.getpid(), child.pid)
+
+
+def start_child_and_wait(spec: Spec, out_dir: Path) -> None:
+    start_child(spec, out_dir)
+    time.sleep(100)
+
+
+def daemonise(_: Spec, out_dir: Path) -> None:
+    """Leave a process in a session of its own that holds the output open and writes to it."""
+    program = "import time\nwhile True:\n    print('x' * 100, flush=True)\n    time.sleep(0.001)"
+    daemon = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    note_pids(out_dir, daemon.pid)
+
+
+def note_pids(out_dir: Path, *pids: int) -> None:
+    (out_dir / "pids.part").write_text(json.dumps(pids))
+    (out_dir / "pids.part").rename(out_dir / "pids.json")
+
+
+ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
+    action.__name__: action
+    for action in (
+        talk,
+        kill_itself,
+        leave_silently,
+        leave_text,
+        crash_at_exit,
+        fail_for_now,
+        raise_something,
+        answer_nan,
+        leave_file,
+        spoil_file,
+        show_environment,
+        write_garbage,
+        start_child,
+        start_child_and_wait,
+        daemonise,
+    )
+}

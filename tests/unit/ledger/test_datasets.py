@@ -1,0 +1,90 @@
+"""A dataset version is announced once, and one run works on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.exceptions import DatasetAlreadyClaimed
+from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger.store import Store
+from tests.fakes import dataset_version
+
+V1, V2 = dataset_version("v1"), dataset_version("v2")
+NUM_PROCESSES = 8
+
+CLAIM_AT_ONCE = """
+import os, sys
+from airflow_mlops.exceptions import DatasetAlreadyClaimed
+from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.results import DatasetVersion
+database, num_processes = sys.argv[1], int(sys.argv[2])
+start, starter = os.pipe()
+for i in range(num_processes):
+    if os.fork() == 0:
+        os.close(starter)
+        os.read(start, 1)  # returns in all processes at once, when the parent closes its end
+        try:
+            datasets.claim(Store("sqlite:///" + database), DatasetVersion("digits", "v1", "sha256:v1", "/"), purpose="dag", run_id=f"run {i}")
+        except DatasetAlreadyClaimed as error:
+            answer = str(error)
+        else:
+            answer = f"claimed by run {i}"
+        os.write(1, answer.encode() + b"\\n")
+        os._exit(0)
+os.close(starter)
+print(sorted(os.wait()[1] for _ in range(num_processes)), flush=True)
+"""
+
+
+def test_a_version_is_announced_once(store: Store) -> None:
+    assert datasets.announce(store, V1)
+    assert not datasets.announce(store, V1)
+    assert datasets.announce(store, V2)
+    assert datasets.announced(store, "digits") == {V1.digest, V2.digest}
+
+
+def test_datasets_do_not_share_announcements(store: Store) -> None:
+    datasets.announce(store, V1)
+    assert datasets.announced(store, "letters") == frozenset()
+    assert datasets.announce(store, dataset_version("v1", dataset="letters"))
+
+
+def test_a_broken_version_is_announced_once_and_its_repair_still_is(store: Store) -> None:
+    assert datasets.announce_broken(store, "digits", "broken:v1:abc", "v1", "a.csv was altered")
+    assert not datasets.announce_broken(store, "digits", "broken:v1:abc", "v1", "a.csv was altered")
+    assert datasets.announce(store, V1)
+    assert datasets.announced(store, "digits") == {"broken:v1:abc", V1.digest}
+
+
+def test_a_run_may_claim_its_version_again(store: Store) -> None:
+    for _ in range(2):
+        datasets.claim(store, V1, purpose="dag", run_id="run 1")
+    assert datasets.claimed(store, "digits", purpose="dag") == {V1.digest: "run 1"}
+
+
+def test_another_run_is_told_who_has_the_version(store: Store) -> None:
+    datasets.claim(store, V1, purpose="dag", run_id="run 1")
+    with pytest.raises(DatasetAlreadyClaimed, match=r"digits v1 .*belongs to run 'run 1' of 'dag'.*'repeat'") as caught:
+        datasets.claim(store, V1, purpose="dag", run_id="run 2")
+    assert not caught.value.retryable
+    assert datasets.claimed(store, "digits", purpose="dag") == {V1.digest: "run 1"}
+
+
+def test_pipelines_claim_for_themselves(store: Store) -> None:
+    datasets.claim(store, V1, purpose="dag", run_id="run 1")
+    datasets.claim(store, V1, purpose="other dag", run_id="run 2")
+    assert datasets.claimed(store, "digits", purpose="other dag") == {V1.digest: "run 2"}
+
+
+def test_of_eight_processes_that_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CLAIM_AT_ONCE, str(tmp_path / "ledger.db"), str(NUM_PROCESSES)]
+    *answers, exit_codes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert exit_codes == str([0] * NUM_PROCESSES)
+    (winner,) = [answer.removeprefix("claimed by ") for answer in answers if answer.startswith("claimed by ")]
+    losers = [answer for answer in answers if f"belongs to run '{winner}'" in answer]
+    assert len(losers) == NUM_PROCESSES - 1

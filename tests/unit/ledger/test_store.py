@@ -1,0 +1,71 @@
+"""A ledger that can not be reached says so, and where it is, and never its password."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.exceptions import LedgerError, LedgerUnavailable, SpecError
+from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger.store import CLAIMS, Store, now
+from tests.fakes import dataset_version
+
+
+def test_a_missing_directory_is_named_and_worth_a_retry(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnavailable, match=r"nowhere/ledger\.db did not answer: unable to open database file") as caught:
+        Store(f"sqlite:///{tmp_path}/nowhere/ledger.db")
+    assert caught.value.retryable
+
+
+def test_a_database_that_can_not_be_written_is_unavailable(database: Path) -> None:
+    Store(f"sqlite:///{database}").close()
+    read_only = Store(f"sqlite:///file:{database}?mode=ro&uri=true")
+    with pytest.raises(LedgerUnavailable, match=r"ledger\.db.*readonly.*can be written"):
+        datasets.announce(read_only, dataset_version())
+    read_only.close()
+
+
+def test_a_file_that_is_no_database_is_refused_by_its_name(database: Path) -> None:
+    database.write_bytes(b"some notes, no database" * 100)
+    with pytest.raises(LedgerError, match=r"ledger\.db.*not a database") as caught:
+        Store(f"sqlite:///{database}")
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("scheme", ["nosuchdatabase", "sqlite", "sqlite+nosuchdriver", "no scheme", "mysql+pymysql"])
+def test_an_impossible_address_is_an_impossible_request_and_its_password_stays_secret(scheme: str) -> None:
+    with pytest.raises(SpecError, match=r"The ledger can not be (opened|kept)") as caught:
+        Store(f"{scheme}://user:s3cret-token@localhost/ledger")
+    assert "s3cret-token" not in str(caught.value)
+
+
+def test_a_database_locked_by_another_program_is_unavailable_not_broken(store: Store, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.engine.connect() as connection:  # the next one comes from the pool: keep its patience short
+        connection.exec_driver_sql("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerUnavailable, match="locked"):
+        datasets.announce(store, dataset_version())
+    other.execute("ROLLBACK")
+    other.close()
+    assert datasets.announce(store, dataset_version())
+
+
+def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
+    def interrupted() -> None:
+        with store.transaction() as connection:
+            connection.execute(CLAIMS.insert().values(dataset="d", digest="x", purpose="p", run_id="r", claimed_at=now()))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert datasets.claimed(store, "d", purpose="p") == {}
+
+
+def test_what_was_written_is_there_when_the_ledger_is_opened_again(store: Store, database: Path) -> None:
+    datasets.announce(store, dataset_version())
+    again = Store(f"sqlite:///{database}")
+    assert datasets.announced(again, "digits") == {"sha256:v1"}
+    again.close()

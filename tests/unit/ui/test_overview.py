@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger.journal import once
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.results import DatasetVersion
+
+HOSTILE = "<script>alert(1)</script>"
+V1 = DatasetVersion(dataset="digits", name="v1", digest="sha256:" + "ab" * 32, uri="/inbox/v1")
+
+
+def test_a_stranger_sees_nothing_but_the_icon(anonymous: TestClient) -> None:
+    assert anonymous.get("/").status_code == 401
+    assert anonymous.get("/reports/runs/a.html").status_code == 401
+    for page in ("/docs", "/redoc", "/openapi.json"):
+        assert anonymous.get(page).status_code == 404
+    icon = anonymous.get("/static/icon.svg")
+    assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
+
+
+def test_an_empty_ledger_says_what_to_do_first(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "/srv/inbox/v1/" in page.text
+    assert "manifest.json" in page.text
+
+
+def test_a_version_links_to_the_run_that_took_it_and_out_of_the_iframe(client: TestClient, store: Store) -> None:
+    datasets.announce(store, V1)
+    datasets.claim(store, V1, purpose="digits_on_dataset", run_id="asset__2026-01-01T00:00:00+00:00")
+    page = client.get("/").text
+    assert '<a href="../dags/digits_on_dataset/runs/asset__2026-01-01T00%3A00%3A00%2B00%3A00" target="_top">' in page
+    assert ">abababababab</code>" in page
+
+
+def test_a_repeated_run_is_shown_under_its_dag(client: TestClient, store: Store) -> None:
+    datasets.announce(store, V1)
+    datasets.claim(store, V1, purpose="digits_nightly/scheduled__1", run_id="scheduled__1")
+    assert '<a href="../dags/digits_nightly/runs/scheduled__1" target="_top">digits_nightly</a>' in client.get("/").text
+
+
+def test_a_version_that_was_taken_by_hand_is_shown_although_nobody_announced_it(client: TestClient, store: Store) -> None:
+    datasets.claim(store, V1, purpose="digits_on_dataset", run_id="manual__1")
+    page = client.get("/").text
+    assert "taken before it was announced" in page
+    assert "/runs/manual__1" in page
+
+
+def test_a_broken_version_says_why(client: TestClient, store: Store) -> None:
+    datasets.announce_broken(store, "digits", "broken:v2", "v2", "part-1.csv is missing")
+    page = client.get("/").text
+    assert "part-1.csv is missing" in page
+    assert "waiting for a run" not in page
+
+
+def test_releases_tell_what_was_replaced_and_what_is_unfinished(client: TestClient, store: Store) -> None:
+    once(store, "plan:7", "plan-rollout", {"model": "digits", "version": 7}, lambda: {"previous": 41})
+    with pytest.raises(ConnectionError):
+        once(store, "switch:7", "switch", {"model": "digits", "version": 7}, _crash)
+    page = client.get("/").text
+    assert "<td>41</td>" in page
+    assert page.count("unfinished") == 1
+    assert page.index(">serve</span>") < page.index(">begin rollout</span>")
+
+
+def test_only_the_latest_messages_are_shown(client: TestClient, store: Store) -> None:
+    for number in range(21):
+        once(store, f"notify:{number}", "notify", {"text": f":rocket: *digits* message-{number}."}, lambda: {"sent_to": "Slack #mlops"})
+    page = client.get("/").text
+    assert "message-0." not in page
+    assert page.index("★ <b>digits</b> message-20.") < page.index("message-1.")
+
+
+def test_hostile_names_stay_words(client: TestClient, store: Store) -> None:
+    version = DatasetVersion(dataset=HOSTILE, name=HOSTILE, digest="sha256:" + "cd" * 32, uri="/inbox/x")
+    datasets.announce(store, version)
+    datasets.announce_broken(store, HOSTILE, "k", HOSTILE, HOSTILE)
+    datasets.claim(store, version, purpose=HOSTILE, run_id='"><script>')
+    once(store, "p", "promote", {"model": HOSTILE, "version": 1}, lambda: {"previous": HOSTILE})
+    once(store, "n", "notify", {"text": f"`{HOSTILE}` *{HOSTILE}*"}, lambda: {"sent_to": HOSTILE})
+    page = client.get("/").text
+    assert "alert(1)" in page
+    assert "<script>" not in page
+
+
+def test_the_page_runs_no_script_but_its_own(client: TestClient) -> None:
+    policy = client.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+
+
+@pytest.mark.parametrize(
+    ("connection", "words"),
+    [
+        ('{"conn_type": "mlops_ledger", "schema": "/no/such/directory/ledger.db"}', "unable to open database file"),
+        ('{"conn_type": "mlops_ledger", "schema": "x", "host": "127.0.0.1", "port": 1, "extra": {"driver": "nosuchdb"}}', "nosuchdb"),
+        (None, "mlops_ledger_default"),
+    ],
+)
+def test_a_ledger_that_can_not_be_read_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch, connection: str | None, words: str) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT")
+    if connection:
+        monkeypatch.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", connection)
+    page = client.get("/")
+    assert page.status_code == 503
+    assert words in page.text
+    assert "Traceback" not in page.text
+
+
+def test_a_file_that_is_no_database_is_a_sentence(client: TestClient, home: Path) -> None:
+    (home / "ledger.db").write_bytes(b"not a database at all" * 100)
+    page = client.get("/")
+    assert (page.status_code, "not a database" in page.text) == (503, True)
+
+
+def _crash() -> dict[str, int]:
+    raise ConnectionError("the server went away")
