@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 DEMO_HOME ?= $(CURDIR)/.demo
+IMAGE ?= airflow-mlops-stage
 
-.PHONY: install demo stop test check lock bench proofs images
+.PHONY: install demo stop test check browser lock bench proofs images
 
 install: $(VENV)/.installed
 
@@ -24,6 +25,7 @@ stop:
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev setup.cfg --output-file requirements.lock
+	$(BIN)/python -m tests.check_lock --stamp
 
 check: install
 	$(BIN)/ruff check .
@@ -32,5 +34,22 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_lock
 
-test: check
-	$(BIN)/pytest
+# One process per core; the tests of a file share expensive fixtures and stay together.
+test: check browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The pages are looked at with the system's Chromium.
+browser:
+	@command -v chromium > /dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "chromium is missing: install it as root (apt-get install chromium), then run make test again." >&2; exit 1; }; \
+	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
+
+# What was claimed of the algorithms, shown by experiment; minutes, not seconds.
+proofs: install
+	$(BIN)/python -m pytest tests/proofs
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+images:
+	docker build --file docker/Dockerfile --tag $(IMAGE) .

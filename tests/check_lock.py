@@ -66,7 +66,11 @@ def _stale(lock: str, setup_cfg: str) -> list[str]:
 
 def _unsafe(lock: str) -> list[str]:
     """Whoever installs chooses the index: the lock names none, and nothing that is fetched from elsewhere."""
-    return [f"The lock names where to fetch from: {line.strip()!r}. {ADVICE}" for line in lock.splitlines() if re.search(r"://|--(extra-)?index|--find", line)]
+    return [
+        f"The lock names where to fetch from: {line.strip()!r}. {ADVICE}"
+        for line in lock.splitlines()
+        if re.search(r"://|--(extra-)?index|--find", line)
+    ]
 
 
 def _unhashed(lock: str) -> list[str]:

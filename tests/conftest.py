@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from airflow_mlops.ledger.store import Store
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-mlops-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -46,3 +52,31 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("scripted_stage")
     monkeypatch.setitem(STAGES, "scripted", module)
     return module
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of all runs, of this test alone."""
+    monkeypatch.setenv("AIRFLOW__MLOPS__WORKSPACE", str(tmp_path / "workspace"))
+    return tmp_path / "workspace"
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make an Airflow connection of the fields given."""
+
+    def make(conn_id: str, conn_type: str, **fields: Any) -> None:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": conn_type, **fields}))
+
+    return make
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Store]:
+    """An empty ledger, which the connection ``mlops_ledger_default`` names."""
+    from airflow_mlops.ledger.store import Store
+
+    connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "ledger.db"), extra={"driver": "sqlite"})
+    store = Store(f"sqlite:///{tmp_path}/ledger.db")
+    yield store
+    store.close()

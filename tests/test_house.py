@@ -27,9 +27,8 @@ MAX_MODULE, MAX_CLASS, MAX_FUNCTION, MAX_EXECUTE, MAX_PARAMETERS, MAX_NESTING, M
 
 # What may be longer, wider or deeper, and why. An entry that is no longer needed fails the tests.
 EXCEPTIONS = {
+    "local/services.py environment": "a table of settings",
     "stages/train.py run": "one training from its inputs to its record; its parts share most of their names",
-    "operators/model.py MlflowRegisterModelOperator.__init__": "four results and the gate's decision are what a registered version is made of",
-    "serving/embedded/main.py _parser": "a list of flags",
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -54,8 +53,11 @@ def every_function() -> Iterator[tuple[str, str, Function]]:
             yield module, name, node
 
 
-def num_lines(node: ast.stmt) -> int:
-    return (node.end_lineno or 0) - node.lineno + 1
+def num_lines(node: Function | ast.ClassDef) -> int:
+    """Return the lines of a definition without its docstring: nobody shall save words to keep a rule."""
+    first = node.body[0]
+    documented = ast.get_docstring(node) is not None
+    return (node.end_lineno or 0) - node.lineno + 1 - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
 
 
 def num_own_parameters(node: Function) -> int:
@@ -92,7 +94,9 @@ def test_the_list_of_exceptions_has_no_entry_too_many() -> None:
     assert sorted(EXCEPTIONS.keys() - set(too_big())) == []
 
 
-@pytest.mark.parametrize(("code", "expected"), [("if a:\n for b in c: pass\nelif d:\n pass", 2), ("while a:\n if b: pass\n else:\n  d()\n  if c: pass", 3)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [("if a:\n for b in c: pass\nelif d:\n pass", 2), ("while a:\n if b: pass\n else:\n  d()\n  if c: pass", 3)]
+)
 def test_nesting_is_counted_in_branches_and_loops(code: str, expected: int) -> None:
     assert depth(ast.parse(code)) == expected
 

@@ -39,27 +39,30 @@ class MlopsLedgerHook(BaseHook):
 
     @staticmethod
     def open(connection: Connection) -> Store:
-        """Return the ledger that `connection` names."""
+        """Return the ledger that `connection` names; raise `SpecError` when it names none."""
         from sqlalchemy.engine import URL
 
+        from airflow_mlops.exceptions import SpecError
         from airflow_mlops.ledger.store import Store
 
+        if not connection.schema:  # SQLite would keep a ledger without a name in memory, and forget it
+            raise SpecError(f"Connection {connection.conn_id!r} has no schema; put the database's name there, for SQLite the path of its file.")
         url = URL.create(
             drivername=connection.extra_dejson.get("driver") or "sqlite",
             username=connection.login or None,
             password=connection.password or None,
             host=connection.host or None,
             port=connection.port or None,
-            database=connection.schema or None,
+            database=connection.schema,
         )
         return Store(url)
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the ledger can be written, for the button in Airflow's connection form."""
-        from airflow_mlops.exceptions import LedgerUnavailable
+        from airflow_mlops.exceptions import MlopsError
 
         try:
             self.get_conn().close()
-        except LedgerUnavailable as error:
+        except MlopsError as error:
             return False, str(error)
         return True, "The ledger can be written."

@@ -42,8 +42,12 @@ class TFServingHook(BaseHook):
         return self._client(await self.aget_connection(self.tf_serving_conn_id))
 
     def _client(self, connection: Connection) -> ServingClient:
+        from airflow_mlops.exceptions import SpecError
         from airflow_mlops.serving.client import ServingClient
 
+        if not (connection.host and connection.port):
+            missing = "port" if connection.host else "host"
+            raise SpecError(f"Connection {self.tf_serving_conn_id!r} has no {missing}; give the model server's gRPC address, host and port.")
         deadline = float(connection.extra_dejson.get("deadline_seconds") or 10.0)
         return ServingClient(f"{connection.host}:{connection.port}", self._extra(connection, "rest_url"), deadline_seconds=deadline)
 

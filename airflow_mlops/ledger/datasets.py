@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
@@ -36,7 +38,9 @@ def waiting_since(store: Store, dataset: str) -> float | None:
     query = sa.select(sa.func.max(version.announced_at)).where(version.dataset == dataset, version.problem.is_(None), ~taken)
     with store.transaction() as connection:
         announced_at = connection.scalar(query)
-    return announced_at.timestamp() if announced_at else None
+    if announced_at is None:
+        return None
+    return float(announced_at.replace(tzinfo=announced_at.tzinfo or UTC).timestamp())  # SQLite keeps UTC, but not that it is UTC
 
 
 def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_mlops.exceptions import DatasetNotFound
+from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.results import DatasetVersion, to_data
@@ -25,7 +26,7 @@ class ClaimDatasetOperator(BaseOperator):
 
     :param dataset: name of the dataset, as in the manifests.
     :param inbox: directory with one directory per version.
-    :param version: name of the version's directory; empty for the newest.
+    :param version: name of the version's directory; None or empty for the newest.
     :param repeat: work on the version although another run has it, for instance every night.
     """
 
@@ -37,7 +38,7 @@ class ClaimDatasetOperator(BaseOperator):
         *,
         dataset: str,
         inbox: str,
-        version: str = "",
+        version: str | None = None,
         repeat: bool = False,
         ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
         **kwargs: Any,
@@ -54,17 +55,16 @@ class ClaimDatasetOperator(BaseOperator):
         from airflow_mlops.ledger import datasets
 
         with airflow_errors():
-            versions = self._arrived(context) or [self._chosen()]
-            store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+            *superseded, newest = self._arrived(context) or [self._chosen()]
             run_id, dag_id = context["ti"].run_id, context["ti"].dag_id
             purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
-            for version in versions:
-                verify(version)
-                datasets.claim(store, version, purpose=purpose, run_id=run_id)
-            store.close()
-            *superseded, newest = versions
-            for version in superseded:
-                self.log.info("%s %s is superseded by %s, which arrived before this run began.", self.dataset, version.name, newest.name)
+            verify(newest)
+            with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+                datasets.claim(store, newest, purpose=purpose, run_id=run_id)
+                for version in superseded:
+                    self.log.info("%s %s is superseded by %s, which arrived before this run began.", self.dataset, version.name, newest.name)
+                    with contextlib.suppress(DatasetAlreadyClaimed):  # an event that came twice: its first run has it, which is as good
+                        datasets.claim(store, version, purpose=purpose, run_id=run_id)
             self.log.info("This run works on %s %s (%s) in %s.", newest.dataset, newest.name, newest.digest, newest.uri)
             return dict(to_data(newest))
 

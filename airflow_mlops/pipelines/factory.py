@@ -10,7 +10,7 @@ from airflow.sdk import DAG, Asset, AssetWatcher, CronTriggerTimetable, Param
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.pipelines.release import release_tasks
 from airflow_mlops.pipelines.retraining import retraining_tasks
-from airflow_mlops.pipelines.spec import Parameter, PipelineSpec
+from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.triggers.dataset import DatasetVersionTrigger
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -23,13 +23,14 @@ def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG]:
     arrivals = Asset(name=f"{spec.dataset}_dataset", group="datasets", watchers=[AssetWatcher(name=f"{spec.dataset}_inbox", trigger=trigger)])
     candidate = Asset(name=f"{spec.model}_candidate", group="models")
 
-    on_dataset_params = {**_chosen_version(), "repeat": Param(False, type="boolean", description="Work on the version although a run already has.")}
-    with _dag(spec, "on_dataset", [arrivals], "Retrain the champion when a dataset version arrives", on_dataset_params, train=True) as on_dataset:
+    form = {**_chosen_version(), **_training(spec)}
+    repeat = Param(False, type="boolean", title="Repeat", description="Work on the version although another run already has.")
+    with _dag(spec, "on_dataset", [arrivals], "Retrain the champion when a dataset version arrives", {**form, "repeat": repeat}) as on_dataset:
         retraining_tasks(spec, on_dataset, candidate, start="champion", repeat=on_dataset.param("repeat"))
 
     # Without a start date, and never for a tick that is past: unpausing the DAG at noon does not train at once.
     cron = CronTriggerTimetable(spec.nightly, timezone="UTC", run_immediately=timedelta(0))
-    with _dag(spec, "nightly", cron, "Retrain from scratch every night on the newest dataset version", _chosen_version(), train=True) as nightly:
+    with _dag(spec, "nightly", cron, "Retrain from scratch every night on the newest dataset version", form) as nightly:
         retraining_tasks(spec, nightly, candidate, start="scratch", repeat=True)
 
     version = Param(None, type=["null", "integer"], minimum=1, title="Model version", description="Empty: the candidate.")
@@ -38,16 +39,14 @@ def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG]:
     return on_dataset, nightly, release
 
 
-def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params: dict[str, Param], *, train: bool = False) -> DAG:
-    trained = {key: _form_field(key, default) for key, default in spec.params.items()} if train else {}
-    seed = {"seed": Param(1, type="integer", minimum=0, description="Seeds every source of randomness.")} if train else {}
+def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params: dict[str, Param]) -> DAG:
     return DAG(
         f"{spec.model}_{name}",
         schedule=schedule,
         description=description,
         catchup=False,
         max_active_runs=1,
-        params={**params, **trained, **seed},
+        params=params,
         tags=["mlops", spec.model],
         default_args={
             "retries": 2,
@@ -58,8 +57,15 @@ def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params:
 
 
 def _chosen_version() -> dict[str, Param]:
-    return {"dataset_version": Param("", type="string", title="Dataset version", description="Directory in the inbox. Empty: the one that arrived.")}
+    description = "Name of its directory in the inbox. Empty: the one that arrived, else the newest."
+    return {"dataset_version": Param(None, type=["null", "string"], title="Dataset version", description=description)}
 
 
-def _form_field(name: str, default: Parameter) -> Param:
-    return Param(default, type=JSON_TYPES[type(default)], title=name.replace("_", " ").capitalize(), section="Training")
+def _training(spec: PipelineSpec) -> dict[str, Param]:
+    fields = {name: Param(value, type=JSON_TYPES[type(value)], title=_title(name), section="Training") for name, value in spec.params.items()}
+    seed = Param(1, type="integer", minimum=0, title="Seed", description="Seeds every source of randomness.", section="Training")
+    return {**fields, "seed": seed}
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()

@@ -24,9 +24,8 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     :param repeat: whether a dataset version that another run has may be worked on again.
     """
     seed: Any = dag.param("seed")
-    claimed: Any = ClaimDatasetOperator(
-        task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version="{{ params.dataset_version }}", repeat=repeat
-    ).output
+    chosen: Any = dag.param("dataset_version")
+    claimed: Any = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version=chosen, repeat=repeat).output
     validation = _stage("validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
     training = _stage(
         "train",

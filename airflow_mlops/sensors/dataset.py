@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from airflow_mlops.exceptions import DatasetAlreadyClaimed
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.results import DatasetVersion, to_data
 
@@ -45,6 +46,8 @@ class DatasetVersionSensor(BaseSensorOperator):
             if version is None:
                 return PokeReturnValue(is_done=False)
             datasets.claim(store, version, purpose=dag_id, run_id=run_id)
+        except DatasetAlreadyClaimed:  # taken by another run since we looked: there may be another version
+            return PokeReturnValue(is_done=False)
         finally:
             store.close()
         return PokeReturnValue(is_done=True, xcom_value=to_data(version))

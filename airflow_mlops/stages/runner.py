@@ -38,9 +38,10 @@ def parse_spec(name: str, data: Any) -> Any:
     """Return JSON `data` as the spec of stage `name`; raise `SpecError` with every field that does not fit."""
     try:
         spec = from_data(stage(name).Spec, data, what=f"spec of stage {name!r}")
-        canonical_json(spec_data(spec))
     except ResultInvalid as error:
         raise SpecError(str(error)) from error
+    try:
+        canonical_json(spec_data(spec))
     except (TypeError, ValueError) as error:
         raise SpecError(f"The spec of stage {name!r} is no JSON: {error}. Give finite numbers, strings, lists and objects.") from error
     return spec

@@ -96,20 +96,18 @@ class DatasetInbox(SharedStreamProducer):
 
         while True:
             try:
-                announcements = await self._look()
+                for found in await self._look():
+                    if isinstance(found, arrival.AnnounceComplete):
+                        self._pending[found.key] = found.version
+                        yield to_data(found.version), found.key
+                    else:
+                        log.error("Dataset version %s arrived broken: %s", found.name, found.reason)
+                        store = await self._ledger()
+                        await asyncio.to_thread(announce_broken, store, self.dataset, found.key, found.name, found.reason)
             except MlopsError as error:
                 if not error.retryable:
                     raise
                 log.warning("%s Trying again in %g s.", error, self.poll_interval_seconds)
-                announcements = ()
-            for found in announcements:
-                if isinstance(found, arrival.AnnounceComplete):
-                    self._pending[found.key] = found.version
-                    yield to_data(found.version), found.key
-                else:
-                    log.error("Dataset version %s arrived broken: %s", found.name, found.reason)
-                    store = await self._ledger()
-                    await asyncio.to_thread(announce_broken, store, self.dataset, found.key, found.name, found.reason)
             await asyncio.sleep(self.poll_interval_seconds)
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:

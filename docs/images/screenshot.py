@@ -27,9 +27,16 @@ def main(home: Path, picture: Path) -> None:
         page.fill("input[name=password]", settings.password)
         page.click("button[type=submit]")
         page.wait_for_timeout(3000)
-        page.evaluate("localStorage.setItem('dag_view-" + DAG + "', JSON.stringify('graph'))")
         page.goto(f"{url}/dags/{DAG}/runs/{quote(run_id)}")
-        page.wait_for_timeout(5000)
+        page.get_by_label("Show Graph").first.click()
+        # The graph gets the room: the divider between it and the run's table goes to the right.
+        divider = page.locator("[data-panel-resize-handle-id], [data-resize-handle]").first.bounding_box()
+        if divider:
+            page.mouse.move(divider["x"] + divider["width"] / 2, divider["y"] + 200)
+            page.mouse.down()
+            page.mouse.move(1050, divider["y"] + 200, steps=10)
+            page.mouse.up()
+        page.wait_for_timeout(3000)
         page.screenshot(path=str(picture))
         browser.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,31 @@ def test_of_eight_processes_that_claim_at_once_exactly_one_wins(tmp_path: Path) 
     (winner,) = [answer.removeprefix("claimed by ") for answer in answers if answer.startswith("claimed by ")]
     losers = [answer for answer in answers if f"belongs to run '{winner}'" in answer]
     assert len(losers) == NUM_PROCESSES - 1
+
+
+def test_a_version_waits_from_its_announcement_until_some_run_takes_it(store: Store) -> None:
+    assert datasets.waiting_since(store, "digits") is None
+    before = time.time()
+    datasets.announce(store, V1)
+    waiting = datasets.waiting_since(store, "digits")
+    assert waiting is not None
+    assert before - 1 <= waiting <= time.time() + 1
+    datasets.claim(store, V1, purpose="dag", run_id="run 1")
+    assert datasets.waiting_since(store, "digits") is None
+
+
+def test_a_broken_version_waits_for_nobody(store: Store) -> None:
+    datasets.announce_broken(store, "digits", "broken:v1:abc", "v1", "a.csv was altered")
+    assert datasets.waiting_since(store, "digits") is None
+
+
+def test_the_machines_time_zone_does_not_change_since_when_a_version_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        datasets.announce(store, V1)
+        waiting = datasets.waiting_since(store, "digits")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert waiting == pytest.approx(time.time(), abs=5)

@@ -75,7 +75,7 @@ def test_every_end_of_a_stage_leaves_a_record_that_answers_its_spec(scripted: Mo
         ("scripted", None, "spec.json can not be read"),
         ("scripted", "{", "is not JSON"),
         ("scripted", '{"acton": "talk"}', "acton: "),
-        ("scribbled", "{}", "Did you mean 'scripted'"),
+        ("scribbled", "{}", "airflow-mlops: Unknown stage 'scribbled'. Did you mean 'scripted'"),
     ],
 )
 def test_the_command_says_what_is_wrong_with_a_request_and_leaves_no_record(

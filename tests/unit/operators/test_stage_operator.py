@@ -1,0 +1,236 @@
+"""The operator that runs a stage: its process is real, only Airflow around it is not."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_mlops.data.layout import ArrayLayout
+from airflow_mlops.exceptions import DatasetNotFound, RegistryUnavailable, StageKilled
+from airflow_mlops.local.digits import publish_digits
+from airflow_mlops.operators.stage import RunStageOperator
+from airflow_mlops.records import load
+from airflow_mlops.results import from_data
+from airflow_mlops.stages import train
+from tests import fakes
+from tests.fakes import FakeTaskInstance, context
+
+LAYOUT = ArrayLayout((8, 8, 1), 10, scale=1 / 16)
+USER_CODE = """
+import os, signal
+def raises(context):
+    raise ZeroDivisionError("batch size is 0")
+def exits(context):
+    os._exit(0)
+def kills_itself(context):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def mlflow(connect: Callable[..., None]) -> None:
+    connect("mlflow_default", "mlflow", host="http://127.0.0.1:9", password="s3cret-token")
+
+
+@pytest.fixture
+def operator(scripted: ModuleType, workspace: Path, mlflow: None) -> Callable[..., RunStageOperator]:
+    """Make an operator for an action of the scripted stage."""
+
+    def make(action: str, **fields: Any) -> RunStageOperator:
+        return RunStageOperator(task_id="t", stage="scripted", spec=scripted.Spec(action, **fields))
+
+    return make
+
+
+def test_the_constructor_only_assigns(scripted: ModuleType) -> None:
+    spec = scripted.Spec("{{ params.action }}")
+    operator = RunStageOperator(task_id="t", stage="scripted", spec=spec, mlflow_conn_id="other")
+    assert (operator.stage, operator.spec, operator.mlflow_conn_id) == ("scripted", spec, "other")
+
+
+def test_every_field_of_a_typed_spec_is_a_template() -> None:
+    spec = train.Spec(
+        "{{ ti.xcom_pull('validate') }}",  # type: ignore[arg-type]
+        LAYOUT,
+        "m:train",
+        "/dags",
+        "{{ params.model }}",
+        "{{ conn.mlflow_default.host }}",
+        {"epochs": "{{ params.epochs }}"},
+        seed="{{ params.seed }}",  # type: ignore[arg-type]
+    )
+    operator = RunStageOperator(task_id="t", stage="train", spec=spec)
+    operator.render_template_fields(
+        {
+            "params": {"model": "digits", "epochs": 3, "seed": 7},
+            "conn": {"mlflow_default": {"host": "http://mlflow:5000"}},
+            "ti": fakes.FakeTaskInstance(),
+        }
+        | {"ti": _Pulling()}
+    )
+    assert isinstance(operator.spec, train.Spec)
+    assert operator.spec.layout == LAYOUT
+    assert (operator.spec.model_name, operator.spec.seed, operator.spec.params) == ("digits", "7", {"epochs": "3"})
+    assert (operator.spec.validation, operator.spec.tracking_uri) == ("reference", "http://mlflow:5000")
+
+
+class _Pulling:
+    def xcom_pull(self, task_id: str) -> str:
+        return {"validate": "reference"}[task_id]
+
+
+def test_what_it_returns_is_a_reference_that_can_be_loaded_and_fits_json(
+    operator: Callable[..., RunStageOperator], scripted: ModuleType, workspace: Path
+) -> None:
+    answer = operator("leave_file").execute(context(FakeTaskInstance(try_number=3)))
+    assert json.loads(json.dumps(answer)) == answer
+    from airflow_mlops.records import ResultRef
+
+    ref = from_data(ResultRef, answer)
+    assert load(ref, scripted.Result).file.path.read_text() == "weights"
+    assert Path(ref.uri).is_relative_to(workspace)
+    assert "try-3" in ref.uri
+
+
+@pytest.mark.parametrize(
+    ("action", "error_class", "message"), [("fail_for_now", DatasetNotFound, "not there yet"), ("kill_itself", StageKilled, "SIGKILL")]
+)
+def test_an_error_worth_a_retry_passes_as_it_is(
+    operator: Callable[..., RunStageOperator], action: str, error_class: type[Exception], message: str
+) -> None:
+    with pytest.raises(error_class, match=message):
+        operator(action).execute(context())
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [("raise_something", "StageError: KeyError"), ("spoil_file", "ResultInvalid: .*changed after it was recorded"), ("answer_nan", "ResultInvalid")],
+)
+def test_an_error_that_no_retry_mends_fails_the_task_at_once(operator: Callable[..., RunStageOperator], action: str, message: str) -> None:
+    with pytest.raises(AirflowFailException, match=message):
+        operator(action).execute(context())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [({"acton": "talk"}, "acton"), ({"action": "talk", "number": "many"}, "number"), ("text", "top")],
+    ids=["name", "type", "text"],
+)
+def test_a_spec_that_does_not_fit_fails_before_anything_is_started(
+    operator: Callable[..., RunStageOperator], workspace: Path, spec: Any, message: str
+) -> None:
+    with pytest.raises(AirflowFailException, match=f"SpecError: .*{message}"):
+        RunStageOperator(task_id="t", stage="scripted", spec=spec).execute(context())
+    assert not workspace.exists()
+
+
+def test_an_unknown_stage_is_refused(operator: Callable[..., RunStageOperator]) -> None:
+    with pytest.raises(AirflowFailException, match="Did you mean 'train'"):
+        RunStageOperator(task_id="t", stage="trian", spec={}).execute(context())
+
+
+def test_the_stage_sees_mlflows_token_and_nothing_of_airflow(operator: Callable[..., RunStageOperator], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_AIRFLOW__SECRET", "x")
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_ID", "x")
+    ref = operator("show_environment").execute(context())
+    seen = json.loads(Path(ref["uri"]).with_name("environment.json").read_bytes())
+    assert [name for name in seen if "AIRFLOW" in name] == []
+    assert seen["MLFLOW_TRACKING_TOKEN"] == "s3cret-token"
+    assert seen["PATH"]
+    assert "s3cret-token" not in Path(ref["uri"]).with_name("spec.json").read_text()
+
+
+def test_killing_the_task_kills_the_stage(operator: Callable[..., RunStageOperator], workspace: Path) -> None:
+    running = operator("start_child_and_wait")
+    running.on_kill()  # before it started there is nothing to kill
+    ended: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            running.execute(context())
+        except StageKilled as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    while not list(workspace.rglob("pids.json")):
+        thread.join(0.02)
+        assert thread.is_alive()
+    running.on_kill()
+    thread.join(5)
+    assert len(ended) == 1
+
+
+@pytest.fixture(scope="module")
+def bad_trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, BaseException]]]:
+    """The MLflow database, and how the real train stage ended with every train function that breaks its process, at the same time."""
+    home = tmp_path_factory.mktemp("training")
+    (home / "code").mkdir()
+    (home / "code" / "bad_code.py").write_text(USER_CODE)
+    version = publish_digits(home / "inbox", "v1", num_rows=100, seed=1)
+    validation = fakes.leave_record(home, "validate", fakes.validation(home, dataset=version))
+    database = home / "mlflow.db"
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+
+    with MlflowRegistry(f"sqlite:///{database}").start_run("digits", name="first", tags={}):  # makes the tables, for all processes
+        pass
+
+    def run(case: tuple[str, str]) -> BaseException:
+        function, uri = case
+        spec = train.Spec(validation, LAYOUT, f"bad_code:{function}", str(home / "code"), "digits", uri, {})
+        try:
+            RunStageOperator(task_id=function, stage="train", spec=spec).execute(context(FakeTaskInstance(task_id=function)))
+        except Exception as error:
+            return error
+        raise AssertionError(f"{function} ended well")
+
+    cases = {name: (name, f"sqlite:///{database}") for name in ("raises", "exits", "kills_itself")}
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as pool:
+        patch.setenv("AIRFLOW__MLOPS__WORKSPACE", str(home / "workspace"))
+        patch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps({"conn_type": "mlflow", "host": "http://127.0.0.1:9"}))
+        yield database, dict(zip(cases, pool.map(run, cases.values()), strict=True))
+
+
+def test_a_train_function_that_raises_fails_the_task_and_says_where(bad_trainings: tuple[Path, dict[str, BaseException]]) -> None:
+    error = bad_trainings[1]["raises"]
+    assert type(error) is AirflowFailException
+    assert "ZeroDivisionError: batch size is 0 at " in str(error)
+    assert "bad_code.py:4 in raises" in str(error)
+    assert "Mend it and run the stage again" in str(error)
+
+
+def test_a_train_function_that_leaves_the_process_is_no_success_though_the_exit_code_is_0(
+    bad_trainings: tuple[Path, dict[str, BaseException]],
+) -> None:
+    error = bad_trainings[1]["exits"]
+    assert type(error) is StageKilled
+    assert "ended with exit code 0 and left no result record" in str(error)
+
+
+def test_a_train_function_whose_process_is_killed_may_be_retried(bad_trainings: tuple[Path, dict[str, BaseException]]) -> None:
+    error = bad_trainings[1]["kills_itself"]
+    assert type(error) is StageKilled
+    assert error.retryable
+    assert "give it less data at a time, or more memory" in str(error)
+
+
+def test_no_bad_training_registers_anything(bad_trainings: tuple[Path, dict[str, BaseException]]) -> None:
+    with sqlite3.connect(bad_trainings[0]) as connection:
+        assert connection.execute("SELECT count(*) FROM model_versions").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM runs WHERE status = 'FAILED'").fetchone() == (1,)
+
+
+def test_errors_of_the_registry_are_worth_a_retry() -> None:
+    from airflow_mlops.operators.errors import airflow_errors
+
+    with pytest.raises(RegistryUnavailable), airflow_errors():
+        raise RegistryUnavailable("no answer")

@@ -1,0 +1,217 @@
+"""The stages one after the other, with a real registry: a first model from scratch, promoted, and its successor, continued from it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from airflow_mlops.artifacts import file_digest
+from airflow_mlops.exceptions import (
+    DatasetRejected,
+    MlopsError,
+    NonFiniteModel,
+    RegistryError,
+    RegistryUnavailable,
+    ResultInvalid,
+    SpecError,
+    TrainFunctionError,
+)
+from airflow_mlops.gates import ReleasePolicy, decide
+from airflow_mlops.records import ResultRef, read_record
+from airflow_mlops.registry.mlflow import MlflowRegistry
+from airflow_mlops.registry.promotion import promote
+from airflow_mlops.results import Finding
+from airflow_mlops.stages import evaluate, robustness
+from airflow_mlops.stages.inputs import read_split
+from airflow_mlops.stages.runner import run_stage, spec_data, spec_digest
+from tests.fakes import leave_record
+
+from .conftest import LAYOUT, Workshop
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What every stage answered; `first` became champion before `second` was trained."""
+
+    validation: Any
+    validation_ref: ResultRef
+    first: Any
+    first_alone: Any
+    second: Any
+    second_ref: ResultRef
+    compared: Any
+    attacked: Any
+    registry: MlflowRegistry
+
+
+@pytest.fixture(scope="module")
+def chain(workshop: Workshop) -> Chain:
+    registry = MlflowRegistry(workshop.tracking_uri)
+
+    def measured(training: ResultRef, out_dir: str) -> Any:
+        return workshop.run("evaluate", evaluate.Spec(training, LAYOUT, "digits", workshop.tracking_uri), out_dir)[1]
+
+    validation_ref, validation = workshop.validate(workshop.v1)
+    first_ref, first = workshop.run("train", workshop.training_spec(validation_ref), "first")
+    first_alone = measured(first_ref, "first")
+    version = registry.register("digits", first.mlflow_run_id, first.mlflow_source, tags={"model_digest": first.model.digest})
+    promote(registry, "digits", version.version, None)
+    second_validation, _ = workshop.validate(workshop.v2)
+    second_ref, second = workshop.run("train", workshop.training_spec(second_validation, start="champion"), "second")
+    compared = measured(second_ref, "second")
+    _, attacked = workshop.run("robustness", robustness.Spec(second_ref, LAYOUT, max_mutants=60, seed=1), "second")
+    return Chain(validation, validation_ref, first, first_alone, second, second_ref, compared, attacked, registry)
+
+
+def run_status(workshop: Workshop) -> list[str]:
+    """Return the status of every MLflow run, from the oldest to the newest."""
+    with sqlite3.connect(workshop.home / "mlflow" / "mlflow.db") as connection:
+        return [status for (status,) in connection.execute("SELECT status FROM runs ORDER BY start_time")]
+
+
+def learned_from(workshop: Workshop, name: str) -> set[bytes]:
+    with np.load(workshop.home / "runs" / name / "train" / "learned_from.npz") as archive:
+        return {row.tobytes() for row in archive["inputs"]}
+
+
+def test_validation_warns_without_stopping_the_run(chain: Chain, workshop: Workshop) -> None:
+    assert chain.validation.refusal() is None
+    assert (chain.validation.num_rows, len(chain.validation.warnings)) == (300, 1)
+    assert "pixel_3" in chain.validation.warnings[0].message
+    assert chain.validation.report().is_file()
+
+
+def test_the_first_model_has_no_champion_to_be_compared_with(chain: Chain) -> None:
+    assert chain.first.warm_started_from is None
+    assert (chain.first_alone.champion_version, chain.first_alone.champion_metrics) == (None, None)
+
+
+def test_the_second_model_goes_on_from_the_champion_and_is_better_on_the_same_rows(chain: Chain) -> None:
+    assert chain.second.warm_started_from == chain.compared.champion_version == "1"
+    assert chain.compared.champion_metrics["accuracy"] < chain.compared.metrics["accuracy"]
+    assert chain.compared.metrics["accuracy"] > 0.8
+    assert chain.compared.num_rows == chain.second.num_held_out_rows
+    assert decide(ReleasePolicy({"accuracy": 0.8}), chain.compared, chain.attacked).released
+
+
+def test_neither_model_learned_from_the_rows_both_are_judged_by(chain: Chain, workshop: Workshop) -> None:
+    held_out = {row.tobytes() for row in read_split(workshop.v2, LAYOUT, 0.2).held_out.inputs}
+    assert len(held_out) == chain.compared.num_rows
+    assert not held_out & learned_from(workshop, "first")
+    assert not held_out & learned_from(workshop, "second")
+    every_row = {row.tobytes() for side in read_split(workshop.v2, LAYOUT, 0.2) for row in side.inputs}
+    assert learned_from(workshop, "first") & every_row, "the versions share no row: this test proves nothing"
+
+
+def test_the_golden_answers_come_from_the_recorded_rows(chain: Chain) -> None:
+    golden = json.loads(chain.second.golden.path.read_bytes())
+    assert len(golden["inputs"]) == len(golden["outputs"]) == 8
+    assert all(sum(row) == pytest.approx(1, abs=1e-4) for row in golden["outputs"])
+
+
+def test_a_training_says_where_its_model_comes_from(chain: Chain, workshop: Workshop) -> None:
+    assert chain.second.dataset == workshop.v2
+    assert chain.second.params == {"epochs": 4}
+    assert chain.second.code_version
+    assert {"keras", "tensorflow"} <= set(chain.second.packages)
+    version = chain.registry.get("digits", 1)
+    assert (version.run_id, version.aliases) == (chain.first.mlflow_run_id, ("champion",))
+
+
+def test_the_campaign_attacked_the_second_model(chain: Chain) -> None:
+    assert chain.attacked.num_mutants >= 60
+    assert 0 <= chain.attacked.sample_rate <= 1
+    assert chain.attacked.report().read_text().lstrip().startswith("<")
+
+
+def fail(workshop: Workshop, out_dir: Path, spec: Any) -> MlopsError:
+    """Run the train stage as its process does and return the error its record holds."""
+    out_dir.mkdir(exist_ok=True)
+    path, result = out_dir / "spec.json", out_dir / "result.json"
+    path.write_text(json.dumps(spec_data(spec)))
+    assert run_stage("train", path, result) == 1
+    error = read_record(result, stage="train", spec_digest=spec_digest(spec)).error
+    assert error is not None
+    return error.exception()
+
+
+@pytest.mark.parametrize(
+    ("function", "error_class", "message"),
+    [
+        ("raises", TrainFunctionError, r"ZeroDivisionError: batch size is 0 at .*user_code\.py:\d+ in raises"),
+        ("returns_none", TrainFunctionError, r"returned None \(is a return missing\?\)"),
+        ("diverges", NonFiniteModel, "has NaN or infinity in its kernel"),
+        ("logs_nan", NonFiniteModel, "Metric 'loss' is nan at step 3"),
+    ],
+)
+def test_a_bad_train_function_ends_as_a_failed_run_and_registers_nothing(
+    chain: Chain, workshop: Workshop, tmp_path: Path, function: str, error_class: type[MlopsError], message: str
+) -> None:
+    error = fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, function=function))
+    assert type(error) is error_class
+    assert not error.retryable
+    with pytest.raises(error_class, match=message):
+        raise error
+    assert run_status(workshop)[-1] == "FAILED"
+    assert "RUNNING" not in run_status(workshop)
+    with pytest.raises(RegistryError):
+        chain.registry.get("digits", 2)
+
+
+def test_a_train_function_that_is_not_there_is_an_impossible_request_and_no_run(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    before = run_status(workshop)
+    error = fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, function="trian"))
+    assert isinstance(error, SpecError)
+    assert "Did you mean 'train'" in str(error)
+    assert run_status(workshop) == before
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db"])
+def test_a_registry_that_is_down_is_worth_a_retry(chain: Chain, workshop: Workshop, tmp_path: Path, uri: str) -> None:
+    error = fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, tracking_uri=uri))
+    assert isinstance(error, RegistryUnavailable)
+    assert error.retryable
+
+
+def test_an_unknown_start_is_refused(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="Did you mean 'champion'"):
+        raise fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, start="champoin"))
+
+
+def test_rejected_data_is_never_trained_on(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    rejected = leave_record(tmp_path, "validate", replace(chain.validation, critical=(Finding("e", "label", "label holds 12."),)))
+    with pytest.raises(DatasetRejected, match="label holds 12"):
+        raise fail(workshop, tmp_path, workshop.training_spec(rejected))
+
+
+def test_a_validation_that_was_changed_afterwards_is_not_believed(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(ResultInvalid, match="changed after its stage ended"):
+        raise fail(workshop, tmp_path, workshop.training_spec(replace(chain.validation_ref, digest="sha256:0")))
+
+
+def test_a_replaced_champion_file_is_not_continued_from_and_does_not_block_the_next(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    tags = chain.registry.get("digits", 1).tags
+    chain.registry.set_tags("digits", 1, {"model_digest": "sha256:somebody else's"})
+    try:
+        with pytest.raises(RegistryError, match="Somebody replaced it"):
+            raise fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, start="champion"))
+        result = evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path / "evaluate")
+    finally:
+        chain.registry.set_tags("digits", 1, {"model_digest": tags["model_digest"]})
+    assert (result.champion_version, result.champion_metrics) == ("1", None)
+    assert result.champion_problem
+
+
+def test_a_damaged_model_is_not_evaluated(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    damaged = tmp_path / "model.keras"
+    damaged.write_bytes(b"no model")
+    model = replace(chain.second.model, uri=str(damaged), digest=file_digest(damaged))
+    ref = leave_record(tmp_path, "train", replace(chain.second, model=model))
+    with pytest.raises(RegistryError, match=r"model\.keras can not be loaded as a Keras model"):
+        evaluate.run(evaluate.Spec(ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)

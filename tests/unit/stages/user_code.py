@@ -1,0 +1,50 @@
+"""A user's train functions: a good one, and every bad one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def train(context: Any) -> keras.Model:
+    """Learn a little, and keep what was learned from, so that a test can look."""
+    np.savez(context.out_dir / "learned_from.npz", inputs=context.inputs)
+    model = context.initial_model or keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(context.num_classes, activation="softmax")]
+    )
+    model.compile(keras.optimizers.Adam(0.05), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    history = model.fit(context.inputs, context.labels, epochs=context.params["epochs"], verbose=0)
+    context.log_metric("train_accuracy", history.history["accuracy"][-1], 0)
+    return model
+
+
+def raises(_: Any) -> keras.Model:
+    raise ZeroDivisionError("batch size is 0")
+
+
+def returns_none(_: Any) -> None:
+    return None
+
+
+def diverges(context: Any) -> keras.Model:
+    model = train(context)
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    return model
+
+
+def logs_nan(context: Any) -> keras.Model:
+    context.log_metric("loss", float("nan"), 3)
+    return train(context)
+
+
+def exits(_: Any) -> keras.Model:
+    os._exit(0)
+
+
+def kills_itself(_: Any) -> keras.Model:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
