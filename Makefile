@@ -36,7 +36,7 @@ check: install
 
 # One process per core; the tests of a file share expensive fixtures and stay together.
 test: check browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/proofs
 
 # The pages are looked at with the system's Chromium.
 browser:
@@ -44,7 +44,7 @@ browser:
 	  test "$$(id -u)" = 0 || { echo "chromium is missing: install it as root (apt-get install chromium), then run make test again." >&2; exit 1; }; \
 	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
-# What was claimed of the algorithms, shown by experiment; minutes, not seconds.
+# What is claimed, shown by experiment: minutes, not seconds.
 proofs: install
 	$(BIN)/python -m pytest tests/proofs
 

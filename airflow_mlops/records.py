@@ -47,18 +47,6 @@ class StageFailure:
 
 @STRICT
 @dataclass(frozen=True)
-class Record:
-    """The file a stage leaves: exactly one of `result` and `error` is set."""
-
-    schema_version: int
-    stage: str
-    spec_digest: str
-    result: dict[str, Any] | None = None
-    error: StageFailure | None = None
-
-
-@STRICT
-@dataclass(frozen=True)
 class ResultRef:
     """Where a stage's record lies and what it must be; small enough for an XCom."""
 
@@ -66,6 +54,19 @@ class ResultRef:
     uri: str
     digest: str
     headline: str = ""
+
+
+@STRICT
+@dataclass(frozen=True)
+class Record:
+    """The file a stage leaves: exactly one of `result` and `error` is set; `inputs` are the records that its spec named, by field."""
+
+    schema_version: int
+    stage: str
+    spec_digest: str
+    inputs: dict[str, ResultRef]
+    result: dict[str, Any] | None = None
+    error: StageFailure | None = None
 
 
 def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
@@ -81,10 +82,33 @@ def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
 
 def load(ref: ResultRef, result_type: type[R]) -> R:
     """Return the result that `ref` points to, its record and every artefact verified; raise `ResultInvalid` otherwise."""
+    return result_of(_referred(ref), result_type)
+
+
+def lineage(*refs: ResultRef) -> dict[str, ResultRef]:
+    """Return, by stage, every record that `refs` were made from, themselves included.
+
+    :raises ResultInvalid: a record changed, or two of them come from different runs of the same stage.
+    """
+    found: dict[str, ResultRef] = {}
+    waiting = list(refs)
+    while waiting:
+        ref = waiting.pop()
+        known = found.setdefault(ref.stage, ref)
+        if known.digest != ref.digest:
+            raise ResultInvalid(
+                f"The results come from two different runs of stage {ref.stage!r}: {known.uri} and {ref.uri}. Expected results about one model; "
+                "clear the stages that come after it, so that they run again."
+            )
+        waiting += _referred(ref).inputs.values()
+    return found
+
+
+def _referred(ref: ResultRef) -> Record:
     path = Path(ref.uri)
     if path.is_file() and (found := file_digest(path)) != ref.digest:
         raise ResultInvalid(f"{path} changed after its stage ended: expected {ref.digest}, found {found}. Run stage {ref.stage!r} again.")
-    return result_of(_parse(path), result_type)
+    return _parse(path)
 
 
 def result_of(record: Record, result_type: type[R]) -> R:

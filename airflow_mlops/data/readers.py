@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 
 from airflow_mlops.data.snapshot import contents
 from airflow_mlops.exceptions import DatasetError

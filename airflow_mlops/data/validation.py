@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import great_expectations as gx
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from great_expectations.core.expectation_suite import ExpectationSuite
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult, ExpectationValidationResult
 from great_expectations.core.run_identifier import RunIdentifier

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, SkipMixin
 
 from airflow_mlops.exceptions import PromotionConflict
-from airflow_mlops.gates import GateDecision, ReleasePolicy, decide
+from airflow_mlops.gates import ReleasePolicy, decide
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.operators.errors import airflow_errors
-from airflow_mlops.records import ResultRef, load
+from airflow_mlops.records import ResultRef, lineage, load
 from airflow_mlops.registry.base import CANDIDATE, CHAMPION
-from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, ValidationResult, from_data, to_data
+from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, from_data, to_data
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset, Context
@@ -27,6 +28,8 @@ def _ref(data: Any) -> ResultRef:
 
 class GateModelOperator(BaseOperator, SkipMixin):
     """Decide by policy whether the model may be offered for release; when not, say why and skip what follows.
+
+    Returns the decision and ``evidence``, the references to every result record behind it.
 
     :param evaluation: reference to the evaluation's result record.
     :param robustness: reference to the robustness campaign's result record.
@@ -44,10 +47,11 @@ class GateModelOperator(BaseOperator, SkipMixin):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
-            evaluation, robustness = load(_ref(self.evaluation), EvaluationResult), load(_ref(self.robustness), RobustnessResult)
-            decision = decide(self.policy, evaluation, robustness)
+            evaluation, robustness = _ref(self.evaluation), _ref(self.robustness)
+            evidence = lineage(evaluation, robustness)
+            decision = decide(self.policy, load(evaluation, EvaluationResult), load(robustness, RobustnessResult))
         self.log.info("%s", decision.headline())
-        answer = {**to_data(decision), "headline": decision.headline()}
+        answer = {**to_data(decision), "headline": decision.headline(), "evidence": {stage: to_data(ref) for stage, ref in evidence.items()}}
         if not decision.released:
             context["ti"].xcom_push(key="return_value", value=answer)  # skipping ends the task before its value would be stored
             self.skip(ti=context["ti"], tasks=context["task"].get_direct_relatives(upstream=False))
@@ -58,22 +62,17 @@ class MlflowRegisterModelOperator(BaseOperator):
     """Register the trained model with every gate as a tag and the alias ``candidate``; the same training registers once.
 
     :param model_name: the registered model.
-    :param validation, training, evaluation, robustness: references to the stages' result records.
-    :param decision: the gate's answer.
+    :param decision: the gate's answer with its evidence.
     :param candidate: asset whose event starts the release, with the version in its extra.
     """
 
-    template_fields = ("validation", "training", "evaluation", "robustness", "decision")
+    template_fields = ("decision",)
     ui_color = "#dcebfa"
 
     def __init__(
         self,
         *,
         model_name: str,
-        validation: Any,
-        training: Any,
-        evaluation: Any,
-        robustness: Any,
         decision: Any,
         candidate: Asset,
         mlflow_conn_id: str = MlflowHook.default_conn_name,
@@ -81,19 +80,16 @@ class MlflowRegisterModelOperator(BaseOperator):
     ) -> None:
         super().__init__(outlets=[candidate], **kwargs)
         self.model_name = model_name
-        self.validation = validation
-        self.training = training
-        self.evaluation = evaluation
-        self.robustness = robustness
         self.decision = decision
         self.candidate = candidate
         self.mlflow_conn_id = mlflow_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
-            training = load(_ref(self.training), TrainingResult)
+            evidence = {stage: _ref(data) for stage, data in self.decision["evidence"].items()}
+            training = load(evidence["train"], TrainingResult)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            tags = self._tags(training, context)
+            tags = self._tags(training, evidence, context)
             version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
             registry.set_alias(self.model_name, CANDIDATE, version.version)
         headline = f"{self.model_name} version {version.version} is the candidate"
@@ -101,10 +97,8 @@ class MlflowRegisterModelOperator(BaseOperator):
         context["outlet_events"][self.candidate].extra = {"model": self.model_name, "version": version.version}
         return {"name": self.model_name, "version": version.version, "headline": headline}
 
-    def _tags(self, training: TrainingResult, context: Context) -> dict[str, str]:
-        validation, evaluation = load(_ref(self.validation), ValidationResult), load(_ref(self.evaluation), EvaluationResult)
-        robustness = load(_ref(self.robustness), RobustnessResult)
-        decision = from_data(GateDecision, {k: v for k, v in self.decision.items() if k != "headline"}, what="gate's decision")
+    def _tags(self, training: TrainingResult, evidence: Mapping[str, ResultRef], context: Context) -> dict[str, str]:
+        evaluation = load(evidence["evaluate"], EvaluationResult)
         return {
             "dataset": f"{training.dataset.dataset} {training.dataset.name}",
             "dataset_digest": training.dataset.digest,
@@ -113,10 +107,10 @@ class MlflowRegisterModelOperator(BaseOperator):
             "saved_model_digest": training.saved_model.digest,
             "golden_digest": training.golden.digest,
             "evaluated_against": evaluation.champion_version or NO_CHAMPION,
-            "gate.validation": validation.headline(),
-            "gate.evaluation": evaluation.headline(),
-            "gate.robustness": robustness.headline(),
-            "gate.decision": decision.headline(),
+            "gate.validation": evidence["validate"].headline,
+            "gate.evaluation": evidence["evaluate"].headline,
+            "gate.robustness": evidence["robustness"].headline,
+            "gate.decision": self.decision["headline"],
             "airflow_run": f"{context['ti'].dag_id}/{context['ti'].run_id}",
         }
 

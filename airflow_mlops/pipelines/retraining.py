@@ -50,16 +50,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
         policy=spec.policy,
         on_success_callback=PipelineNotifier(text=DECIDED, channel=spec.channel),
     )
-    MlflowRegisterModelOperator(
-        task_id="register",
-        model_name=spec.model,
-        validation=validation,
-        training=training,
-        evaluation=evaluation,
-        robustness=campaign,
-        decision=gate.output,
-        candidate=candidate,
-    )
+    MlflowRegisterModelOperator(task_id="register", model_name=spec.model, decision=gate.output, candidate=candidate)
 
 
 def _stage(name: str, spec: Any) -> Any:

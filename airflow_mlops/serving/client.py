@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import httpx
 
 from airflow_mlops.exceptions import ServingError, ServingUnavailable, SpecError

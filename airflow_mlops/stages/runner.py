@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError
-from airflow_mlops.records import SCHEMA_VERSION, Record, StageFailure
+from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, StageFailure
 from airflow_mlops.results import from_data, to_data
 from airflow_mlops.stages import stage
 
@@ -54,16 +54,17 @@ def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
     """
     spec = parse_spec(name, _read_spec(spec_path))
     digest = spec_digest(spec)
+    inputs = {field: value for field, value in spec._asdict().items() if isinstance(value, ResultRef)}
     try:
         result = stage(name).run(spec, result_path.parent)
         data = to_data(from_data(stage(name).Result, to_data(result), what=f"result of stage {name!r}"))  # refuses NaN while it can be said
     except Exception as error:  # every failure becomes a record, with its traceback in the log
         expected = isinstance(error, MlopsError)
         log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
-        record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error))
+        record = Record(SCHEMA_VERSION, name, digest, inputs, error=StageFailure.of(error))
     else:
         log.info("%s", result.headline())
-        record = Record(SCHEMA_VERSION, name, digest, result=data)
+        record = Record(SCHEMA_VERSION, name, digest, inputs, result=data)
     write_atomically(result_path, canonical_json(to_data(record)))
     return 0 if record.error is None else 1
 

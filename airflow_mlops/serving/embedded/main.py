@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import uvicorn
 
 from airflow_mlops.exceptions import MlopsError, ServingError, SpecError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 from airflow_mlops.exceptions import ServingError
 

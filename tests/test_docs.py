@@ -1,0 +1,134 @@
+"""What README.md promises, done: its files are written down as they stand there and used."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.artifacts import canonical_json
+from airflow_mlops.data.snapshot import open_version
+from airflow_mlops.data.suites import load_suite
+from airflow_mlops.results import DatasetVersion, to_data
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAIN = """
+import sys
+from pathlib import Path
+from airflow_mlops.data.arrays import to_arrays
+from airflow_mlops.data.layout import ArrayLayout
+from airflow_mlops.data.readers import read_frame
+from airflow_mlops.data.snapshot import open_version
+from airflow_mlops.data.split import split
+from airflow_mlops.training.context import TrainContext
+from airflow_mlops.training.function import resolve
+from airflow_mlops.training.reproducibility import seed_everything
+from airflow_mlops.training.trainer import fit
+
+home = Path(sys.argv[1])
+train = split(to_arrays(read_frame(open_version(home / "inbox" / "first")), ArrayLayout((16, 16, 1), 3, scale=1 / 255))).train
+seed_everything(1)
+logged = []
+context = TrainContext(train.inputs, train.labels, {"epochs": 2}, 1, 3, lambda *metric: logged.append(metric), home)
+model = fit(resolve("signs_model:train", home / "dags" / "signs"), context)
+print(model.output_shape, [name for name, _, _ in logged])
+"""
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's directory with the files of README: the DAG file and its neighbours in one folder, the publisher elsewhere."""
+    home = tmp_path_factory.mktemp("user")
+    team = home / "dags" / "signs"
+    team.mkdir(parents=True)
+    (home / "dags" / ".airflowignore").write_text((ROOT / "dags" / ".airflowignore").read_text())
+    files = dict(re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', README, flags=re.MULTILINE | re.DOTALL))
+    assert set(files) == {"publish_signs.py", "signs_suite.json", "signs_model.py", "signs.py"}
+    for name, text in files.items():
+        (home if name.startswith("publish") else team).joinpath(name).write_text(text)
+    return home
+
+
+@pytest.fixture(scope="module")
+def version(home: Path) -> DatasetVersion:
+    digest = run(home / "publish_signs.py", home / "inbox", "first").strip()
+    version = open_version(home / "inbox" / "first")
+    assert (version.dataset, version.digest) == ("signs", digest)
+    return version
+
+
+def test_the_data_keep_what_the_suite_promises(home: Path, version: DatasetVersion) -> None:
+    suite = home / "dags" / "signs" / "signs_suite.json"
+    assert [one.severity for one in load_suite(suite).expectations] == ["critical"] * 4 + ["warning"]
+    (home / "spec.json").write_bytes(canonical_json({"dataset": to_data(version), "suite": str(suite)}))
+    run("-m", "airflow_mlops", "stage", "validate", "--spec", home / "spec.json", "--result", home / "validated" / "result.json")
+    result = json.loads((home / "validated" / "result.json").read_bytes())["result"]
+    assert (result["num_rows"], result["critical"], result["warnings"]) == (300, [], [])
+
+
+def test_the_train_function_trains_on_the_published_data(home: Path, version: DatasetVersion) -> None:
+    last = run("-c", TRAIN, home).splitlines()[-1]
+    assert last == "(None, 3) ['train_accuracy', 'train_accuracy']"
+
+
+def test_the_dag_file_makes_three_dags_and_the_model_code_is_not_parsed(home: Path) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(home / "dags", bundle_name="dags-folder")
+    assert bag.import_errors == {}
+    assert set(bag.dags) == {"signs_on_dataset", "signs_nightly", "signs_release"}
+    assert [Path(stat.file).name for stat in bag.dagbag_stats] == ["signs.py"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent.name != "docker" else "docker")
+def test_every_command_exists(page: Path) -> None:
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, flags=re.MULTILINE)) <= targets
+    known = set(re.findall(r"^    (\w+) ", run("-m", "airflow_mlops", "--help"), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)airflow-mlops ([a-z]+)", text, flags=re.MULTILINE)) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent.name != "docker" else "docker")
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_table_of_dags_names_the_dags() -> None:
+    table = README.partition("## The DAGs")[2].partition("##")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == {"digits_on_dataset", "digits_nightly", "digits_release"}
+
+
+def test_every_setting_and_connection_type_is_explained() -> None:
+    from airflow_mlops.get_provider_info import get_provider_info
+
+    text = (ROOT / "docs" / "operations.md").read_text()
+    info = get_provider_info()
+    names = [*info["config"]["mlops"]["options"], *(entry["connection-type"] for entry in info["connection-types"])]
+    names += [field for entry in info["connection-types"] for field in entry.get("conn-fields", {})]
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_image_copies_what_is_there_and_installs_only_what_is_locked() -> None:
+    lines = (ROOT / "docker" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    sources = [word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1] if word[:2] != "--"]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    installs = [line for line in lines if " install " in line or "pip sync" in line]
+    assert installs
+    assert all("--require-hashes" in line or "--no-deps" in line for line in installs), installs
+    assert [line for line in lines if line.startswith("USER ")][-1] not in ("USER root", "USER 0")
+    assert 'ENTRYPOINT ["airflow-mlops"]' in lines

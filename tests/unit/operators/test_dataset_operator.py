@@ -1,0 +1,132 @@
+"""The run's dataset version: by event, by name, or the newest, and never that of another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_mlops.data.snapshot import publish_version
+from airflow_mlops.exceptions import DatasetNotFound, LedgerUnavailable
+from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.dataset import ClaimDatasetOperator
+from airflow_mlops.results import DatasetVersion, from_data, to_data
+from tests.fakes import FakeTaskInstance, context
+
+DAG_ID = FakeTaskInstance().dag_id
+OTHER = FakeTaskInstance(run_id="other run")
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    return tmp_path / "inbox"
+
+
+def publish(inbox: Path, name: str, dataset: str = "digits") -> DatasetVersion:
+    return publish_version({"a.csv": f"x,label\n{len(name)},{name}\n".encode()}, inbox, name=name, dataset=dataset)
+
+
+def event(version: DatasetVersion) -> dict[str, Any]:
+    return {"from_trigger": True, "payload": to_data(version)}
+
+
+def claim(inbox: Path, *events: dict[str, Any], ti: FakeTaskInstance | None = None, **settings: Any) -> DatasetVersion:
+    operator = ClaimDatasetOperator(task_id="claim", dataset="digits", inbox=str(inbox), **settings)
+    answer = operator.execute(context(ti, extras=events))
+    return from_data(DatasetVersion, json.loads(json.dumps(answer)))
+
+
+def test_the_constructor_only_assigns_and_its_fields_are_templates(tmp_path: Path) -> None:
+    operator = ClaimDatasetOperator(task_id="claim", dataset="{{ params.dataset }}", inbox="{{ params.inbox }}", version="{{ params.version }}")
+    assert (operator.dataset, operator.repeat, operator.ledger_conn_id) == ("{{ params.dataset }}", False, "mlops_ledger_default")
+    operator.render_template_fields({"params": {"dataset": "digits", "inbox": "/inbox", "version": "v1"}})
+    assert (operator.dataset, operator.inbox, operator.version) == ("digits", "/inbox", "v1")
+
+
+def test_an_event_brings_its_version_and_the_run_takes_it(inbox: Path, ledger: Store) -> None:
+    v1, _ = publish(inbox, "v1"), publish(inbox, "v2")
+    assert claim(inbox, event(v1)) == v1
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {v1.digest: FakeTaskInstance().run_id}
+
+
+def test_of_several_events_the_newest_counts_and_all_versions_are_taken(inbox: Path, ledger: Store) -> None:
+    versions = [publish(inbox, name) for name in ("v2", "v3", "v1")]
+    assert claim(inbox, *map(event, versions)) == versions[-1]
+    assert set(datasets.claimed(ledger, "digits", purpose=DAG_ID)) == {version.digest for version in versions}
+
+
+def test_an_older_version_that_another_run_has_or_that_is_gone_does_not_hold_up_the_newest(inbox: Path, ledger: Store) -> None:
+    v1, v2, v3 = (publish(inbox, name) for name in ("v1", "v2", "v3"))
+    claim(inbox, event(v1), ti=OTHER)
+    shutil.rmtree(v2.uri)
+    assert claim(inbox, event(v1), event(v2), event(v3)) == v3
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID)[v1.digest] == OTHER.run_id
+
+
+def test_an_event_without_a_version_means_the_newest(inbox: Path, ledger: Store) -> None:
+    assert claim(inbox, {}, {"from_rest_api": True}) == publish(inbox, "v1") if publish(inbox, "v1") else None
+
+
+def test_without_an_event_the_newest_complete_version_of_this_dataset_is_taken(inbox: Path, ledger: Store) -> None:
+    publish(inbox, "v9")
+    newest = publish(inbox, "v10")
+    publish(inbox, "letters", dataset="letters")
+    (inbox / "v11").mkdir()
+    (inbox / "v11" / "manifest.json").write_text("{")
+    assert claim(inbox) == newest
+
+
+def test_a_version_can_be_asked_for_by_name(inbox: Path, ledger: Store) -> None:
+    v1, _ = publish(inbox, "v1"), publish(inbox, "v2")
+    assert claim(inbox, version="v1") == v1
+
+
+def test_the_same_run_takes_its_version_again(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    assert claim(inbox) == claim(inbox) == v1
+
+
+@pytest.mark.parametrize("settings", [{}, {"version": "v1"}])
+def test_a_version_of_another_run_fails_the_task(inbox: Path, ledger: Store, settings: dict[str, Any]) -> None:
+    publish(inbox, "v1")
+    claim(inbox, ti=OTHER)
+    with pytest.raises(AirflowFailException, match="DatasetAlreadyClaimed: .*belongs to run 'other run'"):
+        claim(inbox, **settings)
+
+
+def test_repeat_works_on_it_all_the_same_and_takes_it_from_nobody(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    claim(inbox, ti=OTHER)
+    assert claim(inbox, repeat=True) == v1
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {v1.digest: OTHER.run_id}
+
+
+def test_an_empty_inbox_may_fill_up(inbox: Path, ledger: Store) -> None:
+    inbox.mkdir()
+    with pytest.raises(DatasetNotFound, match="holds no complete version of 'digits'"):
+        claim(inbox)
+
+
+def test_a_version_altered_since_its_event_is_refused_and_not_taken(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    (Path(v1.uri) / "a.csv").write_bytes(b"x,label\n9,v1\n")
+    with pytest.raises(AirflowFailException, match=r"ManifestMismatch: .*a\.csv was altered"):
+        claim(inbox, event(v1))
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
+
+
+def test_an_event_with_another_payload_is_refused(inbox: Path, ledger: Store) -> None:
+    with pytest.raises(AirflowFailException, match="payload of the dataset's asset event is not a DatasetVersion"):
+        claim(inbox, {"payload": {"dataset": "digits"}})
+
+
+def test_a_ledger_that_does_not_answer_is_worth_a_retry(inbox: Path, connect: Any, tmp_path: Path) -> None:
+    publish(inbox, "v1")
+    connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "nowhere" / "ledger.db"))
+    with pytest.raises(LedgerUnavailable):
+        claim(inbox)

@@ -1,0 +1,225 @@
+"""Gate, register, select, promote: over a real registry in a SQLite file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Asset
+from airflow.sdk.bases.operator import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
+
+from airflow_mlops.exceptions import RegistryUnavailable
+from airflow_mlops.gates import ReleasePolicy
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.model import GateModelOperator, MlflowPromoteModelOperator, MlflowRegisterModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.registry.mlflow import MlflowRegistry
+from airflow_mlops.results import to_data
+from tests import fakes
+from tests.fakes import FakeTaskInstance, context
+
+CANDIDATE = Asset("digits_candidate")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+class Shop:
+    """One registered model of its own name per test, and the records of a training."""
+
+    def __init__(self, name: str, database: Path, directory: Path) -> None:
+        self.name, self.directory, self.registry = name, directory, MlflowRegistry(f"sqlite:///{database}")
+
+    def records(self, **changes: Any) -> dict[str, Any]:
+        """Return what the stages before registration returned."""
+        with self.registry.start_run(self.name, name="training", tags={}) as run:
+            pass
+        origin = {"mlflow_run_id": run.run_id, "mlflow_source": run.artifact_uri}
+        home = self.directory / run.run_id
+        results = {
+            "validation": fakes.validation(home),
+            "training": fakes.training(home, **origin),
+            "evaluation": fakes.evaluation(champion_version=None, champion_metrics=None, **changes),
+            "robustness": fakes.robustness(home),
+        }
+        return {name: to_data(fakes.leave_record(home, name, result)) for name, result in results.items()}
+
+    def gate(self, records: dict[str, Any], policy: ReleasePolicy | None = None) -> GateModelOperator:
+        chosen = {name: records[name] for name in ("evaluation", "robustness")}
+        return GateModelOperator(task_id="gate", policy=policy or ReleasePolicy(), **chosen)
+
+    def register(self, records: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Register the model of `records`; return the operator's answer and its asset event's extra."""
+        decision = self.gate(records).execute(context())
+        events = {CANDIDATE: SimpleNamespace(extra={})}
+        operator = MlflowRegisterModelOperator(task_id="register", model_name=self.name, decision=decision, candidate=CANDIDATE, **records)
+        return operator.execute(context(outlet_events=events)), events[CANDIDATE].extra
+
+    def select(self, *extras: dict[str, Any], version: Any = None) -> dict[str, Any]:
+        return MlflowSelectCandidateOperator(task_id="select", model_name=self.name, version=version).execute(context(extras=extras))
+
+    def promote(self, model: dict[str, Any], run_id: str = "run 1") -> dict[str, Any]:
+        return MlflowPromoteModelOperator(task_id="promote", model=model).execute(context(FakeTaskInstance(run_id=run_id)))
+
+
+@pytest.fixture
+def shop(request: pytest.FixtureRequest, database: Path, tmp_path: Path, connect: Callable[..., None], ledger: Store) -> Shop:
+    connect("mlflow_default", "mlflow", host=f"sqlite:///{database}")
+    return Shop(request.node.name, database, tmp_path)
+
+
+def test_a_good_model_passes_the_gate_and_nothing_is_skipped(shop: Shop) -> None:
+    ti = FakeTaskInstance()
+    answer = shop.gate(shop.records()).execute(context(ti))
+    assert json.loads(json.dumps(answer)) == answer
+    assert answer["released"]
+    assert answer["headline"].startswith("released: no champion to compare with")
+    assert ti.pushed == {}
+
+
+def test_a_model_that_is_not_good_enough_is_a_result_and_what_follows_directly_is_skipped(shop: Shop) -> None:
+    ti = FakeTaskInstance(task_id="gate")
+    with DAG("d"):
+        gate = shop.gate(shop.records(), ReleasePolicy({"accuracy": 0.99}))
+        after, later, beside = (BaseOperator(task_id=name) for name in ("after", "later", "beside"))
+        gate >> after >> later
+        gate >> beside
+    with pytest.raises(DownstreamTasksSkipped) as caught:
+        gate.execute(context(ti, task=gate))
+    assert set(caught.value.tasks) == {"after", "beside"}
+    stored = ti.pushed["return_value"]
+    assert not stored["released"]
+    assert stored["reasons"] == ["accuracy is 0.9500 on 200 held-out rows, below the required 0.99."]
+    assert json.loads(json.dumps(stored)) == stored
+
+
+def test_a_gate_with_nothing_behind_it_still_says_no(shop: Shop) -> None:
+    with DAG("d"):
+        gate = shop.gate(shop.records(), ReleasePolicy(max_defect_rate=0.1))
+    answer = gate.execute(context(task=gate))
+    assert not answer["released"]
+
+
+def test_a_gate_does_not_believe_a_record_that_changed(shop: Shop) -> None:
+    records = shop.records()
+    Path(records["evaluation"]["uri"]).write_text("{}")
+    with pytest.raises(AirflowFailException, match="ResultInvalid: .*changed after its stage ended"):
+        shop.gate(records).execute(context())
+
+
+def test_a_model_is_registered_once_with_its_origin_and_its_gates(shop: Shop) -> None:
+    records = shop.records()
+    first, extra = shop.register(records)
+    again, _ = shop.register(records)
+    assert first == again
+    assert (first["name"], first["version"]) == (shop.name, 1)
+    assert extra == {"model": shop.name, "version": 1}
+    version = shop.registry.get(shop.name, 1)
+    assert version.aliases == ("candidate",)
+    training = fakes.training(shop.directory)
+    expected = {
+        "dataset": "digits v1",
+        "evaluated_against": "none",
+        "model_digest": training.model.digest,
+        "saved_model_digest": training.saved_model.digest,
+        "airflow_run": f"{FakeTaskInstance().dag_id}/{FakeTaskInstance().run_id}",
+    }
+    assert {name: version.tags[name] for name in expected} == expected
+    assert version.tags["gate.decision"].startswith("released")
+    assert {"gate.validation", "gate.evaluation", "gate.robustness"} <= set(version.tags)
+
+
+@pytest.mark.parametrize("how", ["alias", "event", "number", "text"])
+def test_the_version_to_release_is_the_one_asked_for_the_one_that_came_or_the_candidate(shop: Shop, how: str) -> None:
+    for _ in range(2):
+        shop.register(shop.records())
+    other = {"model": "another model", "version": 99}
+    if how == "alias":
+        chosen, expected = shop.select(), 2
+    elif how == "event":
+        chosen, expected = shop.select({"model": shop.name, "version": 1}, other), 1
+    else:
+        chosen, expected = shop.select({"model": shop.name, "version": 2}, version="1" if how == "text" else 1), 1
+    assert (chosen["name"], chosen["version"], chosen["expected_champion"]) == (shop.name, expected, None)
+    assert json.loads(json.dumps(chosen)) == chosen
+
+
+def test_of_several_models_that_came_the_newest_is_released(shop: Shop) -> None:
+    for _ in range(2):
+        shop.register(shop.records())
+    assert shop.select(*({"model": shop.name, "version": number} for number in (2, 1)))["version"] == 2
+
+
+def test_promotion_moves_the_aliases_once_and_remembers_what_it_did(shop: Shop) -> None:
+    shop.register(shop.records())
+    chosen = shop.select()
+    done = shop.promote(chosen)
+    assert (done["champion"], done["previous"]) == (1, None)
+    assert json.loads(json.dumps(done)) == done
+    shop.registry.remove_alias(shop.name, "champion")  # a second application would be seen
+    assert shop.promote(chosen) == done
+    assert shop.registry.get(shop.name, 1).aliases == ()
+
+
+def test_a_model_that_was_compared_with_another_champion_is_not_released(shop: Shop) -> None:
+    for _ in range(2):
+        shop.register(shop.records())
+    shop.promote(shop.select(version=1))
+    with pytest.raises(AirflowFailException, match="PromotionConflict: .*compared with champion none, but the champion is now 1"):
+        shop.select(version=2)
+    assert shop.select(version=1)["expected_champion"] == 1  # a release that is cleared after its promotion goes through again
+
+
+def test_a_champion_that_changed_between_selection_and_promotion_is_a_conflict(shop: Shop) -> None:
+    for _ in range(2):
+        shop.register(shop.records())
+    late = shop.select(version=2)
+    shop.promote(shop.select(version=1), "run 1")
+    with pytest.raises(AirflowFailException, match="PromotionConflict"):
+        shop.promote(late, "run 2")
+    assert "champion" in shop.registry.get(shop.name, 1).aliases
+
+
+def test_a_release_without_a_candidate_says_so(shop: Shop) -> None:
+    with pytest.raises(AirflowFailException, match="ModelNotFound"):
+        shop.select()
+
+
+def test_a_registry_that_is_down_is_worth_a_retry(shop: Shop, connect: Callable[..., None]) -> None:
+    records = shop.records()
+    connect("mlflow_default", "mlflow", host="http://127.0.0.1:9")
+    with pytest.raises(RegistryUnavailable, match="did not answer"):
+        shop.select()
+    with pytest.raises(RegistryUnavailable):
+        shop.register(records)
+    with pytest.raises(RegistryUnavailable):
+        shop.promote({"name": shop.name, "version": 1, "expected_champion": None})
+
+
+@pytest.mark.parametrize(
+    ("operator_class", "settings"),
+    [
+        (GateModelOperator, {"evaluation": 1, "robustness": 2, "policy": ReleasePolicy()}),
+        (MlflowSelectCandidateOperator, {"model_name": "m", "version": "7", "mlflow_conn_id": "a"}),
+        (MlflowPromoteModelOperator, {"model": {"name": "m"}, "mlflow_conn_id": "a", "ledger_conn_id": "b"}),
+        (
+            MlflowRegisterModelOperator,
+            {"model_name": "m", "candidate": CANDIDATE, **dict.fromkeys(("validation", "training", "evaluation", "robustness", "decision"), "x")},
+        ),
+    ],
+)
+def test_constructors_only_assign(operator_class: type[BaseOperator], settings: dict[str, Any]) -> None:
+    operator = operator_class(task_id="t", **settings)
+    assert {name: getattr(operator, name) for name in settings} == settings
+
+
+def test_the_description_of_a_model_is_a_template_in_depth() -> None:
+    operator = MlflowPromoteModelOperator(task_id="t", model={"name": "{{ params.model }}", "version": 3})
+    operator.render_template_fields({"params": {"model": "digits"}})
+    assert operator.model == {"name": "digits", "version": 3}
