@@ -7,7 +7,7 @@ phases and XComs prove nothing; a record counts only after `read_record` or `loa
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,9 +64,9 @@ class Record:
     schema_version: int
     stage: str
     spec_digest: str
-    inputs: dict[str, ResultRef]
     result: dict[str, Any] | None = None
     error: StageFailure | None = None
+    inputs: dict[str, ResultRef] = field(default_factory=dict)
 
 
 def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:

@@ -61,10 +61,10 @@ def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
     except Exception as error:  # every failure becomes a record, with its traceback in the log
         expected = isinstance(error, MlopsError)
         log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
-        record = Record(SCHEMA_VERSION, name, digest, inputs, error=StageFailure.of(error))
+        record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error), inputs=inputs)
     else:
         log.info("%s", result.headline())
-        record = Record(SCHEMA_VERSION, name, digest, inputs, result=data)
+        record = Record(SCHEMA_VERSION, name, digest, result=data, inputs=inputs)
     write_atomically(result_path, canonical_json(to_data(record)))
     return 0 if record.error is None else 1
 

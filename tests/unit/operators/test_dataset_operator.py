@@ -69,7 +69,8 @@ def test_an_older_version_that_another_run_has_or_that_is_gone_does_not_hold_up_
 
 
 def test_an_event_without_a_version_means_the_newest(inbox: Path, ledger: Store) -> None:
-    assert claim(inbox, {}, {"from_rest_api": True}) == publish(inbox, "v1") if publish(inbox, "v1") else None
+    v1 = publish(inbox, "v1")
+    assert claim(inbox, {}, {"from_rest_api": True}) == v1
 
 
 def test_without_an_event_the_newest_complete_version_of_this_dataset_is_taken(inbox: Path, ledger: Store) -> None:
@@ -95,7 +96,7 @@ def test_the_same_run_takes_its_version_again(inbox: Path, ledger: Store) -> Non
 def test_a_version_of_another_run_fails_the_task(inbox: Path, ledger: Store, settings: dict[str, Any]) -> None:
     publish(inbox, "v1")
     claim(inbox, ti=OTHER)
-    with pytest.raises(AirflowFailException, match="DatasetAlreadyClaimed: .*belongs to run 'other run'"):
+    with pytest.raises(AirflowFailException, match=r"DatasetAlreadyClaimed: .*belongs to run 'other run'"):
         claim(inbox, **settings)
 
 

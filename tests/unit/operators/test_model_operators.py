@@ -109,7 +109,7 @@ def test_a_gate_with_nothing_behind_it_still_says_no(shop: Shop) -> None:
 def test_a_gate_does_not_believe_a_record_that_changed(shop: Shop) -> None:
     records = shop.records()
     Path(records["evaluation"]["uri"]).write_text("{}")
-    with pytest.raises(AirflowFailException, match="ResultInvalid: .*changed after its stage ended"):
+    with pytest.raises(AirflowFailException, match=r"ResultInvalid: .*changed after its stage ended"):
         shop.gate(records).execute(context())
 
 
@@ -171,7 +171,7 @@ def test_a_model_that_was_compared_with_another_champion_is_not_released(shop: S
     for _ in range(2):
         shop.register(shop.records())
     shop.promote(shop.select(version=1))
-    with pytest.raises(AirflowFailException, match="PromotionConflict: .*compared with champion none, but the champion is now 1"):
+    with pytest.raises(AirflowFailException, match=r"PromotionConflict: .*compared with champion none, but the champion is now 1"):
         shop.select(version=2)
     assert shop.select(version=1)["expected_champion"] == 1  # a release that is cleared after its promotion goes through again
 

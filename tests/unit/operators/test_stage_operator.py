@@ -18,7 +18,7 @@ from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import DatasetNotFound, RegistryUnavailable, StageKilled
 from airflow_mlops.local.digits import publish_digits
 from airflow_mlops.operators.stage import RunStageOperator
-from airflow_mlops.records import load
+from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import from_data
 from airflow_mlops.stages import train
 from tests import fakes
@@ -69,14 +69,9 @@ def test_every_field_of_a_typed_spec_is_a_template() -> None:
         seed="{{ params.seed }}",  # type: ignore[arg-type]
     )
     operator = RunStageOperator(task_id="t", stage="train", spec=spec)
-    operator.render_template_fields(
-        {
-            "params": {"model": "digits", "epochs": 3, "seed": 7},
-            "conn": {"mlflow_default": {"host": "http://mlflow:5000"}},
-            "ti": fakes.FakeTaskInstance(),
-        }
-        | {"ti": _Pulling()}
-    )
+    params = {"model": "digits", "epochs": 3, "seed": 7}
+    connections = {"mlflow_default": {"host": "http://mlflow:5000"}}
+    operator.render_template_fields({"params": params, "conn": connections, "ti": _Pulling()})
     assert isinstance(operator.spec, train.Spec)
     assert operator.spec.layout == LAYOUT
     assert (operator.spec.model_name, operator.spec.seed, operator.spec.params) == ("digits", "7", {"epochs": "3"})
@@ -93,8 +88,6 @@ def test_what_it_returns_is_a_reference_that_can_be_loaded_and_fits_json(
 ) -> None:
     answer = operator("leave_file").execute(context(FakeTaskInstance(try_number=3)))
     assert json.loads(json.dumps(answer)) == answer
-    from airflow_mlops.records import ResultRef
-
     ref = from_data(ResultRef, answer)
     assert load(ref, scripted.Result).file.path.read_text() == "weights"
     assert Path(ref.uri).is_relative_to(workspace)

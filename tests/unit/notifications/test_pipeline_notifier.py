@@ -1,0 +1,175 @@
+"""One message per transition: to Slack if it is there, into the outbox otherwise, and never an error for the pipeline."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
+from tests.fakes import FakeTaskInstance, context
+from tests.servers import free_port
+
+TOKEN = "xoxb-s3cret-token"
+Connect = Callable[..., None]
+
+
+class FakeSlack:
+    """A server that takes Slack's ``chat.postMessage``; `answer` is what it says, `posts` what it was told."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = {"ok": True, "ts": "1.2", "channel": "C1"}
+        self.posts: list[dict[str, Any]] = []
+        slack = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                is_json = self.headers["Content-Type"].startswith("application/json")
+                data = json.loads(body) if is_json else {name: values[0] for name, values in parse_qs(body.decode()).items()}
+                slack.posts.append({"path": self.path, "token": self.headers["Authorization"], **data})
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(slack.answer).encode())
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/api/"
+
+
+@pytest.fixture
+def slack(connect: Connect) -> Iterator[FakeSlack]:
+    fake = FakeSlack()
+    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    connect("slack_api_default", "slack", password=TOKEN, extra={"base_url": fake.url})
+    yield fake
+    fake.server.shutdown()
+    thread.join()
+    fake.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _ledger(ledger: Store, workspace: Path) -> None:
+    """Every message is remembered in a ledger of the test's own."""
+
+
+def outbox(workspace: Path) -> list[dict[str, Any]]:
+    path = workspace / "outbox.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_without_slack_the_message_lies_in_the_outbox(workspace: Path) -> None:
+    PipelineNotifier(text="digits *released*: ä")(context())
+    (message,) = outbox(workspace)
+    expected = {"text": "digits *released*: ä", "channel": "#mlops", "dag_id": FakeTaskInstance().dag_id, "run_id": FakeTaskInstance().run_id}
+    assert {name: message[name] for name in expected} == expected
+    assert "problem" not in message
+    assert message["at"]
+
+
+def test_the_outbox_can_be_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__MLOPS__OUTBOX", str(tmp_path / "else" / "messages.jsonl"))
+    PipelineNotifier(text="hello")(context())
+    assert "hello" in (tmp_path / "else" / "messages.jsonl").read_text()
+
+
+def test_slack_gets_one_message_even_when_the_callback_runs_twice(slack: FakeSlack, workspace: Path) -> None:
+    for _ in range(2):
+        PipelineNotifier(text="digits *released*", channel="#models")(context())
+    (post,) = slack.posts
+    assert post["path"] == "/api/chat.postMessage"
+    assert post["token"] == f"Bearer {TOKEN}"
+    assert (post["channel"], post["text"]) == ("#models", "digits *released*")
+    assert outbox(workspace) == []
+
+
+def test_other_texts_tasks_and_runs_are_other_messages(slack: FakeSlack) -> None:
+    PipelineNotifier(text="one")(context())
+    PipelineNotifier(text="two")(context())
+    PipelineNotifier(text="one")(context(FakeTaskInstance(task_id="other")))
+    PipelineNotifier(text="one")(context(FakeTaskInstance(run_id="other")))
+    assert [post["text"] for post in slack.posts] == ["one", "two", "one", "one"]
+
+
+def test_the_text_is_a_template(slack: FakeSlack) -> None:
+    PipelineNotifier(text="*{{ ti.dag_id }}* has {{ params.n }} rows")(context(params={"n": 300}))
+    assert slack.posts[0]["text"] == "*digits_on_dataset* has 300 rows"
+
+
+def test_a_message_that_slack_refuses_is_kept_with_the_reason(slack: FakeSlack, workspace: Path) -> None:
+    slack.answer = {"ok": False, "error": "channel_not_found"}
+    PipelineNotifier(text="hello")(context())
+    (message,) = outbox(workspace)
+    assert "channel_not_found" in message["problem"]
+    assert TOKEN not in json.dumps(message)
+
+
+def test_a_slack_that_is_down_stops_nothing(connect: Connect, workspace: Path) -> None:
+    connect("slack_api_default", "slack", password=TOKEN, extra={"base_url": f"http://127.0.0.1:{free_port()}/api/"})
+    for _ in range(2):
+        PipelineNotifier(text="hello")(context())
+    (message,) = outbox(workspace)
+    assert "refused" in message["problem"]
+
+
+def test_a_slack_connection_without_a_token_stops_nothing(connect: Connect, workspace: Path) -> None:
+    connect("slack_api_default", "slack")
+    PipelineNotifier(text="hello")(context())
+    assert len(outbox(workspace)) == 1
+
+
+def test_a_ledger_that_does_not_answer_costs_the_memory_and_not_the_message(connect: Connect, workspace: Path) -> None:
+    connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/at/all/ledger.db")
+    for _ in range(2):
+        PipelineNotifier(text="hello")(context())
+    assert len(outbox(workspace)) == 2
+
+
+def test_a_missing_ledger_connection_costs_no_message(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT")
+    PipelineNotifier(text="hello")(context())
+    assert len(outbox(workspace)) == 1
+
+
+def test_lines_of_several_writers_do_not_mix(workspace: Path) -> None:
+    def write(number: int) -> None:
+        PipelineNotifier(text=f"{number}" * 500)(context(FakeTaskInstance(run_id=f"run {number}")))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(message["text"][0] for message in outbox(workspace)) == list("01234567")
+
+
+class LinkedNotifier(PipelineNotifier):
+    def link(self, context: Any) -> str | None:
+        return "http://airflow/dags/d"
+
+
+def test_a_link_becomes_a_button(slack: FakeSlack) -> None:
+    LinkedNotifier(text="x" * 5000)(context())
+    blocks = slack.posts[0]["blocks"]
+    section, actions = blocks if isinstance(blocks, list) else json.loads(blocks)
+    assert len(section["text"]["text"]) == 3000  # Slack refuses longer ones
+    assert actions["elements"][0]["url"] == "http://airflow/dags/d"
+
+
+def test_a_question_links_to_the_page_on_which_it_is_answered(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    from airflow.providers.standard.operators.hitl import HITLOperator
+
+    monkeypatch.setattr(HITLOperator, "generate_link_to_ui_from_context", staticmethod(lambda *, context: "http://airflow/answer"))
+    ApprovalNotifier(text="release?")(context())
+    assert outbox(workspace)[0]["link"] == "http://airflow/answer"
