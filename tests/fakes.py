@@ -64,10 +64,10 @@ def robustness(directory: Path, **changes: Any) -> RobustnessResult:
     return dataclasses.replace(RobustnessResult(20, 400, 60, 7, {"kmnc": 0.4}, rates, 0.3, page, recipes), **changes)
 
 
-def leave_record(directory: Path, stage: str, result: Any) -> ResultRef:
-    """Write the result record of `stage` and return the reference that its operator would return."""
+def leave_record(directory: Path, stage: str, result: Any, **inputs: ResultRef) -> ResultRef:
+    """Write the result record of `stage`, made from the records `inputs`, and return the reference that its operator would return."""
     path = directory / stage / "result.json"
-    write_atomically(path, canonical_json(to_data(Record(SCHEMA_VERSION, stage, "sha256:spec", result=to_data(result)))))
+    write_atomically(path, canonical_json(to_data(Record(SCHEMA_VERSION, stage, "sha256:spec", result=to_data(result), inputs=inputs))))
     return ResultRef(stage, str(path), file_digest(path), result.headline())
 
 

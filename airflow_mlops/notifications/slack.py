@@ -5,6 +5,7 @@ A message that can not be delivered never stops a pipeline; it is written to the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from airflow.sdk import BaseNotifier, conf
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_mlops.artifacts import bytes_digest
-from airflow_mlops.exceptions import LedgerError
+from airflow_mlops.exceptions import LedgerError, SpecError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class PipelineNotifier(BaseNotifier):
         message = {"channel": self.channel, "text": self.text, "link": self.link(context), "dag_id": ti.dag_id, "run_id": ti.run_id}
         key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{bytes_digest(self.text.encode())}"
         try:
-            store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
-            once(store, key, "notify", {"text": self.text}, lambda: self._deliver(message))
-        except LedgerError as error:  # two messages are better than none
+            with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+                once(store, key, "notify", {"text": self.text}, lambda: self._deliver(message))
+        except (LedgerError, SpecError, AirflowNotFoundException) as error:  # two messages are better than none
             self.log.warning("%s Sending the message without remembering it.", error)
             self._deliver(message)
 

@@ -14,6 +14,15 @@ from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.triggers.dataset import DatasetVersionTrigger
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+ABOUT = {
+    "on_dataset": """Runs once for every complete version of **{dataset}** that arrives in `{inbox}`: verifies and validates it, goes on from the
+champion's weights, compares both models on rows neither has learned from, attacks the new one with mutated inputs. A model that passes the
+gate becomes the *candidate* and starts **{model}_release**. By hand: choose a version by the name of its directory.""",
+    "nightly": """Trains **{model}** from scratch on the newest version of **{dataset}**, at `{nightly}` (UTC), so that what only old code or an old
+champion knew can not hide. From the gate on it is **{model}_on_dataset**.""",
+    "release": """Asks a person whether the candidate of **{model}** may go live, loads it beside the serving version, compares its served answers
+with those it gave offline, moves the label `stable`, and makes it the *champion*. When anything fails, the previous version serves on.""",
+}
 FAILED = ":x: *{{ dag.dag_id }}* `{{ run_id }}`: task `{{ ti.task_id }}` failed: {{ exception }}"
 
 
@@ -44,6 +53,7 @@ def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params:
         f"{spec.model}_{name}",
         schedule=schedule,
         description=description,
+        doc_md=ABOUT[name].format(**vars(spec)),
         catchup=False,
         max_active_runs=1,
         params=params,

@@ -21,7 +21,7 @@ def main(home: Path, picture: Path) -> None:
     run_id = [run["dag_run_id"] for run in api.runs(DAG) if run["state"] == "success"][-1]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1500, "height": 820})
+        page = browser.new_page(viewport={"width": 1500, "height": 640})
         page.goto(f"{url}/auth/login/")
         page.fill("input[name=username]", "admin")
         page.fill("input[name=password]", settings.password)

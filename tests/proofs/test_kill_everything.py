@@ -106,6 +106,14 @@ def test_a_kill_while_releasing_ends_in_the_same_served_model(story: Story, vict
     serves(story, run_id)
 
 
+def test_a_nightly_run_by_hand_trains_from_scratch_on_the_newest_version(story: Story) -> None:
+    story.api.unpause("digits_nightly")
+    assert story.api.runs("digits_nightly") == [], "unpausing starts nothing"
+    run_id = story.api.trigger("digits_nightly")
+    assert story.finished("digits_nightly", run_id) == "success"
+    assert "from scratch" in story.api.xcom("digits_nightly", run_id, "train")["headline"]
+
+
 def test_a_killed_supervisor_is_replaced_by_the_next_start(story: Story) -> None:
     runs = [run["dag_run_id"] for run in story.api.runs(RETRAIN)]
     (supervisor,) = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_supervisor(p, story.home)]

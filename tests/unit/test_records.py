@@ -12,7 +12,7 @@ import pytest
 
 from airflow_mlops import exceptions
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, unknown_name
-from airflow_mlops.records import Record, ResultRef, StageFailure, load, read_record
+from airflow_mlops.records import Record, ResultRef, StageFailure, lineage, load, read_record
 from airflow_mlops.results import TrainingResult, to_data
 from tests import fakes
 
@@ -129,3 +129,26 @@ def test_the_record_of_a_failure_holds_no_result(ref: ResultRef) -> None:
     path = rewrite(ref, result=None, error={"type": "NonFiniteModel", "message": "NaN in dense", "retryable": False})
     with pytest.raises(ResultInvalid, match="left no result: NaN in dense"):
         load(dataclasses.replace(ref, digest=fakes.file_digest(path)), TrainingResult)
+
+
+def test_the_records_a_result_was_made_from_can_be_followed_to_the_first(tmp_path: Path) -> None:
+    validated = fakes.leave_record(tmp_path, "validate", fakes.validation(tmp_path))
+    trained = fakes.leave_record(tmp_path / "2", "train", fakes.training(tmp_path), validation=validated)
+    measured = fakes.leave_record(tmp_path, "evaluate", fakes.evaluation(), training=trained)
+    attacked = fakes.leave_record(tmp_path, "robustness", fakes.robustness(tmp_path), training=trained)
+    assert lineage(measured, attacked) == {"evaluate": measured, "robustness": attacked, "train": trained, "validate": validated}
+
+
+def test_results_about_two_trainings_have_no_common_lineage(ref: ResultRef, tmp_path: Path) -> None:
+    other = fakes.leave_record(tmp_path / "2", "train", fakes.training(tmp_path, seed=2))
+    measured = fakes.leave_record(tmp_path, "evaluate", fakes.evaluation(), training=ref)
+    attacked = fakes.leave_record(tmp_path, "robustness", fakes.robustness(tmp_path), training=other)
+    with pytest.raises(ResultInvalid, match="two different runs of stage 'train'"):
+        lineage(measured, attacked)
+
+
+def test_a_record_further_up_that_changed_breaks_the_lineage(ref: ResultRef, tmp_path: Path) -> None:
+    measured = fakes.leave_record(tmp_path, "evaluate", fakes.evaluation(), training=ref)
+    rewrite(ref, stage="other")
+    with pytest.raises(ResultInvalid, match="changed after its stage ended"):
+        lineage(measured)

@@ -36,29 +36,28 @@ class Shop:
     def __init__(self, name: str, database: Path, directory: Path) -> None:
         self.name, self.directory, self.registry = name, directory, MlflowRegistry(f"sqlite:///{database}")
 
-    def records(self, **changes: Any) -> dict[str, Any]:
-        """Return what the stages before registration returned."""
+    def records(self) -> dict[str, Any]:
+        """Return what the stages before the gate returned."""
         with self.registry.start_run(self.name, name="training", tags={}) as run:
             pass
         origin = {"mlflow_run_id": run.run_id, "mlflow_source": run.artifact_uri}
         home = self.directory / run.run_id
-        results = {
-            "validation": fakes.validation(home),
-            "training": fakes.training(home, **origin),
-            "evaluation": fakes.evaluation(champion_version=None, champion_metrics=None, **changes),
-            "robustness": fakes.robustness(home),
+        evaluation = fakes.evaluation(champion_version=None, champion_metrics=None)
+        validated = fakes.leave_record(home, "validate", fakes.validation(home))
+        trained = fakes.leave_record(home, "train", fakes.training(home, **origin), validation=validated)
+        return {
+            "evaluation": to_data(fakes.leave_record(home, "evaluate", evaluation, training=trained)),
+            "robustness": to_data(fakes.leave_record(home, "robustness", fakes.robustness(home), training=trained)),
         }
-        return {name: to_data(fakes.leave_record(home, name, result)) for name, result in results.items()}
 
     def gate(self, records: dict[str, Any], policy: ReleasePolicy | None = None) -> GateModelOperator:
-        chosen = {name: records[name] for name in ("evaluation", "robustness")}
-        return GateModelOperator(task_id="gate", policy=policy or ReleasePolicy(), **chosen)
+        return GateModelOperator(task_id="gate", policy=policy or ReleasePolicy(), **records)
 
     def register(self, records: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Register the model of `records`; return the operator's answer and its asset event's extra."""
         decision = self.gate(records).execute(context())
         events = {CANDIDATE: SimpleNamespace(extra={})}
-        operator = MlflowRegisterModelOperator(task_id="register", model_name=self.name, decision=decision, candidate=CANDIDATE, **records)
+        operator = MlflowRegisterModelOperator(task_id="register", model_name=self.name, decision=decision, candidate=CANDIDATE)
         return operator.execute(context(outlet_events=events)), events[CANDIDATE].extra
 
     def select(self, *extras: dict[str, Any], version: Any = None) -> dict[str, Any]:
@@ -80,6 +79,7 @@ def test_a_good_model_passes_the_gate_and_nothing_is_skipped(shop: Shop) -> None
     assert json.loads(json.dumps(answer)) == answer
     assert answer["released"]
     assert answer["headline"].startswith("released: no champion to compare with")
+    assert set(answer["evidence"]) == {"validate", "train", "evaluate", "robustness"}
     assert ti.pushed == {}
 
 
@@ -111,6 +111,12 @@ def test_a_gate_does_not_believe_a_record_that_changed(shop: Shop) -> None:
     Path(records["evaluation"]["uri"]).write_text("{}")
     with pytest.raises(AirflowFailException, match=r"ResultInvalid: .*changed after its stage ended"):
         shop.gate(records).execute(context())
+
+
+def test_a_gate_refuses_measures_of_two_different_models(shop: Shop) -> None:
+    mixed = {"evaluation": shop.records()["evaluation"], "robustness": shop.records()["robustness"]}
+    with pytest.raises(AirflowFailException, match=r"ResultInvalid: .*two different runs of stage 'train'"):
+        shop.gate(mixed).execute(context())
 
 
 def test_a_model_is_registered_once_with_its_origin_and_its_gates(shop: Shop) -> None:
@@ -208,10 +214,7 @@ def test_a_registry_that_is_down_is_worth_a_retry(shop: Shop, connect: Callable[
         (GateModelOperator, {"evaluation": 1, "robustness": 2, "policy": ReleasePolicy()}),
         (MlflowSelectCandidateOperator, {"model_name": "m", "version": "7", "mlflow_conn_id": "a"}),
         (MlflowPromoteModelOperator, {"model": {"name": "m"}, "mlflow_conn_id": "a", "ledger_conn_id": "b"}),
-        (
-            MlflowRegisterModelOperator,
-            {"model_name": "m", "candidate": CANDIDATE, **dict.fromkeys(("validation", "training", "evaluation", "robustness", "decision"), "x")},
-        ),
+        (MlflowRegisterModelOperator, {"model_name": "m", "candidate": CANDIDATE, "decision": "x", "mlflow_conn_id": "a"}),
     ],
 )
 def test_constructors_only_assign(operator_class: type[BaseOperator], settings: dict[str, Any]) -> None:

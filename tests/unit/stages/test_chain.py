@@ -136,9 +136,10 @@ def fail(workshop: Workshop, out_dir: Path, spec: Any) -> MlopsError:
     path, result = out_dir / "spec.json", out_dir / "result.json"
     path.write_text(json.dumps(spec_data(spec)))
     assert run_stage("train", path, result) == 1
-    error = read_record(result, stage="train", spec_digest=spec_digest(spec)).error
-    assert error is not None
-    return error.exception()
+    record = read_record(result, stage="train", spec_digest=spec_digest(spec))
+    assert record.inputs == {"validation": spec.validation}
+    assert record.error is not None
+    return record.error.exception()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk._shared.module_loading import import_string
 from airflow.triggers.shared_stream import AdvanceItem, AdvanceOutcome
 
 from airflow_mlops.data.snapshot import publish_version, write_manifest
@@ -42,7 +42,8 @@ def make(inbox: Path, **settings: Any) -> DatasetVersionTrigger:
 def restarted(trigger: DatasetVersionTrigger) -> DatasetVersionTrigger:
     """Return the trigger as a new triggerer makes it: from what the metadata database holds."""
     classpath, kwargs = trigger.serialize()
-    again: DatasetVersionTrigger = import_string(classpath)(**json.loads(json.dumps(kwargs)))
+    module, _, name = classpath.rpartition(".")
+    again: DatasetVersionTrigger = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(kwargs)))
     return again
 
 
@@ -119,7 +120,7 @@ async def test_an_event_that_airflow_stored_is_never_sent_again(inbox: Path, led
     payload, key = await heard(first.open_stream())
     assert (payload, key) == (to_data(v1), v1.digest)
     assert datasets.announced(ledger, "digits") == frozenset()
-    await first.advance([AdvanceItem(1, key, STORED)])
+    await first.advance([AdvanceItem(key, STORED)])
     await first.aclose()
     assert datasets.announced(ledger, "digits") == {v1.digest}
     take(ledger, v1)
@@ -137,9 +138,9 @@ async def test_an_event_that_airflow_could_not_store_is_sent_again_by_the_same_t
     running = producer(make(inbox))
     stream = running.open_stream()
     _, key = await heard(stream)
-    await running.advance([AdvanceItem(1, key, LOST)])
+    await running.advance([AdvanceItem(key, LOST)])
     assert await heard(stream) == (to_data(v1), v1.digest)
-    await running.advance([AdvanceItem(2, key, STORED)])
+    await running.advance([AdvanceItem(key, STORED)])
     assert await silent(stream)
 
 
@@ -150,7 +151,7 @@ async def test_the_next_version_waits_until_a_run_has_taken_the_one_before(inbox
     _, key = await heard(stream)
     assert key == v1.digest
     waiting = asyncio.ensure_future(heard(stream))
-    await running.advance([AdvanceItem(1, key, STORED)])
+    await running.advance([AdvanceItem(key, STORED)])
     await asyncio.sleep(SILENCE_SECONDS)
     assert not waiting.done()
     take(ledger, v1)
