@@ -46,9 +46,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The stage ``scripted``, known to this process and to every stage's process it starts."""
     from airflow_mlops.stages import STAGES
 
-    directory = str(Path(__file__).parent / "scripted")
-    monkeypatch.setenv("PYTHONPATH", directory)
-    monkeypatch.syspath_prepend(directory)
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here / 'scripted'}{os.pathsep}{here.parent}")  # the code under test, wherever it was copied to
+    monkeypatch.syspath_prepend(here / "scripted")
     module = importlib.import_module("scripted_stage")
     monkeypatch.setitem(STAGES, "scripted", module)
     return module

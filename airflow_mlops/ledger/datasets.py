@@ -40,7 +40,7 @@ def waiting_since(store: Store, dataset: str) -> float | None:
         announced_at = connection.scalar(query)
     if announced_at is None:
         return None
-    return float(announced_at.replace(tzinfo=announced_at.tzinfo or UTC).timestamp())  # SQLite keeps UTC, but not that it is UTC
+    return float(announced_at.replace(tzinfo=announced_at.tzinfo or UTC).timestamp())  # SQLAlchemy 2.0 forgets on SQLite that it is UTC
 
 
 def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -> None:

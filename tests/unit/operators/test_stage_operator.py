@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -162,7 +162,7 @@ def test_killing_the_task_kills_the_stage(operator: Callable[..., RunStageOperat
 
 
 @pytest.fixture(scope="module")
-def bad_trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, BaseException]]]:
+def bad_trainings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, BaseException]]:
     """The MLflow database, and how the real train stage ended with every train function that breaks its process, at the same time."""
     home = tmp_path_factory.mktemp("training")
     (home / "code").mkdir()
@@ -175,20 +175,19 @@ def bad_trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pa
     with MlflowRegistry(f"sqlite:///{database}").start_run("digits", name="first", tags={}):  # makes the tables, for all processes
         pass
 
-    def run(case: tuple[str, str]) -> BaseException:
-        function, uri = case
-        spec = train.Spec(validation, LAYOUT, f"bad_code:{function}", str(home / "code"), "digits", uri, {})
+    def run(function: str) -> BaseException:
+        spec = train.Spec(validation, LAYOUT, f"bad_code:{function}", str(home / "code"), "digits", f"sqlite:///{database}", {})
         try:
             RunStageOperator(task_id=function, stage="train", spec=spec).execute(context(FakeTaskInstance(task_id=function)))
         except Exception as error:
             return error
         raise AssertionError(f"{function} ended well")
 
-    cases = {name: (name, f"sqlite:///{database}") for name in ("exits", "kills_itself")}
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(cases)) as pool:
+    functions = ("exits", "kills_itself")
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(functions)) as pool:
         patch.setenv("AIRFLOW__MLOPS__WORKSPACE", str(home / "workspace"))
         patch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps({"conn_type": "mlflow", "host": "http://127.0.0.1:9"}))
-        yield database, dict(zip(cases, pool.map(run, cases.values()), strict=True))
+        return database, dict(zip(functions, pool.map(run, functions), strict=True))
 
 
 def test_a_train_function_that_leaves_the_process_is_no_success_though_the_exit_code_is_0(

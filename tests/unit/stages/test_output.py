@@ -48,3 +48,15 @@ def test_an_output_without_line_ends_is_given_in_pieces(pipes: tuple[int, int, i
     os.write(writer, b"....\n..")
     os.close(writer)
     assert list(heard) == ["....", ".."]
+
+
+def test_somebody_who_never_stops_writing_is_not_listened_to_after_the_end(pipes: tuple[int, int, int, int]) -> None:
+    output, writer, ended, end = pipes
+    os.write(writer, b"last words\n")
+    os.close(end)
+    heard = []
+    for line in lines(output, ended):
+        heard.append(line)
+        os.write(writer, b"and more\n" * 2)
+        assert len(heard) < 10
+    assert heard == ["last words"]
