@@ -19,7 +19,8 @@ from airflow_mlops.results import STRICT, EvaluationResult, RobustnessResult
 class ReleasePolicy:
     """What a challenger must show before a person is asked.
 
-    * `min_metrics`: smallest acceptable value of each metric on the held-out rows. A metric that was not measured fails.
+    * `min_metrics`: smallest acceptable value of each metric on the held-out rows; name metrics of which more is better. One that was
+      not measured fails.
     * `max_regression`: how much worse than the champion, in the metric's own unit, the challenger may be on `compare_metric`. The default
       0.01 tolerates one row in a hundred: on some hundred held-out rows a smaller difference is noise.
     * `max_defect_rate`: largest share (0..1) of mutants of the random sample that may be misclassified. 1.0 turns the gate off.

@@ -60,20 +60,19 @@ def compare(
     *,
     rows_digest: str,
     champion_version: str | None,
+    champion_problem: str | None = None,
 ) -> EvaluationResult:
     """Measure both models on the same rows, identified by `rows_digest`; only the challenger's failure is an `EvaluationError`.
 
-    A `champion_version` without a `champion` is one that could not be loaded.
+    A `champion_version` without a `champion` is one that could not be loaded: say why in `champion_problem`.
     """
     metrics = evaluate(challenger, inputs, labels)
-    champion_metrics, problem = None, None
+    champion_metrics, problem = None, champion_problem
     if champion is not None:
         try:
             champion_metrics = evaluate(champion, inputs, labels)
         except EvaluationError as error:
             problem = str(error)
-    elif champion_version is not None:
-        problem = "Its model file could not be loaded."
     return EvaluationResult(
         num_rows=len(labels),
         rows_digest=rows_digest,

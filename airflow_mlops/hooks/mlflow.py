@@ -9,6 +9,8 @@ from airflow.sdk import BaseHook
 if TYPE_CHECKING:
     from airflow_mlops.registry.mlflow import MlflowRegistry
 
+TOKEN = "MLFLOW_TRACKING_TOKEN"
+
 
 class MlflowHook(BaseHook):
     """Finds the MLflow server that a connection names.
@@ -39,12 +41,13 @@ class MlflowHook(BaseHook):
     def environment(self) -> dict[str, str]:
         """Return the environment variables by which MLflow's client authenticates."""
         token = self.get_connection(self.mlflow_conn_id).password
-        return {"MLFLOW_TRACKING_TOKEN": token} if token else {}
+        return {TOKEN: token} if token else {}
 
     def get_conn(self) -> MlflowRegistry:
         """Return the registry of this connection, for use in this process."""
         import os
 
+        os.environ.pop(TOKEN, None)  # that of another connection
         os.environ.update(self.environment())
         from airflow_mlops.registry.mlflow import MlflowRegistry
 

@@ -70,12 +70,9 @@ class LocalDeployment:
             (self.home / name).mkdir(parents=True, exist_ok=True)
         (self.home / "processes.json").unlink(missing_ok=True)
         (self.home / "models.config").touch()
-        passwords = self.home / "airflow" / "passwords.json"
-        write_atomically(passwords, canonical_json({"admin": self.settings.password}))
-        passwords.chmod(0o600)
+        write_atomically(self.home / "airflow" / "passwords.json", canonical_json({"admin": self.settings.password}), mode=0o600)
         lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(self.env.items()))
-        write_atomically(self.home / "env", lines.encode())
-        (self.home / "env").chmod(0o600)
+        write_atomically(self.home / "env", lines.encode(), mode=0o600)
         say("preparing Airflow's database")
         self._migrate()
 

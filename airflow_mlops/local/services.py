@@ -39,8 +39,7 @@ class Settings:
     def store(self, home: Path) -> Settings:
         """Store these settings in `home`, with other ports for those that somebody else took meanwhile, and return them."""
         settings = replace(self, ports=_ports(self.ports))
-        write_atomically(home / "settings.json", canonical_json(asdict(settings)))
-        (home / "settings.json").chmod(0o600)
+        write_atomically(home / "settings.json", canonical_json(asdict(settings)), mode=0o600)
         return settings
 
     def url(self, service: str) -> str:

@@ -6,8 +6,8 @@ A message that can not be delivered never stops a pipeline; it is written to the
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class PipelineNotifier(BaseNotifier):
-    """Send `text` once for this task of this run.
+    """Send `text` once for this try of this task: a try that is killed between sending and remembering sends it again.
 
     :param text: Slack's mrkdwn; a template.
     :param channel: Slack channel, used when `slack_conn_id` exists.
@@ -48,12 +48,16 @@ class PipelineNotifier(BaseNotifier):
         self.slack_conn_id = slack_conn_id
         self.ledger_conn_id = ledger_conn_id
 
+    def __call__(self, *args: Any) -> None:
+        # Airflow renders a notifier in place, and one object serves every task of a DAG.
+        super(PipelineNotifier, copy.copy(self)).__call__(*args)
+
     def notify(self, context: Context) -> None:
         from airflow_mlops.ledger.journal import once
 
         ti = context["ti"]
         message = {"channel": self.channel, "text": self.text, "link": self.link(context), "dag_id": ti.dag_id, "run_id": ti.run_id}
-        key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{bytes_digest(self.text.encode())}"
+        key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{ti.try_number}:{bytes_digest(self.text.encode())}"
         try:
             with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
                 once(store, key, "notify", {"text": self.text}, lambda: self._deliver(message))
@@ -82,13 +86,14 @@ class PipelineNotifier(BaseNotifier):
     def _to_outbox(self, message: Mapping[str, Any]) -> dict[str, str]:
         workspace = Path(conf.get("mlops", "workspace")).expanduser()
         outbox = Path(conf.get("mlops", "outbox", fallback="") or workspace / "outbox.jsonl")
-        outbox.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **message}, ensure_ascii=False) + "\n"
-        handle = os.open(outbox, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())  # one write: lines of several processes do not mix
-        finally:
-            os.close(handle)
+            outbox.parent.mkdir(parents=True, exist_ok=True)
+            with outbox.open("ab", buffering=0) as stream:
+                stream.write(line.encode())  # one write: lines of several processes do not mix
+        except OSError as error:
+            self.log.error("The outbox %s can not be written (%s); the message was: %s", outbox, error, line)
+            return {"sent_to": "the task's log"}
         return {"sent_to": str(outbox)}
 
 

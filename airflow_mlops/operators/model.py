@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, SkipMixin
+from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mlops.exceptions import PromotionConflict
+from airflow_mlops.exceptions import PromotionConflict, SpecError
 from airflow_mlops.gates import ReleasePolicy, decide
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
@@ -85,13 +86,19 @@ class MlflowRegisterModelOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_mlops.registry.promotion import nominate
+
         with airflow_errors():
+            if not self.decision["released"]:
+                raise SpecError(f"The gate did not let this model pass ({self.decision['headline']}); only one that passed is registered.")
             evidence = {stage: _ref(data) for stage, data in self.decision["evidence"].items()}
             training = load(evidence["train"], TrainingResult)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
             tags = self._tags(training, evidence, context)
             version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
-            registry.set_alias(self.model_name, CANDIDATE, version.version)
+            nominated = nominate(registry, version, tags)
+        if not nominated:  # skipped, so that no event starts a release
+            raise AirflowSkipException(f"{self.model_name} version {version.version} is not offered: it, or a newer one, is candidate or champion.")
         headline = f"{self.model_name} version {version.version} is the candidate"
         self.log.info("%s", headline)
         context["outlet_events"][self.candidate].extra = {"model": self.model_name, "version": version.version}
@@ -145,7 +152,7 @@ class MlflowSelectCandidateOperator(BaseOperator):
             if compared != serving and champion != model:
                 raise PromotionConflict(
                     f"{self.model_name} version {model.version} was compared with champion {compared}, but the champion is now {serving}. "
-                    "Start the training pipeline again, so that it is compared with the model it would replace."
+                    f"Clear the task 'evaluate' of {model.tags.get('airflow_run', 'its run')} with all that follows, so that it is compared anew."
                 )
         description = {
             "name": self.model_name,
@@ -162,7 +169,7 @@ class MlflowSelectCandidateOperator(BaseOperator):
 
 
 class MlflowPromoteModelOperator(BaseOperator):
-    """Move the alias ``champion`` to a version that serves, and ``previous`` to the one it replaces; once per run.
+    """Move the alias ``champion`` to a version that serves, and ``previous`` to the one it replaces; or find it there.
 
     :param model: description of the version, as `TFServingRolloutOperator` returns it.
     :raises PromotionConflict: somebody else moved the champion meanwhile.
@@ -189,7 +196,8 @@ class MlflowPromoteModelOperator(BaseOperator):
         from airflow_mlops.registry.promotion import promote
 
         name, version, expected = self.model["name"], int(self.model["version"]), self.model["expected_champion"]
-        key = f"promote:{name}:{version}:{context['ti'].dag_id}:{context['ti'].run_id}"
+        # Each try is an intent of its own: `promote` looks first who is champion, and a memory of an earlier try would be no proof of it.
+        key = f"promote:{name}:{version}:{context['ti'].dag_id}:{context['ti'].run_id}:{context['ti'].try_number}"
 
         def move_aliases() -> dict[str, Any]:
             done = promote(MlflowHook(self.mlflow_conn_id).get_conn(), name, version, expected)

@@ -23,7 +23,7 @@ champion knew can not hide. From the gate on it is **{model}_on_dataset**.""",
     "release": """Asks a person whether the candidate of **{model}** may go live, loads it beside the serving version, compares its served answers
 with those it gave offline, moves the label `stable`, and makes it the *champion*. When anything fails, the previous version serves on.""",
 }
-FAILED = ":x: *{{ dag.dag_id }}* `{{ run_id }}`: task `{{ ti.task_id }}` failed: {{ exception }}"
+FAILED = ":x: *{{ dag.dag_id }}* `{{ run_id }}`: task `{{ ti.task_id }}` failed: {{ exception | default('its process died; see the log') }}"
 
 
 def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG]:

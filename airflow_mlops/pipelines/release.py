@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import DAG
+from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
 from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowSelectCandidateOperator
@@ -28,6 +28,7 @@ BODY = (
 | Gate | {{ model['gate.decision'] }} |
 """
 )
+UNANSWERED = "airflow.providers.standard.exceptions.HITLTimeoutError"
 ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }}"
 DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion."
 
@@ -41,10 +42,17 @@ def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
         body=BODY,
         notifiers=[ApprovalNotifier(text=ASK, channel=spec.channel)],
         response_timeout=timedelta(days=7),
+        retry_policy=ExceptionRetryPolicy(rules=[RetryRule(exception=UNANSWERED, action=RetryAction.FAIL, reason="nobody answered")]),
     )
     published = PublishSavedModelOperator(task_id="publish", model=selected.output)
     rolled_out = TFServingRolloutOperator(task_id="roll_out", model=published.output)
     promoted = MlflowPromoteModelOperator(
-        task_id="promote", model=rolled_out.output, on_success_callback=PipelineNotifier(text=DONE, channel=spec.channel)
+        task_id="promote",
+        model=rolled_out.output,
+        on_success_callback=PipelineNotifier(text=DONE, channel=spec.channel),
+        # The version serves by now: a registry that is down for an hour must not leave it without its alias.
+        retries=12,
+        retry_exponential_backoff=True,
+        max_retry_delay=timedelta(minutes=10),
     )
     selected >> approve >> published >> rolled_out >> promoted

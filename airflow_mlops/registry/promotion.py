@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from airflow_mlops.exceptions import ModelNotFound, PromotionConflict
@@ -41,6 +42,20 @@ def promote(registry: ModelRegistry, name: str, version: int, expected_champion:
         registry.remove_alias(name, CANDIDATE)
     previous = holder(registry, name, PREVIOUS)
     return Promotion(name, version, previous.version if previous else None)
+
+
+def nominate(registry: ModelRegistry, version: ModelVersion, tags: Mapping[str, str]) -> bool:
+    """Make `version` the candidate, with `tags` as what was found out about it, and return True.
+
+    Returns False, and changes nothing, if it is champion already or a newer version is candidate or champion: a registration that is repeated
+    months later must not bring an old model back.
+    """
+    newer = [held for alias in (CANDIDATE, CHAMPION) if (held := holder(registry, version.name, alias)) and held.version > version.version]
+    if newer or CHAMPION in version.aliases:
+        return False
+    registry.set_tags(version.name, version.version, tags)
+    registry.set_alias(version.name, CANDIDATE, version.version)
+    return True
 
 
 def holder(registry: ModelRegistry, name: str, alias: str) -> ModelVersion | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import RegistryError, RegistryUnavailable
+from airflow_mlops.exceptions import EvaluationError
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import EvaluationResult, TrainingResult
 from airflow_mlops.stages.inputs import read_split
@@ -15,8 +14,6 @@ from airflow_mlops.stages.models import champion_of, load_model, load_registered
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion
-
-log = logging.getLogger(__name__)
 
 
 class Spec(NamedTuple):
@@ -42,21 +39,23 @@ def run(spec: Spec, out_dir: Path) -> EvaluationResult:
     held_out = read_split(training.dataset, spec.layout, spec.held_out_fraction).held_out
     registry = MlflowRegistry(spec.tracking_uri)
     champion = champion_of(registry, spec.model_name)
+    model, problem = _champion(registry, champion, out_dir)
     return compare(
         load_model(training.model.path),
-        _loadable(registry, champion, out_dir) if champion else None,
+        model,
         held_out.inputs,
         held_out.labels,
         rows_digest=bytes_digest("".join(sorted(held_out.row_digests)).encode()),
         champion_version=str(champion.version) if champion else None,
+        champion_problem=problem,
     )
 
 
-def _loadable(registry: ModelRegistry, champion: ModelVersion, out_dir: Path) -> Any:
+def _champion(registry: ModelRegistry, champion: ModelVersion | None, out_dir: Path) -> tuple[Any, str | None]:
+    """Return the champion's model and why it can not be had: one that today's Keras can not load must not block its successors."""
+    if champion is None:
+        return None, None
     try:
-        return load_registered(registry, champion, out_dir)
-    except RegistryUnavailable:
-        raise
-    except RegistryError as error:  # a champion that can not be read any longer must not block its successors
-        log.warning("%s", error)
-        return None
+        return load_registered(registry, champion, out_dir), None
+    except EvaluationError as error:
+        return None, str(error)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.artifacts import path_digest
-from airflow_mlops.exceptions import RegistryError
+from airflow_mlops.exceptions import EvaluationError, RegistryError
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion
@@ -23,7 +23,11 @@ def champion_of(registry: ModelRegistry, name: str) -> ModelVersion | None:
 
 
 def load_registered(registry: ModelRegistry, version: ModelVersion, out_dir: Path) -> Any:
-    """Return a registered version's Keras model, downloaded to `out_dir`; raise `RegistryError` if it is not the one that was registered."""
+    """Return a registered version's Keras model, downloaded to `out_dir`.
+
+    :raises RegistryError: the file is not the one that was registered.
+    :raises EvaluationError: Keras can not load it.
+    """
     path = registry.download(version, MODEL_FILE, out_dir / f"version-{version.version}.keras")
     digest, expected = path_digest(path)[0], version.tags.get("model_digest")
     if digest != expected:
@@ -41,4 +45,6 @@ def load_model(path: Path) -> Any:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError) as error:
-        raise RegistryError(f"{path} can not be loaded as a Keras model: {error}. Save it with this Keras version, without lambda layers.") from error
+        raise EvaluationError(
+            f"{path} can not be loaded as a Keras model: {error}. Save it with this Keras, without lambda layers."
+        ) from error

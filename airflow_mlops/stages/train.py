@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import unknown_name
+from airflow_mlops.exceptions import EvaluationError, unknown_name
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import TrainingResult, ValidationResult
 from airflow_mlops.stages.inputs import read_split
@@ -16,6 +17,8 @@ from airflow_mlops.stages.models import champion_of, load_registered
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion, RunLogger
+
+log = logging.getLogger(__name__)
 
 
 class Spec(NamedTuple):
@@ -55,8 +58,7 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
     function, code = resolve(spec.function, Path(spec.code_path)), code_version(Path(spec.code_path))
     train, held_out = read_split(validation.dataset, spec.layout, spec.held_out_fraction)
     registry = MlflowRegistry(spec.tracking_uri)
-    champion = _champion(registry, spec)
-    initial_model = load_registered(registry, champion, out_dir) if champion else None
+    champion, initial_model = _start(registry, spec, out_dir)
     origin = {
         "dataset": f"{validation.dataset.dataset} {validation.dataset.name}",
         "dataset_digest": validation.dataset.digest,
@@ -104,10 +106,18 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
     )
 
 
-def _champion(registry: ModelRegistry, spec: Spec) -> ModelVersion | None:
+def _start(registry: ModelRegistry, spec: Spec, out_dir: Path) -> tuple[ModelVersion | None, Any]:
+    """Return the champion to go on from and its model, or twice None: from scratch, as asked for or because there is no usable champion."""
     if spec.start not in ("champion", "scratch"):
         raise unknown_name("start", spec.start, ("champion", "scratch"))
-    return champion_of(registry, spec.model_name) if spec.start == "champion" else None
+    champion = champion_of(registry, spec.model_name) if spec.start == "champion" else None
+    if champion is None:
+        return None, None
+    try:
+        return champion, load_registered(registry, champion, out_dir)
+    except EvaluationError as error:  # a champion that today's Keras can not load must not block its successors
+        log.warning("Training from scratch: %s", error)
+        return None, None
 
 
 def _log(history: RunLogger, spec: Spec, packages: Mapping[str, str], files: tuple[Path, Path, Path]) -> None:

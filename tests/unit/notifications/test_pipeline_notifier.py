@@ -102,6 +102,24 @@ def test_other_texts_tasks_and_runs_are_other_messages(slack: FakeSlack) -> None
     assert [post["text"] for post in slack.posts] == ["one", "two", "one", "one"]
 
 
+def test_one_notifier_for_all_tasks_of_a_dag_sends_each_its_own_text(slack: FakeSlack) -> None:
+    shared = PipelineNotifier(text="{{ ti.task_id }} failed")
+    for task_id in ("train", "evaluate"):
+        shared(context(FakeTaskInstance(task_id=task_id)))
+    assert [post["text"] for post in slack.posts] == ["train failed", "evaluate failed"]
+
+
+def test_a_failure_after_a_clear_is_told_again(slack: FakeSlack) -> None:
+    for try_number in (1, 2):
+        PipelineNotifier(text="train failed")(context(FakeTaskInstance(try_number=try_number)))
+    assert len(slack.posts) == 2
+
+
+def test_an_outbox_that_can_not_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__MLOPS__OUTBOX", str(tmp_path))  # a directory
+    PipelineNotifier(text="lost")(context())
+
+
 def test_the_text_is_a_template(slack: FakeSlack) -> None:
     PipelineNotifier(text="*{{ ti.dag_id }}* has {{ params.n }} rows")(context(params={"n": 300}))
     assert slack.posts[0]["text"] == "*digits_on_dataset* has 300 rows"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, Asset
 from airflow.sdk.bases.operator import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
 
-from airflow_mlops.exceptions import RegistryUnavailable
+from airflow_mlops.exceptions import ModelNotFound, RegistryUnavailable
 from airflow_mlops.gates import ReleasePolicy
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.model import GateModelOperator, MlflowPromoteModelOperator, MlflowRegisterModelOperator, MlflowSelectCandidateOperator
@@ -53,9 +53,9 @@ class Shop:
     def gate(self, records: dict[str, Any], policy: ReleasePolicy | None = None) -> GateModelOperator:
         return GateModelOperator(task_id="gate", policy=policy or ReleasePolicy(), **records)
 
-    def register(self, records: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def register(self, records: dict[str, Any], *, released: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
         """Register the model of `records`; return the operator's answer and its asset event's extra."""
-        decision = self.gate(records).execute(context())
+        decision = {**self.gate(records).execute(context()), "released": released}
         events = {CANDIDATE: SimpleNamespace(extra={})}
         operator = MlflowRegisterModelOperator(task_id="register", model_name=self.name, decision=decision, candidate=CANDIDATE)
         return operator.execute(context(outlet_events=events)), events[CANDIDATE].extra
@@ -63,8 +63,8 @@ class Shop:
     def select(self, *extras: dict[str, Any], version: Any = None) -> dict[str, Any]:
         return MlflowSelectCandidateOperator(task_id="select", model_name=self.name, version=version).execute(context(extras=extras))
 
-    def promote(self, model: dict[str, Any], run_id: str = "run 1") -> dict[str, Any]:
-        return MlflowPromoteModelOperator(task_id="promote", model=model).execute(context(FakeTaskInstance(run_id=run_id)))
+    def promote(self, model: dict[str, Any], **ti: Any) -> dict[str, Any]:
+        return MlflowPromoteModelOperator(task_id="promote", model=model).execute(context(FakeTaskInstance(**{"run_id": "run 1", **ti})))
 
 
 @pytest.fixture
@@ -162,15 +162,32 @@ def test_of_several_models_that_came_the_newest_is_released(shop: Shop) -> None:
     assert shop.select(*({"model": shop.name, "version": number} for number in (2, 1)))["version"] == 2
 
 
-def test_promotion_moves_the_aliases_once_and_remembers_what_it_did(shop: Shop) -> None:
+def test_promotion_believes_the_registry_and_not_its_memory(shop: Shop) -> None:
     shop.register(shop.records())
     chosen = shop.select()
     done = shop.promote(chosen)
     assert (done["champion"], done["previous"]) == (1, None)
     assert json.loads(json.dumps(done)) == done
-    shop.registry.remove_alias(shop.name, "champion")  # a second application would be seen
     assert shop.promote(chosen) == done
-    assert shop.registry.get(shop.name, 1).aliases == ()
+    shop.registry.remove_alias(shop.name, "champion")  # by hand
+    assert shop.promote(chosen, try_number=2) == done
+    assert shop.registry.get(shop.name, 1).aliases == ("champion",)
+
+
+def test_a_model_that_the_gate_refused_is_never_registered(shop: Shop) -> None:
+    with pytest.raises(AirflowFailException, match="only one that passed is registered"):
+        shop.register(shop.records(), released=False)
+    with pytest.raises(ModelNotFound):
+        shop.registry.get(shop.name, 1)
+
+
+def test_an_old_model_registered_again_starts_no_release(shop: Shop) -> None:
+    old = shop.records()
+    shop.register(old)
+    shop.register(shop.records())
+    with pytest.raises(AirflowSkipException, match="version 1 is not offered"):
+        shop.register(old)
+    assert shop.registry.get_by_alias(shop.name, "candidate").version == 2
 
 
 def test_a_model_that_was_compared_with_another_champion_is_not_released(shop: Shop) -> None:
@@ -186,9 +203,9 @@ def test_a_champion_that_changed_between_selection_and_promotion_is_a_conflict(s
     for _ in range(2):
         shop.register(shop.records())
     late = shop.select(version=2)
-    shop.promote(shop.select(version=1), "run 1")
+    shop.promote(shop.select(version=1), run_id="run 1")
     with pytest.raises(AirflowFailException, match="PromotionConflict"):
-        shop.promote(late, "run 2")
+        shop.promote(late, run_id="run 2")
     assert "champion" in shop.registry.get(shop.name, 1).aliases
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_mlops.exceptions import ModelNotFound, PromotionConflict
 from airflow_mlops.registry.mlflow import MlflowRegistry
-from airflow_mlops.registry.promotion import Promotion, promote
+from airflow_mlops.registry.promotion import Promotion, nominate, promote
 
 NAMES = (f"promoted-{number}" for number in count())
 
@@ -107,3 +107,15 @@ def test_a_crash_after_any_write_loses_nobody_and_the_same_call_completes(regist
     assert 2 in {left["champion"], left["previous"]}
     assert promote(registry, name, 3, 2) == Promotion(name, champion=3, previous=2)
     assert aliases(registry, name) == {"champion": 3, "previous": 2}
+
+
+@pytest.mark.parametrize(("version", "nominated"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_registration_that_is_repeated_later_brings_no_old_model_back(
+    registry: MlflowRegistry, run: SimpleNamespace, name: str, version: int, nominated: bool
+) -> None:
+    registry.register(name, run.run_id, run.artifact_uri, idempotency_key="4")
+    assert nominate(registry, registry.get(name, version), {"gate.evaluation": "measured again"}) is nominated
+    candidate = version if nominated else 3
+    assert registry.get_by_alias(name, "candidate").version == candidate
+    assert registry.get_by_alias(name, "champion").version == 2
+    assert ("gate.evaluation" in registry.get(name, version).tags) is nominated

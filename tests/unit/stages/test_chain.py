@@ -14,6 +14,7 @@ import pytest
 from airflow_mlops.artifacts import file_digest
 from airflow_mlops.exceptions import (
     DatasetRejected,
+    EvaluationError,
     MlopsError,
     NonFiniteModel,
     RegistryError,
@@ -27,7 +28,7 @@ from airflow_mlops.records import ResultRef, read_record
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.registry.promotion import promote
 from airflow_mlops.results import Finding
-from airflow_mlops.stages import evaluate, robustness
+from airflow_mlops.stages import evaluate, robustness, train
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.runner import run_stage, spec_data, spec_digest
 from tests.fakes import leave_record
@@ -196,17 +197,27 @@ def test_a_validation_that_was_changed_afterwards_is_not_believed(chain: Chain, 
         raise fail(workshop, tmp_path, workshop.training_spec(replace(chain.validation_ref, digest="sha256:0")))
 
 
-def test_a_replaced_champion_file_is_not_continued_from_and_does_not_block_the_next(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+def test_a_champion_whose_file_was_replaced_is_neither_continued_from_nor_compared_with(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
     tags = chain.registry.get("digits", 1).tags
     chain.registry.set_tags("digits", 1, {"model_digest": "sha256:somebody else's"})
     try:
         with pytest.raises(RegistryError, match="Somebody replaced it"):
             raise fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, start="champion"))
-        result = evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path / "evaluate")
+        with pytest.raises(RegistryError, match="Somebody replaced it"):
+            evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path / "evaluate")
     finally:
         chain.registry.set_tags("digits", 1, {"model_digest": tags["model_digest"]})
-    assert (result.champion_version, result.champion_metrics) == ("1", None)
-    assert result.champion_problem
+
+
+def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unloadable(*_: object) -> None:
+        raise EvaluationError("model.keras can not be loaded")
+
+    monkeypatch.setattr(evaluate, "load_registered", unloadable)
+    monkeypatch.setattr(train, "load_registered", unloadable)
+    result = evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)
+    assert (result.champion_version, result.champion_metrics, result.champion_problem) == ("1", None, "model.keras can not be loaded")
+    assert train._start(chain.registry, workshop.training_spec(chain.validation_ref, start="champion"), tmp_path) == (None, None)
 
 
 def test_a_damaged_model_is_not_evaluated(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
@@ -214,5 +225,5 @@ def test_a_damaged_model_is_not_evaluated(chain: Chain, workshop: Workshop, tmp_
     damaged.write_bytes(b"no model")
     model = replace(chain.second.model, uri=str(damaged), digest=file_digest(damaged))
     ref = leave_record(tmp_path, "train", replace(chain.second, model=model))
-    with pytest.raises(RegistryError, match=r"model\.keras can not be loaded as a Keras model"):
+    with pytest.raises(EvaluationError, match=r"model\.keras can not be loaded as a Keras model"):
         evaluate.run(evaluate.Spec(ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)
