@@ -121,7 +121,7 @@ class Demo:
 
     def _headline(self, dag_id: str, run_id: str, task: dict[str, Any]) -> str:
         if task["state"] != "success":
-            return str(task["state"])
+            return "not run" if task["state"] == "upstream_failed" else str(task["state"])
         value = self.api.xcom(dag_id, run_id, task["task_id"])
         return "".join(_lines(value))
 

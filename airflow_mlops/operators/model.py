@@ -154,13 +154,9 @@ class MlflowSelectCandidateOperator(BaseOperator):
                     f"{self.model_name} version {model.version} was compared with champion {compared}, but the champion is now {serving}. "
                     f"Clear the task 'evaluate' of {model.tags.get('airflow_run', 'its run')} with all that follows, so that it is compared anew."
                 )
-        description = {
-            "name": self.model_name,
-            "version": model.version,
-            "run_id": model.run_id,
-            "expected_champion": champion.version if champion else None,
-        }
-        return {**description, **model.tags}
+        expected = champion.version if champion else None
+        headline = f"{self.model_name} version {model.version}, to replace {f'version {expected}' if expected else 'nothing, it is the first'}"
+        return {**model.tags, "name": self.model_name, "version": model.version, "expected_champion": expected, "headline": headline}
 
     def _triggering(self, context: Context) -> int | None:
         events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
