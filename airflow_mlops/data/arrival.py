@@ -1,21 +1,25 @@
 """What has arrived: a scan that looks, and a decider without IO that says which versions to announce.
 
-A version is announced once, under its key: the digest when complete; for a broken one a key of its own, so that a repaired version is still
-announced as complete. The keys announced so far live in a ledger that the caller reads and writes.
+A version is announced under its key: the digest when complete; for a broken one a key of its own, so that a repaired version is still
+announced as complete. The keys announced so far live in a ledger that the caller reads and writes. A scan reads manifests first and examines
+the files only of the versions that the caller wants: what was announced, or is taken, costs one look at its manifest's times.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 from airflow_mlops.artifacts import file_digest
-from airflow_mlops.data.snapshot import MANIFEST_NAME, Digester, open_version
+from airflow_mlops.data.snapshot import MANIFEST_NAME, Digester, open_version, read_manifest
 from airflow_mlops.exceptions import DatasetNotFound, ManifestInvalid, ManifestMismatch, SpecError
 from airflow_mlops.results import DatasetVersion
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,44 +110,100 @@ def _action(candidate: Candidate, done: Set[str], now: float, policy: ArrivalPol
     return AnnounceBroken(candidate.key, candidate.name, candidate.problem or "unknown problem")
 
 
-class DigestCache:
-    """A `Digester` that hashes a file again only when its size, times or inode changed; a poll over an unchanged inbox reads no data.
+class Heading(NamedTuple):
+    """What a manifest says of its version, whose files nobody has looked at yet."""
 
-    A file touched less than `racy_seconds` ago is always hashed: a second write within one tick of the clock would leave its times as they are.
+    dataset: str
+    digest: str
+
+
+def heading(path: Path) -> Heading:
+    """Return the heading of the manifest at `path`; raise what `read_manifest` raises."""
+    manifest = read_manifest(path.parent)
+    return Heading(manifest.dataset, manifest.digest)
+
+
+class StatCache(Generic[T]):
+    """What `read` says of a file, asked again only when the file's size, times or inode changed.
+
+    A file touched less than `racy_seconds` ago is always read: a second write within one tick of the clock would leave its times as they are.
     """
 
-    def __init__(self, hash_file: Digester = file_digest, *, max_files: int = 100_000, racy_seconds: float = 2.0) -> None:
-        self._hash_file = hash_file
+    def __init__(self, read: Callable[[Path], T], *, max_files: int = 100_000, racy_seconds: float = 2.0) -> None:
+        self._read = read
         self._racy_seconds = racy_seconds
-        self._cached = functools.lru_cache(maxsize=max_files)(self._hash)
+        self._cached = functools.lru_cache(maxsize=max_files)(lambda path, signature: read(path))
 
-    def __call__(self, path: Path) -> str:
+    def __call__(self, path: Path) -> T:
         found = path.stat()
         if time.time() - max(found.st_mtime, found.st_ctime) < self._racy_seconds:
-            return self._hash_file(path)
+            return self._read(path)
         return self._cached(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
 
-    def _hash(self, path: Path, signature: tuple[int, ...]) -> str:
-        return self._hash_file(path)
+
+class DigestCache(StatCache[str]):
+    """A `Digester` that hashes only what changed; a poll over an unchanged inbox reads no data."""
+
+    def __init__(self, hash_file: Digester = file_digest, *, racy_seconds: float = 2.0) -> None:
+        super().__init__(hash_file, racy_seconds=racy_seconds)
 
 
-def scan(inbox: Path, *, digest_of: Digester = file_digest) -> list[Candidate]:
-    """Return every directory of `inbox` that has a manifest, complete or not; raise `DatasetNotFound` without an inbox.
+class HeadingCache(StatCache[Heading]):
+    """A `heading` that reads only manifests that changed."""
 
-    Hidden directories (staging areas) and directories without a manifest are still being written and are no candidates. Pass one
-    `DigestCache` as `digest_of` to all polls of a loop.
+    def __init__(self, read: Callable[[Path], Heading] = heading, *, racy_seconds: float = 2.0) -> None:
+        super().__init__(read, racy_seconds=racy_seconds)
+
+
+def scan(
+    inbox: Path,
+    *,
+    wanted: Callable[[Heading], bool] | None = None,
+    digest_of: Digester = file_digest,
+    heading_of: Callable[[Path], Heading] = heading,
+) -> list[Candidate]:
+    """Return all `candidates` of `inbox`, the oldest manifest first.
+
+    Pass one `DigestCache` as `digest_of` and one `HeadingCache` as `heading_of` to all polls of a loop.
+    """
+    return list(candidates(inbox, wanted=wanted, digest_of=digest_of, heading_of=heading_of))
+
+
+def candidates(
+    inbox: Path,
+    *,
+    wanted: Callable[[Heading], bool] | None = None,
+    newest_first: bool = False,
+    digest_of: Digester = file_digest,
+    heading_of: Callable[[Path], Heading] = heading,
+) -> Iterator[Candidate]:
+    """Yield every directory of `inbox` that has a manifest, complete or not, in the order of the manifests' times.
+
+    Hidden directories (staging areas) and directories without a manifest are still being written and are no candidates. The files of a
+    version are examined only when it is asked for, and only if `wanted`. A manifest that can not be read is a candidate with a problem.
+
+    :raises DatasetNotFound: there is no inbox.
     """
     if not inbox.is_dir():
         raise DatasetNotFound(f"The inbox {inbox} does not exist: expected a directory. Create it, or mount it where the arrival check runs.")
-    directories = sorted(path for path in inbox.iterdir() if not path.name.startswith(".") and path.is_dir())
-    return [candidate for directory in directories if (candidate := _candidate(directory, digest_of))]
+    directories = [path for path in inbox.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    published = [(at, path) for path in directories if (at := _published_at(path)) is not None]
+    for _, directory in sorted(published, reverse=newest_first):
+        if candidate := _candidate(directory, wanted, digest_of, heading_of):
+            yield candidate
 
 
-def _candidate(directory: Path, digest_of: Digester) -> Candidate | None:
+def _candidate(
+    directory: Path, wanted: Callable[[Heading], bool] | None, digest_of: Digester, heading_of: Callable[[Path], Heading]
+) -> Candidate | None:
     try:
+        if wanted is not None and not wanted(heading_of(directory / MANIFEST_NAME)):
+            return None
         version = open_version(directory, digest_of=digest_of)
+        if wanted is not None and not wanted(Heading(version.dataset, version.digest)):  # rewritten while we looked
+            return None
         return Candidate(directory.name, version.digest, version, changed_at=_changed_at(directory / MANIFEST_NAME))
-    except DatasetNotFound:
+    except (DatasetNotFound, FileNotFoundError):  # removed while we looked
         return None
     except (ManifestInvalid, ManifestMismatch, OSError) as error:
         problem = str(error) if not isinstance(error, OSError) else f"{directory} can not be read ({error}). Correct its permissions."
@@ -165,3 +225,12 @@ def _broken(directory: Path, problem: str) -> Candidate | None:
 def _changed_at(*paths: Path) -> float:
     # The inode change time counts too: a copy that preserves old modification times (rsync -a) is still a change of now.
     return max(max(found.st_mtime, found.st_ctime) for found in (path.lstat() for path in paths))
+
+
+def _published_at(directory: Path) -> float | None:
+    try:
+        return _changed_at(directory / MANIFEST_NAME)
+    except FileNotFoundError:  # still being written
+        return None
+    except OSError:  # not ours to read, which `_candidate` says with its reason
+        return 0.0

@@ -1,14 +1,21 @@
-"""Which dataset versions were announced, and which run works on which: exactly one run per version and purpose."""
+"""Which dataset versions were announced, which validation rejected, and which run works on which: one run per version and purpose."""
 
 from __future__ import annotations
 
-from datetime import UTC
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
-from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, Store, insert_new, now
+from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, REJECTIONS, Store, insert_new, now
 from airflow_mlops.results import DatasetVersion
+
+
+class Waiting(NamedTuple):
+    """The version called `name` was announced at `since` (epoch seconds), and no run has taken it yet."""
+
+    name: str
+    since: float
 
 
 def announce(store: Store, version: DatasetVersion) -> bool:
@@ -29,18 +36,30 @@ def announced(store: Store, dataset: str) -> frozenset[str]:
         return frozenset(connection.scalars(query))
 
 
-def waiting_since(store: Store, dataset: str) -> float | None:
-    """Return when (epoch seconds) the last complete version was announced that no run has taken yet, or None if none waits."""
-    version, taken = (
-        DATASET_VERSIONS.c,
-        sa.exists().where(CLAIMS.c.dataset == DATASET_VERSIONS.c.dataset, CLAIMS.c.digest == DATASET_VERSIONS.c.digest),
-    )
-    query = sa.select(sa.func.max(version.announced_at)).where(version.dataset == dataset, version.problem.is_(None), ~taken)
+def waiting(store: Store, dataset: str) -> Waiting | None:
+    """Return the complete version announced last of those that no run has taken yet, or None if none waits."""
+    version = DATASET_VERSIONS.c
+    taken = sa.exists().where(CLAIMS.c.dataset == version.dataset, CLAIMS.c.digest == version.digest)
+    query = sa.select(version.name, version.announced_at).where(version.dataset == dataset, version.problem.is_(None), ~taken)
     with store.transaction() as connection:
-        announced_at = connection.scalar(query)
-    if announced_at is None:
-        return None
-    return float(announced_at.replace(tzinfo=announced_at.tzinfo or UTC).timestamp())  # SQLAlchemy 2.0 forgets on SQLite that it is UTC
+        row = connection.execute(query.order_by(version.announced_at.desc()).limit(1)).first()
+    return Waiting(row.name, row.announced_at.timestamp()) if row else None
+
+
+def record_verdict(store: Store, version: DatasetVersion, *, rejected_because: str | None) -> None:
+    """Remember why validation rejected `version`; None when it did not, which takes an earlier rejection back (its suite was mended)."""
+    key = {"dataset": version.dataset, "digest": version.digest}
+    with store.transaction() as connection:
+        connection.execute(sa.delete(REJECTIONS).filter_by(**key))
+        if rejected_because is not None:
+            insert_new(connection, REJECTIONS, {**key, "reason": rejected_because, "rejected_at": now()})
+
+
+def rejected(store: Store, dataset: str) -> dict[str, str]:
+    """Return digest -> reason of every version of `dataset` that validation rejected."""
+    query = sa.select(REJECTIONS.c.digest, REJECTIONS.c.reason).filter_by(dataset=dataset)
+    with store.transaction() as connection:
+        return {row.digest: row.reason for row in connection.execute(query)}
 
 
 def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -> None:

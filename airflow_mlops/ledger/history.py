@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, EFFECTS, Store
+from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, EFFECTS, REJECTIONS, Store
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class SeenVersion:
-    """One dataset version: announced and perhaps taken by runs, or broken and why, or taken before it was announced (`name` is None)."""
+    """One dataset version: announced and perhaps taken by runs, or taken before it was announced (`name` is None).
+
+    `problem` is why it is unusable: validation rejected it, or it arrived broken (`digest` is None).
+    """
 
     dataset: str
     name: str | None
@@ -65,12 +69,19 @@ def _seen() -> sa.CompoundSelect[Any]:
     announced = DATASET_VERSIONS.c
     known = sa.exists().where(announced.dataset == CLAIMS.c.dataset, announced.digest == CLAIMS.c.digest)
     nothing = sa.cast(sa.null(), sa.Text)
+    problem = sa.func.coalesce(announced.problem, _rejection(announced)).label("problem")
     return sa.union_all(
-        sa.select(announced.dataset, announced.name, announced.digest, announced.problem, announced.announced_at.label("seen_at")),
-        sa.select(CLAIMS.c.dataset, nothing, CLAIMS.c.digest, nothing, sa.func.min(CLAIMS.c.claimed_at))
+        sa.select(announced.dataset, announced.name, announced.digest, problem, announced.announced_at.label("seen_at")),
+        sa.select(CLAIMS.c.dataset, nothing, CLAIMS.c.digest, _rejection(CLAIMS.c), sa.func.min(CLAIMS.c.claimed_at))
         .where(~known)
         .group_by(CLAIMS.c.dataset, CLAIMS.c.digest),
     )
+
+
+def _rejection(version: ReadOnlyColumnCollection[str, Any]) -> sa.ScalarSelect[Any]:
+    """Return why validation rejected the `version` of the same row, NULL if it did not."""
+    same = (REJECTIONS.c.dataset == version.dataset, REJECTIONS.c.digest == version.digest)
+    return sa.select(REJECTIONS.c.reason).where(*same).scalar_subquery()
 
 
 def _claims_of(version: sa.Row[Any], taken: Iterable[sa.Row[Any]]) -> tuple[Claim, ...]:

@@ -1,8 +1,8 @@
-"""The journal of effects: anything done to the outside (promote, publish, switch, notify) happens exactly once per intent.
+"""The journal of effects: what was asked of the outside (promote, switch, notify), and what came of it.
 
 An effect is written down before it is applied ("asked") and again with its result afterwards ("applied"). A crash in between leaves it
-asked; whoever retries applies it again, so an effect must be idempotent at its target, which every effect of this package is: it looks
-first whether what it wants is already so.
+asked; whoever retries applies it again, so an effect must look first whether what it wants is already so, or be bearable twice (a message).
+Two callers with the same intent at the same moment both apply it: let one of them run at a time.
 """
 
 from __future__ import annotations

@@ -56,6 +56,15 @@ CLAIMS = sa.Table(
     sa.Column("claimed_at", UtcDateTime, nullable=False),
 )
 
+REJECTIONS = sa.Table(
+    "dataset_rejections",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),  # in the words of the validation that saw it last
+    sa.Column("rejected_at", UtcDateTime, nullable=False),
+)
+
 EFFECTS = sa.Table(
     "effects",
     METADATA,

@@ -1,14 +1,19 @@
-"""Take the dataset version a run works on, so that no other run of the same pipeline does."""
+"""Take the dataset version a run works on, so that no other run of the same pipeline does.
+
+An event is delivered at least once, the work on its version is done once: a run whose versions all belong to other runs is skipped.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound
+from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound, SpecError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.results import DatasetVersion, to_data
@@ -17,16 +22,19 @@ from airflow_mlops.triggers.dataset import version_of
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_mlops.ledger.store import Store
+
 
 class ClaimDatasetOperator(BaseOperator):
-    """Return the dataset version of this run, its files verified and the version claimed in the ledger.
+    """Return the dataset version of this run, claimed in the ledger and its files verified.
 
-    The version is the newest of the asset events that started the run (older ones are claimed with it: they are superseded), else the one
-    called `version`, else the newest complete one in the inbox.
+    The version is the newest of the asset events that started the run and that no other run has (older ones are claimed with it: they are
+    superseded), else the one called `version`, else the newest complete one in the inbox that validation has not rejected and no other run
+    has. A run that is cleared keeps its version.
 
     :param dataset: name of the dataset, as in the manifests.
-    :param inbox: directory with one directory per version.
-    :param version: name of the version's directory; None or empty for the newest.
+    :param inbox: directory with one directory per version; what is not in it is refused.
+    :param version: name of the version's directory, also of a rejected one; None or empty for the newest.
     :param repeat: work on the version although another run has it, for instance every night.
     """
 
@@ -51,35 +59,89 @@ class ClaimDatasetOperator(BaseOperator):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.data.snapshot import verify
+        from airflow_mlops.data.snapshot import read_manifest, verify
         from airflow_mlops.ledger import datasets
 
-        with airflow_errors():
-            *superseded, newest = self._arrived(context) or [self._chosen()]
-            run_id, dag_id = context["ti"].run_id, context["ti"].dag_id
-            purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
-            verify(newest)
-            with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-                datasets.claim(store, newest, purpose=purpose, run_id=run_id)
-                for version in superseded:
-                    self.log.info("%s %s is superseded by %s, which arrived before this run began.", self.dataset, version.name, newest.name)
-                    with contextlib.suppress(DatasetAlreadyClaimed):  # an event that came twice: its first run has it, which is as good
-                        datasets.claim(store, version, purpose=purpose, run_id=run_id)
-            self.log.info("This run works on %s %s (%s) in %s.", newest.dataset, newest.name, newest.digest, newest.uri)
-            return dict(to_data(newest))
+        run_id, dag_id = context["ti"].run_id, context["ti"].dag_id
+        purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            if arrived := self._arrived(context):
+                # Claimed first: an announced version that nobody claims, because it can not be used, would hold up all that come after it.
+                version = self._take(store, arrived, purpose, run_id)
+                self._require_dataset(read_manifest(verify(version)).dataset, version.uri)
+            else:
+                version = self._named(self.version) if self.version else self._newest(store, purpose, run_id)
+                datasets.claim(store, version, purpose=purpose, run_id=run_id)
+            self.log.info("This run works on %s %s (%s) in %s.", version.dataset, version.name, version.digest, version.uri)
+            return dict(to_data(version))
 
     def _arrived(self, context: Context) -> list[DatasetVersion]:
+        """Return the versions of the asset events, oldest first; whoever may write asset events can have written any payload."""
         events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
         payloads = [event.extra["payload"] for event in sorted(events, key=lambda event: event.timestamp) if "payload" in event.extra]
-        return list({version.digest: version for version in map(version_of, payloads)}.values())
+        versions = list({version.digest: version for version in map(version_of, payloads)}.values())
+        for version in versions:
+            self._require_dataset(version.dataset, f"The asset event of {version.uri}")
+            place = self._directory(version.name)
+            if (Path(version.uri).parent.resolve(), Path(version.uri).name) != (place.parent.resolve(), place.name):
+                raise SpecError(
+                    f"An asset event says that {version.name!r} lies in {version.uri}: expected {place}. "
+                    "Watch the same inbox as this task reads, and start no run with an event of another place."
+                )
+        return versions
 
-    def _chosen(self) -> DatasetVersion:
-        from airflow_mlops.data.arrival import scan
+    def _take(self, store: Store, arrived: list[DatasetVersion], purpose: str, run_id: str) -> DatasetVersion:
+        """Claim every version that no other run has and return the newest; skip the run when there is none."""
+        from airflow_mlops.ledger import datasets
+
+        taken: list[DatasetVersion] = []
+        refusals: list[str] = []
+        for version in reversed(arrived):
+            try:
+                datasets.claim(store, version, purpose=purpose, run_id=run_id)
+                taken.append(version)
+            except DatasetAlreadyClaimed as error:
+                refusals.append(str(error))
+        if not taken:
+            raise AirflowSkipException(f"Nothing is left to do, this event came twice: {' '.join(refusals)}")
+        for refusal in refusals:
+            self.log.info("Left to its run: %s", refusal)
+        for version in taken[1:]:
+            self.log.info("%s %s is superseded by %s, which arrived before this run began.", self.dataset, version.name, taken[0].name)
+        return taken[0]
+
+    def _named(self, name: str) -> DatasetVersion:
         from airflow_mlops.data.snapshot import open_version
 
-        if self.version:
-            return open_version(Path(self.inbox) / self.version)
-        complete = [(c.changed_at, c.version) for c in scan(Path(self.inbox)) if c.version and c.version.dataset == self.dataset]
-        if not complete:
-            raise DatasetNotFound(f"{self.inbox} holds no complete version of {self.dataset!r}; publish one there, its manifest.json last.")
-        return max(complete, key=lambda found: found[0])[1]
+        version = open_version(self._directory(name))
+        self._require_dataset(version.dataset, version.uri)
+        return version
+
+    def _newest(self, store: Store, purpose: str, run_id: str) -> DatasetVersion:
+        from airflow_mlops.ledger import datasets
+
+        owners, rejected = datasets.claimed(store, self.dataset, purpose=purpose), datasets.rejected(store, self.dataset)
+        own = {digest for digest, owner in owners.items() if owner == run_id}
+        version = self._newest_of(own.__contains__) if own else None
+        version = version or self._newest_of(lambda digest: digest not in owners and digest not in rejected)
+        if version is None:
+            raise DatasetNotFound(
+                f"{self.inbox} holds no complete version of {self.dataset!r} that is left to work on: validation has rejected {len(rejected)} "
+                f"so far, other runs have {len(owners.keys() - own)}. Publish another, or choose one by its name, with 'repeat' if a run has it."
+            )
+        return version
+
+    def _newest_of(self, fits: Callable[[str], bool]) -> DatasetVersion | None:
+        from airflow_mlops.data.arrival import candidates
+
+        found = candidates(Path(self.inbox), wanted=lambda heading: heading.dataset == self.dataset and fits(heading.digest), newest_first=True)
+        return next((candidate.version for candidate in found if candidate.version), None)
+
+    def _directory(self, name: str) -> Path:
+        if Path(name).name != name or name.startswith(".") or not name.isprintable():
+            raise SpecError(f"{name!r} is no version's name: expected the plain name of a directory in {self.inbox}. Correct it.")
+        return Path(self.inbox) / name
+
+    def _require_dataset(self, dataset: str, what: str) -> None:
+        if dataset != self.dataset:
+            raise SpecError(f"{what} is of the dataset {dataset!r}: expected {self.dataset!r}. Choose a version of that dataset.")

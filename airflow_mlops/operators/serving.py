@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_mlops.exceptions import RolloutFailed, ServingError
+from airflow_mlops.exceptions import LedgerError, PromotionConflict, RolloutFailed, ServingError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
@@ -19,6 +21,9 @@ from airflow_mlops.triggers.tf_serving import TFServingRolloutTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_mlops.ledger.store import Store
+    from airflow_mlops.registry.base import ModelRegistry
+    from airflow_mlops.serving.client import ServingClient
     from airflow_mlops.serving.rollout import Plan
 
 
@@ -28,6 +33,7 @@ class PublishSavedModelOperator(BaseOperator):
     Returns the model's description with ``golden``, the path of the offline answers that the served ones must equal.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
+    :raises PromotionConflict: the champion changed while the version waited for its approval; nothing was touched.
     """
 
     template_fields = ("model",)
@@ -53,6 +59,7 @@ class PublishSavedModelOperator(BaseOperator):
         with airflow_errors():
             name, version = self.model["name"], int(self.model["version"])
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            _check_champion(registry, name, version, self.model["expected_champion"])
             out_dir = try_directory(context)
             registered = registry.get(name, version)
             golden = registry.download(registered, "golden.json", out_dir / "golden.json")
@@ -68,7 +75,8 @@ class PublishSavedModelOperator(BaseOperator):
 class TFServingRolloutOperator(BaseOperator):
     """Load a published version beside the serving one, prove its answers, then move the label; on failure the previous version serves on.
 
-    Waits in the triggerer. May be retried or cleared at any point: what serves is decided once per run and remembered in the ledger.
+    Waits in the triggerer. May be retried or cleared at any point: where to go back to is decided once per run and remembered in the ledger,
+    what serves is looked at anew in every try. A version that had the label before keeps it, whatever fails.
 
     :param model: description of the version, as `PublishSavedModelOperator` returns it.
     :param version_label: version label that clients ask for.
@@ -98,9 +106,9 @@ class TFServingRolloutOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         from airflow_mlops.serving import rollout
 
-        with airflow_errors():
+        with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
             plan = self._plan(context)
-            with TFServingHook(self.tf_serving_conn_id).get_conn() as client:
+            with _going_back(client, plan, context):
                 rollout.begin(client, plan)
             self.log.info("%s version %d is loading beside version %s.", plan.model, plan.version, plan.previous)
         self.defer(
@@ -110,49 +118,87 @@ class TFServingRolloutOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Verify and switch, or go back: the trigger's `event` says which, with its reason."""
-        from airflow_mlops.ledger.journal import once
         from airflow_mlops.serving import rollout
 
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
             plan, golden = rollout.Plan(**event["plan"]), Path(self.model["golden"])
-
-            def switch() -> dict[str, Any]:
-                rollout.verify(client, plan, golden)
-                rollout.switch(client, plan, golden)
-                return {"version": plan.version, "previous": plan.previous}
-
-            try:
+            with _going_back(client, plan, context):
                 if event["reason"]:
                     raise RolloutFailed(event["reason"])
-                store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
-                done = once(store, self._key("switch", context), "switch", {"model": plan.model, "version": plan.version}, switch)
-            except ServingError as error:
-                if error.retryable:
-                    raise
-                rollout.revert(client, plan, str(error))
-            kept = f"; version {done['previous']} stays loaded" if done["previous"] else ""
-            headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
-            self.log.info("%s", headline)
-            return {**self.model, "previous": done["previous"], "headline": headline}
+                rollout.verify(client, plan, golden)
+                rollout.switch(client, plan, golden)
+                self._remember(plan, context)
+        kept = f"; version {plan.previous} stays loaded" if plan.previous else ""
+        headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
+        self.log.info("%s", headline)
+        return {**self.model, "previous": plan.previous, "headline": headline}
 
     def _plan(self, context: Context) -> Plan:
         from airflow_mlops.ledger.journal import once
-        from airflow_mlops.serving import config
-        from airflow_mlops.serving.rollout import Plan
+        from airflow_mlops.serving import rollout
 
         hook = TFServingHook(self.tf_serving_conn_id)
-        name, version = self.model["name"], int(self.model["version"])
-        config_path = hook.extra("config_path")
+        config_path, base_path = hook.extra("config_path"), hook.extra("base_path")
+        name, request = self.model["name"], self._request()
 
         def serving_now() -> dict[str, Any]:
-            model = config.read(Path(config_path)).get(name)
-            return {"previous": model.labels.get(self.version_label) if model else None}
+            return {"previous": rollout.labelled(Path(config_path), name, self.version_label)}
 
         # A retry after the label moved must still know where to go back to.
         store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
-        previous = once(store, self._key("plan", context), "plan-rollout", {"model": name, "version": version}, serving_now)["previous"]
-        deadline = time.time() + self.timeout_seconds
-        return Plan(name, version, previous, f"{hook.extra('base_path')}/{name}", config_path, deadline, self.version_label)
+        previous = once(store, self._key("plan", context), "plan-rollout", request, serving_now)["previous"]
+        deadline, proven = time.time() + self.timeout_seconds, self._proven(store, context)
+        return rollout.Plan(name, request["version"], previous, f"{base_path}/{name}", config_path, deadline, self.version_label, proven)
+
+    def _proven(self, store: Store, context: Context) -> bool:
+        """Return whether an earlier try of this run was complete; from here on the ledger shows the switch as unfinished if none was."""
+        from airflow_mlops.ledger.journal import once
+
+        def unknown() -> dict[str, Any]:
+            raise LookupError
+
+        try:
+            once(store, self._key("switch", context), "switch", self._request(), unknown)
+        except LookupError:
+            return False
+        return True
+
+    def _remember(self, plan: Plan, context: Context) -> None:
+        """Note in the ledger that the switch was done and seen; it is a record for people and for `_proven`, never a reason not to look."""
+        from airflow_mlops.ledger.journal import once
+
+        store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+        once(store, self._key("switch", context), "switch", self._request(), lambda: {"version": plan.version, "previous": plan.previous})
+
+    def _request(self) -> dict[str, Any]:
+        return {"model": self.model["name"], "version": int(self.model["version"])}
 
     def _key(self, what: str, context: Context) -> str:
         return f"{what}:{self.model['name']}:{self.model['version']}:{self.version_label}:{context['ti'].dag_id}:{context['ti'].run_id}"
+
+
+def _check_champion(registry: ModelRegistry, name: str, version: int, expected: int | None) -> None:
+    from airflow_mlops.registry.base import CHAMPION
+    from airflow_mlops.registry.promotion import holder
+
+    champion = holder(registry, name, CHAMPION)
+    found = champion.version if champion else None
+    if found not in (expected, version):  # its own version: a finished release that is run again
+        raise PromotionConflict(
+            f"The champion of {name!r} was {expected or 'nobody'} when version {version} was selected and is {found or 'nobody'} now. "
+            "Start the training pipeline again, so that the version is compared with the model it would replace. Nothing was published."
+        )
+
+
+@contextlib.contextmanager
+def _going_back(client: ServingClient, plan: Plan, context: Context) -> Iterator[None]:
+    """Serve the previous version again when what is inside fails for good: no further try would help, or none is left."""
+    from airflow_mlops.serving.rollout import revert
+
+    ti = context["ti"]
+    try:
+        yield
+    except (ServingError, LedgerError) as error:
+        if error.retryable and ti.try_number <= ti.max_tries:
+            raise
+        revert(client, plan, str(error))

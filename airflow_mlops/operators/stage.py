@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from airflow_mlops.artifacts import file_digest
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.workspace import report_url, try_directory
 from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.operators.links import REPORT_KEY, ReportLink
 from airflow_mlops.records import ResultRef, result_of
-from airflow_mlops.results import to_data
+from airflow_mlops.results import DatasetVersion, ValidationResult, to_data
 from airflow_mlops.stages import stage
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_mlops.exceptions import MlopsError
     from airflow_mlops.stages.process import StageProcess
 
 
@@ -28,6 +31,7 @@ class RunStageOperator(BaseOperator):
     :param stage: ``validate``, ``train``, ``evaluate`` or ``robustness``.
     :param spec: the stage's `Spec`; every field may be a template or another task's output.
     :param mlflow_conn_id: connection whose credentials the stage's environment gets.
+    :param ledger_conn_id: where a validation's verdict is remembered, so that no later run chooses a rejected version by itself.
     """
 
     template_fields = ("spec",)
@@ -35,11 +39,20 @@ class RunStageOperator(BaseOperator):
     operator_extra_links = (ReportLink(),)
     ui_color = "#e7eefc"
 
-    def __init__(self, *, stage: str, spec: Any, mlflow_conn_id: str = MlflowHook.default_conn_name, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stage: str,
+        spec: Any,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.spec = spec
         self.mlflow_conn_id = mlflow_conn_id
+        self.ledger_conn_id = ledger_conn_id
         self._process: StageProcess | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -51,7 +64,10 @@ class RunStageOperator(BaseOperator):
             result = result_of(record, stage(self.stage).Result)
             if page := result.report():
                 context["ti"].xcom_push(key=REPORT_KEY, value=report_url(page))
-            if refusal := result.refusal():
+            refusal = result.refusal()
+            if isinstance(result, ValidationResult):
+                self._remember(result.dataset, refusal)
+            if refusal:
                 raise refusal
             ref = ResultRef(self.stage, str(process.result_path), file_digest(process.result_path), result.headline())
             return dict(to_data(ref))
@@ -60,6 +76,15 @@ class RunStageOperator(BaseOperator):
         """Kill the stage's whole process group."""
         if self._process is not None:
             self._process.kill()
+
+    def _remember(self, version: DatasetVersion, refusal: MlopsError | None) -> None:
+        from airflow_mlops.ledger.datasets import record_verdict
+
+        try:
+            with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+                record_verdict(store, version, rejected_because=str(refusal) if refusal else None)
+        except Exception:  # whatever it is: it must not hide what validation said
+            self.log.exception("The verdict on %s %s is not in the ledger: a later run may choose the version again.", version.dataset, version.name)
 
     def _start(self, context: Context) -> StageProcess:
         from airflow_mlops.stages.process import StageProcess

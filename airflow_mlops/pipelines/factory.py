@@ -67,7 +67,7 @@ def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params:
 
 
 def _chosen_version() -> dict[str, Param]:
-    description = "Name of its directory in the inbox. Empty: the one that arrived, else the newest."
+    description = "Name of its directory in the inbox. Empty: the one that arrived, else the newest that was not rejected."
     return {"dataset_version": Param(None, type=["null", "string"], title="Dataset version", description=description)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,29 +34,26 @@ class DatasetVersionSensor(BaseSensorOperator):
         self.ledger_conn_id = ledger_conn_id
 
     def poke(self, context: Context) -> PokeReturnValue:
-        from airflow_mlops.data.arrival import scan
         from airflow_mlops.ledger import datasets
 
         dag_id, run_id = context["ti"].dag_id, context["ti"].run_id
-        candidates = scan(Path(self.inbox))
-        for broken in (c for c in candidates if c.problem):
-            self.log.warning("%s is not complete: %s", broken.name, broken.problem)
-        store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
-        try:
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             owners = datasets.claimed(store, self.dataset, purpose=dag_id)
-            version = self._free(sorted(candidates, key=lambda c: c.changed_at), owners, run_id)
+            version = self._oldest({digest for digest, owner in owners.items() if owner != run_id})
             if version is None:
                 return PokeReturnValue(is_done=False)
-            datasets.claim(store, version, purpose=dag_id, run_id=run_id)
-        except DatasetAlreadyClaimed:  # taken by another run since we looked: there may be another version
-            return PokeReturnValue(is_done=False)
-        finally:
-            store.close()
+            try:
+                datasets.claim(store, version, purpose=dag_id, run_id=run_id)
+            except DatasetAlreadyClaimed:  # taken by another run since we looked: there may be another version
+                return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=to_data(version))
 
-    def _free(self, candidates: list[Any], owners: dict[str, str], run_id: str) -> DatasetVersion | None:
-        for candidate in candidates:
-            version: DatasetVersion | None = candidate.version
-            if version and version.dataset == self.dataset and owners.get(version.digest, run_id) == run_id:
-                return version
+    def _oldest(self, taken: Set[str]) -> DatasetVersion | None:
+        """Return the oldest complete version whose digest is not `taken`; only its files, and those of broken ones before it, are read."""
+        from airflow_mlops.data.arrival import candidates
+
+        for candidate in candidates(Path(self.inbox), wanted=lambda found: found.dataset == self.dataset and found.digest not in taken):
+            if candidate.version:
+                return candidate.version
+            self.log.warning("%s is not complete: %s", candidate.name, candidate.problem)
         return None

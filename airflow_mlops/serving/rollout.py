@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 
 class Plan(NamedTuple):
-    """A rollout as plain JSON values: `previous` is the version to go back to (None: nothing served before), `deadline` in epoch seconds."""
+    """A rollout as plain JSON values: `previous` is the version to go back to (None: nothing served before), `deadline` in epoch seconds.
+
+    `proven` says that this rollout was complete before: the version answered rightly under its label.
+    """
 
     model: str
     version: int
@@ -35,6 +38,12 @@ class Plan(NamedTuple):
     config_path: str
     deadline: float
     label: str = "stable"
+    proven: bool = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether the version had the label before this attempt: then it keeps it, whatever happens now."""
+        return self.proven or self.previous == self.version
 
 
 @dataclass(frozen=True)
@@ -80,16 +89,23 @@ def observe(client: ServingClient, plan: Plan) -> Observation:
         return None
 
 
+def labelled(config_path: Path, model: str, label: str) -> int | None:
+    """Return the version that `label` serves, None if `model` is not configured; raise `SpecError` if it is, without the label."""
+    served = config.read(config_path).get(model)
+    if served is not None and label not in served.labels:
+        raise SpecError(
+            f"{config_path} serves model {model!r} (versions {list(served.versions) or 'by policy'}) without the label {label!r}: a rollout that "
+            f'fails could not go back. Give the serving version the label first (`version_labels {{ key: "{label}" value: VERSION }}` in the '
+            "entry), or remove an entry that nobody asks for; restart the server and try again. Nothing was changed."
+        )
+    return served.labels[label] if served else None
+
+
 def begin(client: ServingClient, plan: Plan) -> None:
     """Ask for the new version beside the previous one; the label stays where it is. Raises `SpecError` if another rollout moved it."""
     with config.exclusive(Path(plan.config_path)) as served:
         old = served.get(plan.model)
-        labels = dict(old.labels) if old else {}
-        if labels.get(plan.label) not in (None, plan.previous, plan.version):
-            raise SpecError(
-                f"Label {plan.label!r} of model {plan.model!r} is on version {labels[plan.label]}; this rollout of version {plan.version} was "
-                f"planned when it was on {plan.previous}. Another rollout came between: plan it anew. Nothing was changed."
-            )
+        labels = _own_labels(plan, old)
         if plan.previous is not None:
             labels.setdefault(plan.label, plan.previous)
         _apply(client, plan, served.with_model(_model(plan, old, labels)))
@@ -116,19 +132,23 @@ def verify(client: ServingClient, plan: Plan, golden: Path, *, label: str | None
 
 
 def switch(client: ServingClient, plan: Plan, golden: Path) -> None:
-    """Move the label to the new version, keep the previous one loaded for the way back, and verify what the label answers."""
+    """Move the label, unless another rollout did (`SpecError`), keep the previous version loaded, and verify what the label answers."""
     with config.exclusive(Path(plan.config_path)) as served:
         old = served.get(plan.model)
-        labels = {**(old.labels if old else {}), plan.label: plan.version}
+        labels = {**_own_labels(plan, old), plan.label: plan.version}
         _apply(client, plan, served.with_model(_model(plan, old, labels)))
     verify(client, plan, golden, label=plan.label)
 
 
 def revert(client: ServingClient, plan: Plan, reason: str) -> NoReturn:
-    """Serve the previous version again and raise `RolloutFailed` naming it and the `reason`."""
+    """Serve the previous version again and raise `RolloutFailed` naming it and the `reason`; a version that stands is left alone."""
+    if plan.stands:
+        raise RolloutFailed(
+            f"Version {plan.version} of {plan.model!r} had label {plan.label!r} before and keeps it, but now: {reason.rstrip('.')}. "
+            "Nothing was taken out of service; see to the model server, then try again."
+        )
     with config.exclusive(Path(plan.config_path)) as served:
-        old = served.get(plan.model)
-        before = _before(plan, old)
+        before = _before(plan, served.get(plan.model))
         wanted = served.with_model(before) if before else served.without_model(plan.model)
         config.write(Path(plan.config_path), wanted)
         when = "now"
@@ -136,7 +156,7 @@ def revert(client: ServingClient, plan: Plan, reason: str) -> NoReturn:
             client.reload(wanted)
         except ServingError as error:
             when = f"when the server starts again; the running one was not told: {error}"
-    serving = f"Version {plan.previous} serves" if plan.previous is not None else "No version serves"
+    serving = f"Version {before.labels[plan.label]} serves" if before and plan.label in before.labels else "No version serves"
     raise RolloutFailed(f"Version {plan.version} of {plan.model!r} was not rolled out: {reason.rstrip('.')}. {serving} {plan.label!r} {when}.")
 
 
@@ -172,9 +192,24 @@ def _apply(client: ServingClient, plan: Plan, wanted: ServerConfig) -> None:
     client.reload(wanted)
 
 
+def _own_labels(plan: Plan, old: ModelConfig | None) -> dict[str, int]:
+    """Return the model's labels; raise `SpecError` if this rollout's label is where only another rollout can have put it."""
+    labels = dict(old.labels) if old else {}
+    now = labels.get(plan.label)
+    if now not in ((plan.version,) if plan.stands else (None, plan.previous, plan.version)):
+        raise SpecError(
+            f"Label {plan.label!r} of model {plan.model!r} is on {'no version' if now is None else f'version {now}'}; this rollout of version "
+            f"{plan.version} was {'complete before' if plan.stands else f'planned when it was on {plan.previous}'}. "
+            "Another rollout came between: start a new run. Nothing was changed."
+        )
+    return labels
+
+
 def _model(plan: Plan, old: ModelConfig | None, labels: Mapping[str, int]) -> ModelConfig:
     """Return the configuration with this rollout's versions and all that a label points at; others are no longer needed."""
     versions = {plan.version, *labels.values()} | ({plan.previous} if plan.previous is not None else set())
+    if plan.stands and old:
+        versions |= set(old.versions)  # nothing is replaced: the way back of the rollout that brought it stays loaded
     return _changed(plan, old, tuple(sorted(versions)), labels)
 
 
@@ -182,7 +217,7 @@ def _before(plan: Plan, old: ModelConfig | None) -> ModelConfig | None:
     """Return the configuration without the new version, or None if no version is left."""
     labels = {label: version for label, version in (old.labels if old else {}).items() if version != plan.version}
     if plan.previous is not None:
-        labels[plan.label] = plan.previous
+        labels.setdefault(plan.label, plan.previous)  # unless another rollout gave it away meanwhile
     return _changed(plan, old, tuple(sorted(set(labels.values()))), labels) if labels else None
 
 

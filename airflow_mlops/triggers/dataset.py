@@ -1,8 +1,8 @@
-"""Dataset arrival as an event trigger: one asset event per complete dataset version, also across restarts of the triggerer.
+"""Dataset arrival as an event trigger: at least one asset event per complete dataset version, also across restarts of the triggerer.
 
 The trigger uses Airflow's acknowledged streams: a version enters the ledger as announced only after Airflow has its event in the metadata
 database. A triggerer that dies before that announces the version again after its restart, one that dies later never does; should it die
-between the two, the run's claim on the version (`airflow_mlops.ledger.datasets.claim`) refuses the second run.
+between the two, the event comes twice. The run's claim on the version (`airflow_mlops.ledger.datasets.claim`) then skips the second run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +23,19 @@ from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.results import DatasetVersion, from_data, to_data
 
 if TYPE_CHECKING:
+    from airflow_mlops.ledger.datasets import Waiting
     from airflow_mlops.ledger.store import Store
 
 log = logging.getLogger(__name__)
 
 
 class DatasetVersionTrigger(BaseEventTrigger):
-    """Fires once for every complete version of a dataset that appears in an inbox; the event's payload is the `DatasetVersion`.
+    """Fires for every complete version of a dataset that appears in an inbox, once unless a crash intervenes; its payload is the `DatasetVersion`.
 
     :param dataset: name of the dataset, as in the manifests.
     :param inbox: directory with one directory per version.
     :param ledger_conn_id: connection of type ``mlops_ledger``.
-    :param poll_interval_seconds: 5: a look at an unchanged inbox costs one directory listing.
+    :param poll_interval_seconds: 5: a look at an unchanged inbox costs its listing and the times of one manifest per version.
     :param settle_seconds: how long a version may differ from its manifest before it is reported as broken.
     """
 
@@ -87,6 +88,8 @@ class DatasetInbox(SharedStreamProducer):
         self.poll_interval_seconds = poll_interval_seconds
         self.policy = arrival.ArrivalPolicy(settle_seconds=settle_seconds)
         self._digest_of = arrival.DigestCache()
+        self._heading_of = arrival.HeadingCache()
+        self._told_of: set[tuple[str, str]] = set()
         self._pending: dict[str, DatasetVersion] = {}
         self._store: Store | None = None
 
@@ -130,16 +133,34 @@ class DatasetInbox(SharedStreamProducer):
             await asyncio.to_thread(self._store.close)
 
     async def _look(self) -> tuple[arrival.Announcement, ...]:
-        from airflow_mlops.ledger.datasets import announced, waiting_since
+        from airflow_mlops.ledger.datasets import announced, waiting
 
         store = await self._ledger()
-        known = await asyncio.to_thread(announced, store, self.dataset)
+        known = await asyncio.to_thread(announced, store, self.dataset) | self._pending.keys()
         now = time.time()
+        untaken = await asyncio.to_thread(waiting, store, self.dataset)
         # What Airflow has not stored yet waits for a run, too.
-        waiting = now if self._pending else await asyncio.to_thread(waiting_since, store, self.dataset)
-        candidates = await asyncio.to_thread(arrival.scan, self.inbox, digest_of=self._digest_of)
-        ours = tuple(c for c in candidates if c.version is None or c.version.dataset == self.dataset)
-        return arrival.decide(arrival.Observation(ours, known | self._pending.keys(), waiting), now, self.policy)
+        since = now if self._pending else untaken and untaken.since
+        candidates = await asyncio.to_thread(self._scan, known)
+        actions = arrival.decide(arrival.Observation(candidates, known, since), now, self.policy)
+        if untaken and not any(isinstance(action, arrival.AnnounceComplete) for action in actions):
+            self._tell_of_held([c for c in candidates if c.version], untaken)
+        return actions
+
+    def _scan(self, known: Set[str]) -> tuple[arrival.Candidate, ...]:
+        def wanted(found: arrival.Heading) -> bool:
+            return found.dataset == self.dataset and found.digest not in known
+
+        return tuple(arrival.scan(self.inbox, wanted=wanted, digest_of=self._digest_of, heading_of=self._heading_of))
+
+    def _tell_of_held(self, held: Sequence[arrival.Candidate], untaken: Waiting) -> None:
+        """Log once for each version why it is not announced."""
+        latest = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(untaken.since + self.policy.hold_seconds))
+        for candidate in held:
+            if (candidate.key, untaken.name) not in self._told_of:
+                message = "%s %s has arrived and is held until a run has taken %s, which was announced before it; at the latest until %s."
+                log.info(message, self.dataset, candidate.name, untaken.name, latest)
+        self._told_of = {(candidate.key, untaken.name) for candidate in held}
 
     async def _ledger(self) -> Store:
         if self._store is None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.hooks.tf_serving import TFServingHook
+
+if TYPE_CHECKING:
+    from airflow_mlops.serving.rollout import Action, Plan
 
 
 class TFServingRolloutTrigger(BaseTrigger):
@@ -32,12 +36,19 @@ class TFServingRolloutTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from airflow_mlops.serving import rollout
 
-        plan = rollout.Plan(**self.plan)
+        try:
+            action = await self._decided(rollout.Plan(**self.plan))
+        except MlopsError as error:  # a trigger that dies would leave the rollout half done: only the task can go back
+            action = rollout.Fail(str(error))
+        reason = action.reason if isinstance(action, rollout.Fail) else None
+        yield TriggerEvent({"plan": self.plan, "reason": reason})
+
+    async def _decided(self, plan: Plan) -> Action:
+        from airflow_mlops.serving import rollout
+
         with await TFServingHook(self.tf_serving_conn_id).aget_conn() as client:
             while True:
                 action = rollout.decide(plan, await asyncio.to_thread(rollout.observe, client, plan), time.time())
                 if not isinstance(action, rollout.Wait):
-                    break
+                    return action
                 await asyncio.sleep(self.poll_interval_seconds)
-        reason = action.reason if isinstance(action, rollout.Fail) else None
-        yield TriggerEvent({"plan": self.plan, "reason": reason})

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from airflow_mlops.artifacts import file_digest
-from airflow_mlops.data.arrival import AnnounceBroken, AnnounceComplete, ArrivalPolicy, Candidate, DigestCache, Observation, decide, scan
+from airflow_mlops.data.arrival import (
+    AnnounceBroken,
+    AnnounceComplete,
+    ArrivalPolicy,
+    Candidate,
+    DigestCache,
+    Heading,
+    HeadingCache,
+    Observation,
+    candidates,
+    decide,
+    heading,
+    scan,
+)
 from airflow_mlops.data.snapshot import publish_version, write_manifest
 from airflow_mlops.exceptions import DatasetNotFound, SpecError
 from airflow_mlops.results import DatasetVersion
@@ -206,3 +220,55 @@ def test_a_rewrite_under_the_same_name_is_announced_again(version: DatasetVersio
     (action,) = decide(Observation(tuple(scan(inbox)), frozenset({version.digest})), 0.0, POLICY)
     assert isinstance(action, AnnounceComplete)
     assert action.version.digest != version.digest
+
+
+def unknown(*known: str) -> Callable[[Heading], bool]:
+    return lambda found: found.dataset == "digits" and found.digest not in known
+
+
+def unread(path: Path) -> str:
+    raise AssertionError(f"{path} was read")
+
+
+def test_the_files_of_versions_that_nobody_wants_are_not_looked_at(version: DatasetVersion, inbox: Path) -> None:
+    publish_version({"a.csv": b"0,1"}, inbox, name="letters", dataset="letters")
+    (Path(version.uri) / "part-0.csv").write_bytes(b"altered")
+    assert scan(inbox, wanted=unknown(version.digest), digest_of=unread) == []
+    assert [candidate.name for candidate in scan(inbox, wanted=unknown())] == ["v1"]
+
+
+def test_candidates_are_examined_one_at_a_time_from_either_end(inbox: Path) -> None:
+    for name in ("b", "c", "a"):
+        publish_version({f"{name}.csv": name.encode()}, inbox, name=name, dataset="digits")
+        time.sleep(0.02)
+    hashed: list[str] = []
+    digest_of = DigestCache(lambda path: hashed.append(path.name) or file_digest(path))  # type: ignore[func-returns-value]
+    assert next(candidates(inbox, digest_of=digest_of)).name == "b"
+    assert next(candidates(inbox, newest_first=True, digest_of=digest_of)).name == "a"
+    assert hashed == ["b.csv", "a.csv"]
+
+
+def test_polling_reads_a_manifest_again_only_after_it_was_rewritten(version: DatasetVersion, inbox: Path) -> None:
+    read: list[str] = []
+
+    def reading(path: Path) -> Heading:
+        read.append(path.parent.name)
+        return heading(path)
+
+    cache = HeadingCache(reading, racy_seconds=0.0)
+    polls = [scan(inbox, wanted=unknown(version.digest), digest_of=unread, heading_of=cache) for _ in range(5)]
+    assert (polls, read) == ([[]] * 5, ["v1"])
+
+    (Path(version.uri) / "part-0.csv").write_bytes(b"other rows")
+    write_manifest(Path(version.uri), "digits")
+    (found,) = scan(inbox, wanted=unknown(version.digest), heading_of=cache)
+    assert found.version is not None
+    assert (found.name, read) == ("v1", ["v1", "v1"])
+
+
+def test_a_version_rewritten_while_it_is_examined_is_what_it_is_now(version: DatasetVersion, inbox: Path) -> None:
+    def outdated(path: Path) -> Heading:
+        return Heading("digits", "sha256:before the rewrite")
+
+    assert scan(inbox, wanted=unknown(version.digest), heading_of=outdated) == []
+    assert [candidate.version for candidate in scan(inbox, wanted=unknown(), heading_of=outdated)] == [version]

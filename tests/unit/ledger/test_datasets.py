@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
-from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger import datasets, history
 from airflow_mlops.ledger.store import Store
 from tests.fakes import dataset_version
 
@@ -20,7 +20,7 @@ NUM_PROCESSES = 8
 CLAIM_AT_ONCE = """
 import os, sys
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
-from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger import datasets, history
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.results import DatasetVersion
 database, num_processes = sys.argv[1], int(sys.argv[2])
@@ -92,19 +92,29 @@ def test_of_eight_processes_that_claim_at_once_exactly_one_wins(tmp_path: Path) 
 
 
 def test_a_version_waits_from_its_announcement_until_some_run_takes_it(store: Store) -> None:
-    assert datasets.waiting_since(store, "digits") is None
+    assert datasets.waiting(store, "digits") is None
     before = time.time()
     datasets.announce(store, V1)
-    waiting = datasets.waiting_since(store, "digits")
+    waiting = datasets.waiting(store, "digits")
     assert waiting is not None
-    assert before - 1 <= waiting <= time.time() + 1
+    assert waiting.name == "v1"
+    assert before - 1 <= waiting.since <= time.time() + 1
     datasets.claim(store, V1, purpose="dag", run_id="run 1")
-    assert datasets.waiting_since(store, "digits") is None
+    assert datasets.waiting(store, "digits") is None
+
+
+def test_of_several_that_wait_the_last_one_counts(store: Store) -> None:
+    for version in (V2, V1):
+        datasets.announce(store, version)
+    waiting = datasets.waiting(store, "digits")
+    assert waiting is not None
+    assert waiting.name == "v1"
+    assert datasets.waiting(store, "letters") is None
 
 
 def test_a_broken_version_waits_for_nobody(store: Store) -> None:
     datasets.announce_broken(store, "digits", "broken:v1:abc", "v1", "a.csv was altered")
-    assert datasets.waiting_since(store, "digits") is None
+    assert datasets.waiting(store, "digits") is None
 
 
 def test_the_machines_time_zone_does_not_change_since_when_a_version_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +122,29 @@ def test_the_machines_time_zone_does_not_change_since_when_a_version_waits(store
     time.tzset()
     try:
         datasets.announce(store, V1)
-        waiting = datasets.waiting_since(store, "digits")
+        waiting = datasets.waiting(store, "digits")
     finally:
         monkeypatch.undo()
         time.tzset()
-    assert waiting == pytest.approx(time.time(), abs=5)
+    assert waiting is not None
+    assert waiting.since == pytest.approx(time.time(), abs=5)
+
+
+def test_the_last_verdict_of_validation_counts_and_needs_no_announcement(store: Store) -> None:
+    for reason in ("pixel_3 is negative", "pixel_4 is negative"):
+        datasets.record_verdict(store, V1, rejected_because=reason)
+    assert datasets.rejected(store, "digits") == {V1.digest: "pixel_4 is negative"}
+    assert datasets.rejected(store, "letters") == {}
+    datasets.record_verdict(store, V2, rejected_because=None)
+    datasets.record_verdict(store, V1, rejected_because=None)
+    assert datasets.rejected(store, "digits") == {}
+
+
+def test_history_tells_why_a_version_was_rejected_whether_it_was_announced_or_only_taken(store: Store) -> None:
+    datasets.announce(store, V1)
+    datasets.claim(store, V2, purpose="dag", run_id="run 1")
+    assert [seen.problem for seen in history.dataset_versions(store)] == [None, None]
+    for version in (V1, V2):
+        datasets.record_verdict(store, version, rejected_because=f"{version.name} has no rows")
+    datasets.record_verdict(store, dataset_version("v1", dataset="letters"), rejected_because="other data")
+    assert {seen.digest: seen.problem for seen in history.dataset_versions(store)} == {V1.digest: "v1 has no rows", V2.digest: "v2 has no rows"}

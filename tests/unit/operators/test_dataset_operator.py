@@ -1,16 +1,17 @@
-"""The run's dataset version: by event, by name, or the newest, and never that of another run."""
+"""The run's dataset version: by event, by name, or the newest usable one, and never that of another run."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_mlops.data.snapshot import publish_version
+from airflow_mlops.data.snapshot import publish_version, write_manifest
 from airflow_mlops.exceptions import DatasetNotFound, LedgerUnavailable
 from airflow_mlops.ledger import datasets
 from airflow_mlops.ledger.store import Store
@@ -39,6 +40,11 @@ def claim(inbox: Path, *events: dict[str, Any], ti: FakeTaskInstance | None = No
     operator = ClaimDatasetOperator(task_id="claim", dataset="digits", inbox=str(inbox), **settings)
     answer = operator.execute(context(ti, extras=events))
     return from_data(DatasetVersion, json.loads(json.dumps(answer)))
+
+
+def claim_new(inbox: Path, name: str, **settings: Any) -> DatasetVersion:
+    publish(inbox, name)
+    return claim(inbox, version=name, **settings)
 
 
 def test_the_constructor_only_assigns_and_its_fields_are_templates(tmp_path: Path) -> None:
@@ -92,12 +98,90 @@ def test_the_same_run_takes_its_version_again(inbox: Path, ledger: Store) -> Non
     assert claim(inbox) == claim(inbox) == v1
 
 
-@pytest.mark.parametrize("settings", [{}, {"version": "v1"}])
-def test_a_version_of_another_run_fails_the_task(inbox: Path, ledger: Store, settings: dict[str, Any]) -> None:
-    publish(inbox, "v1")
-    claim(inbox, ti=OTHER)
+def test_a_run_that_is_cleared_keeps_its_version_although_a_newer_one_came_and_its_own_was_rejected(inbox: Path, ledger: Store) -> None:
+    v1 = claim_new(inbox, "v1")
+    publish(inbox, "v2")
+    datasets.record_verdict(ledger, v1, rejected_because="x is negative")
+    assert claim(inbox) == v1
+
+
+def test_a_version_asked_for_by_name_that_another_run_has_fails_the_task(inbox: Path, ledger: Store) -> None:
+    claim_new(inbox, "v1", ti=OTHER)
     with pytest.raises(AirflowFailException, match=r"DatasetAlreadyClaimed: .*belongs to run 'other run'"):
-        claim(inbox, **settings)
+        claim(inbox, version="v1")
+
+
+def test_by_itself_a_run_chooses_the_newest_version_that_no_other_run_has(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    claim_new(inbox, "v2", ti=OTHER)
+    assert claim(inbox) == v1
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_by_itself_a_run_never_chooses_a_rejected_version_and_by_name_it_does(inbox: Path, ledger: Store, repeat: bool) -> None:
+    v1, v2 = publish(inbox, "v1"), publish(inbox, "v2")
+    datasets.record_verdict(ledger, v2, rejected_because="x is negative")
+    assert claim(inbox, repeat=repeat) == v1
+    assert claim(inbox, repeat=repeat, version="v2") == v2
+
+
+def test_when_every_version_is_rejected_or_taken_the_error_says_so(inbox: Path, ledger: Store) -> None:
+    claim_new(inbox, "v1", ti=OTHER)
+    datasets.record_verdict(ledger, publish(inbox, "v2"), rejected_because="x is negative")
+    with pytest.raises(DatasetNotFound, match="left to work on: validation has rejected 1 so far, other runs have 1"):
+        claim(inbox)
+
+
+def test_an_incomplete_newest_version_leaves_the_one_before_it(inbox: Path, ledger: Store) -> None:
+    v1, v2 = publish(inbox, "v1"), publish(inbox, "v2")
+    (Path(v2.uri) / "a.csv").unlink()
+    assert claim(inbox) == v1
+
+
+@pytest.mark.parametrize("name", ["../outside", "..", ".", ".staging-x", "v1/", "a/b", "v1\n", "/absolute"])
+def test_a_name_that_leads_out_of_the_inbox_is_refused(inbox: Path, ledger: Store, name: str) -> None:
+    publish(inbox, "v1")
+    publish(inbox.parent, "outside")
+    with pytest.raises(AirflowFailException, match=r"SpecError: .* expected the plain name of a directory"):
+        claim(inbox, version=str(publish(inbox.parent, "absolute").uri) if name == "/absolute" else name)
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
+
+
+def test_a_version_of_another_dataset_is_refused_and_not_taken(inbox: Path, ledger: Store) -> None:
+    letters = publish(inbox, "letters", dataset="letters")
+    for events, settings in (([], {"version": "letters"}), ([event(letters)], {})):
+        with pytest.raises(AirflowFailException, match=r"SpecError: .*'letters': expected 'digits'"):
+            claim(inbox, *events, **settings)
+    assert datasets.claimed(ledger, "letters", purpose=DAG_ID) == {}
+
+
+def test_an_event_may_not_pass_another_dataset_off_as_this_one(inbox: Path, ledger: Store) -> None:
+    letters = publish(inbox, "letters", dataset="letters")
+    with pytest.raises(AirflowFailException, match=r"SpecError: .*'letters': expected 'digits'"):
+        claim(inbox, event(dataclasses.replace(letters, dataset="digits")))
+
+
+@pytest.mark.parametrize("changes", [{"uri": "{outside}"}, {"uri": "{outside}", "name": "v2"}, {"name": "../outside", "uri": "{outside}"}])
+def test_an_event_of_another_place_is_refused_and_not_taken(inbox: Path, ledger: Store, changes: dict[str, str]) -> None:
+    publish(inbox, "v1")
+    outside = publish(inbox.parent, "outside")
+    payload = {**to_data(outside), **{field: text.format(outside=outside.uri) for field, text in changes.items()}}
+    with pytest.raises(AirflowFailException, match="SpecError"):
+        claim(inbox, {"payload": payload})
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
+
+
+def test_an_event_that_came_twice_skips_the_second_run_and_names_the_first(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    claim(inbox, event(v1), ti=OTHER)
+    with pytest.raises(AirflowSkipException, match="belongs to run 'other run'"):
+        claim(inbox, event(v1))
+
+
+def test_an_event_that_came_twice_does_not_hide_an_older_version_that_nobody_has(inbox: Path, ledger: Store) -> None:
+    v1, v2 = publish(inbox, "v1"), publish(inbox, "v2")
+    claim(inbox, event(v2), ti=OTHER)
+    assert claim(inbox, event(v1), event(v2)) == v1
 
 
 def test_repeat_works_on_it_all_the_same_and_takes_it_from_nobody(inbox: Path, ledger: Store) -> None:
@@ -113,12 +197,22 @@ def test_an_empty_inbox_may_fill_up(inbox: Path, ledger: Store) -> None:
         claim(inbox)
 
 
-def test_a_version_altered_since_its_event_is_refused_and_not_taken(inbox: Path, ledger: Store) -> None:
+def test_a_version_altered_since_its_event_is_refused_yet_taken_so_that_it_holds_up_no_other(inbox: Path, ledger: Store) -> None:
     v1 = publish(inbox, "v1")
     (Path(v1.uri) / "a.csv").write_bytes(b"x,label\n9,v1\n")
     with pytest.raises(AirflowFailException, match=r"ManifestMismatch: .*a\.csv was altered"):
         claim(inbox, event(v1))
-    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {v1.digest: FakeTaskInstance().run_id}
+
+
+def test_a_version_corrected_in_place_while_its_run_is_queued_holds_up_no_other(inbox: Path, ledger: Store) -> None:
+    old = publish(inbox, "v3")
+    datasets.announce(ledger, old)
+    (Path(old.uri) / "a.csv").write_bytes(b"x,label\n7,v3\n")
+    write_manifest(Path(old.uri), "digits")
+    with pytest.raises(AirflowFailException, match=r"ManifestMismatch: .*holds another version"):
+        claim(inbox, event(old))
+    assert datasets.waiting(ledger, "digits") is None
 
 
 def test_an_event_with_another_payload_is_refused(inbox: Path, ledger: Store) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_mlops.artifacts import file_digest
+from airflow_mlops.data import arrival
 from airflow_mlops.data.snapshot import publish_version
 from airflow_mlops.exceptions import DatasetNotFound, LedgerUnavailable
 from airflow_mlops.ledger import datasets
@@ -51,6 +54,23 @@ def test_runs_take_the_versions_in_the_order_they_came_and_each_but_once(inbox: 
     assert poke(inbox, FIRST) == to_data(older)
     assert poke(inbox, SECOND) == to_data(newer)
     assert poke(inbox, FakeTaskInstance(run_id="run 3")) is None
+
+
+def test_files_of_taken_versions_and_of_newer_ones_are_not_read(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noting(path: Path) -> str:
+        read.append(path.parent.name)
+        return file_digest(path)
+
+    for name in ("v1", "v2", "v3"):
+        publish(inbox, name)
+        time.sleep(0.02)
+    poke(inbox, FIRST)
+    real = arrival.candidates
+    monkeypatch.setattr(arrival, "candidates", lambda *args, **kwargs: real(*args, **kwargs, digest_of=noting))
+    assert poke(inbox, SECOND)["name"] == "v2"
+    assert read == ["v2"]
 
 
 def test_a_version_that_another_run_takes_at_the_same_moment_is_left_to_it(inbox: Path, ledger: Store, monkeypatch: pytest.MonkeyPatch) -> None:

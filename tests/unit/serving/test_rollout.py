@@ -14,7 +14,7 @@ from airflow_mlops.serving import config
 from airflow_mlops.serving.client import ServingClient, VersionStatus
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.publish import publish_saved_model
-from airflow_mlops.serving.rollout import Fail, Plan, Verify, Wait, begin, decide, observe, revert, roll_out, switch, verify
+from airflow_mlops.serving.rollout import Fail, Plan, Verify, Wait, begin, decide, labelled, observe, revert, roll_out, switch, verify
 from tests.servers import EmbeddedServer, await_state, free_port
 
 from .conftest import INPUTS, Models
@@ -203,6 +203,55 @@ def test_a_rollout_planned_before_another_one_moved_the_label_is_refused(stage: 
     with pytest.raises(SpecError, match=r"is on version 2.*planned when it was on 1"):
         stage.roll_out(3, 1)
     assert stage.serves() == 2
+
+
+@pytest.mark.parametrize("change", [{"previous": 2}, {"proven": True}])
+def test_a_version_that_had_the_label_before_keeps_it_and_its_way_back(stage: Stage, change: dict[str, Any]) -> None:
+    stage.roll_out(1, None)
+    stage.roll_out(2, 1)
+    before, plan = stage.config, stage.plan(2, 1)._replace(**change)
+    begin(stage.client, plan)
+    with pytest.raises(RolloutFailed, match=r"had label 'stable' before and keeps it, but now: no answer\. Nothing was taken out of service"):
+        revert(stage.client, plan, "no answer.")
+    switch(stage.client, plan, stage.golden(2))
+    assert (stage.serves(), stage.config) == (2, before)
+
+
+@pytest.mark.parametrize("label", [1, 3, None])
+def test_a_rollout_that_was_complete_is_refused_once_the_label_is_elsewhere(client: ServingClient, tmp_path: Path, label: int | None) -> None:
+    before = ServerConfig((ModelConfig("m", "/models/m", (1, 2, 3), {"stable": label} if label else {}),))
+    plan = PLAN._replace(proven=True, config_path=str(tmp_path / "models.config"))
+    config.write(tmp_path / "models.config", before)
+    words = rf"is on {f'version {label}' if label else 'no version'}; .* version 2 was complete before"
+    with pytest.raises(SpecError, match=words):
+        begin(client, plan)
+    with pytest.raises(SpecError, match=words):
+        switch(client, plan, tmp_path / "golden.json")
+    assert config.read(tmp_path / "models.config") == before
+
+
+def test_a_label_that_another_rollout_took_meanwhile_is_neither_moved_nor_reverted(stage: Stage) -> None:
+    stage.roll_out(1, None)
+    late = stage.plan(2, 1)
+    begin(stage.client, late)
+    stage.roll_out(3, 1)
+    with pytest.raises(SpecError, match=r"is on version 3; this rollout of version 2 was planned when it was on 1"):
+        switch(stage.client, late, stage.golden(2))
+    with pytest.raises(RolloutFailed, match="Version 3 serves 'stable' now"):
+        revert(stage.client, late, "too late")
+    assert stage.serves() == 3
+
+
+@pytest.mark.parametrize(("versions", "words"), [((7,), r"versions \[7\]"), ((), "by policy")])
+def test_a_model_that_serves_without_the_label_can_not_be_gone_back_to(tmp_path: Path, versions: tuple[int, ...], words: str) -> None:
+    file = tmp_path / "models.config"
+    assert labelled(file, "m", "stable") is None
+    config.write(file, ServerConfig((ModelConfig("m", "/models/m", versions),)))
+    with pytest.raises(SpecError, match=rf"{words}.*without the label 'stable'.*Nothing was changed"):
+        labelled(file, "m", "stable")
+    config.write(file, ServerConfig((ModelConfig("m", "/models/m", versions, {"stable": 7}),)))
+    assert labelled(file, "m", "stable") == 7
+    assert labelled(file, "another", "stable") is None
 
 
 def test_no_request_fails_while_versions_are_switched(stage: Stage) -> None:

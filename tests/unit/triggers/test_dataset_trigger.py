@@ -158,6 +158,21 @@ async def test_the_next_version_waits_until_a_run_has_taken_the_one_before(inbox
     assert (await waiting)[1] == v2.digest
 
 
+async def test_what_is_held_and_why_is_said_once(inbox: Path, ledger: Store, caplog: pytest.LogCaptureFixture) -> None:
+    v1, v2 = publish(inbox, "v1"), publish(inbox, "v2")
+    datasets.announce(ledger, v1)
+    stream = producer(make(inbox)).open_stream()
+    waiting = asyncio.ensure_future(heard(stream))
+    with caplog.at_level("INFO", "airflow_mlops.triggers.dataset"):
+        await asyncio.sleep(SILENCE_SECONDS)  # some ten looks
+        assert not waiting.done()
+        said = [record.getMessage() for record in caplog.records if "is held" in record.getMessage()]
+    assert len(said) == 1
+    assert "digits v2 has arrived and is held until a run has taken v1" in said[0]
+    take(ledger, v1)
+    assert (await waiting)[1] == v2.digest
+
+
 async def test_every_subscriber_of_the_stream_hears_the_version(inbox: Path) -> None:
     async def stream() -> AsyncIterator[dict[str, Any]]:
         yield {"dataset": "digits"}

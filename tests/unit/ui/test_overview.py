@@ -58,6 +58,15 @@ def test_a_broken_version_says_why(client: TestClient, store: Store) -> None:
     assert "waiting for a run" not in page
 
 
+def test_a_version_that_validation_rejected_says_why(client: TestClient, store: Store) -> None:
+    datasets.announce(store, V1)
+    datasets.claim(store, V1, purpose="digits_on_dataset", run_id="run 1")
+    datasets.record_verdict(store, V1, rejected_because="pixel_3 goes up to 17")
+    page = client.get("/").text
+    assert ">rejected</span> pixel_3 goes up to 17" in page
+    assert "/runs/run%201" in page
+
+
 def test_releases_tell_what_was_replaced_and_what_is_unfinished(client: TestClient, store: Store) -> None:
     once(store, "plan:7", "plan-rollout", {"model": "digits", "version": 7}, lambda: {"previous": 41})
     with pytest.raises(ConnectionError):
