@@ -33,6 +33,13 @@ def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: 
     return result
 
 
+def known(store: Store, key: str) -> dict[str, Any] | None:
+    """Return the result of the intent `key` if it was applied, else None."""
+    with store.transaction() as connection:
+        result: dict[str, Any] | None = connection.scalar(sa.select(EFFECTS.c.result).where(EFFECTS.c.key == key))
+    return result
+
+
 def _ask(store: Store, key: str, kind: str, request: dict[str, Any]) -> dict[str, Any] | None:
     with store.transaction() as connection:
         if insert_new(connection, EFFECTS, {"key": key, "kind": kind, "request": request, "asked_at": now()}):

@@ -21,7 +21,6 @@ from airflow_mlops.triggers.tf_serving import TFServingRolloutTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mlops.ledger.store import Store
     from airflow_mlops.registry.base import ModelRegistry
     from airflow_mlops.serving.client import ServingClient
     from airflow_mlops.serving.rollout import Plan
@@ -134,7 +133,7 @@ class TFServingRolloutOperator(BaseOperator):
         return {**self.model, "previous": plan.previous, "headline": headline}
 
     def _plan(self, context: Context) -> Plan:
-        from airflow_mlops.ledger.journal import once
+        from airflow_mlops.ledger.journal import known, once
         from airflow_mlops.serving import rollout
 
         hook = TFServingHook(self.tf_serving_conn_id)
@@ -147,24 +146,11 @@ class TFServingRolloutOperator(BaseOperator):
         # A retry after the label moved must still know where to go back to.
         store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
         previous = once(store, self._key("plan", context), "plan-rollout", request, serving_now)["previous"]
-        deadline, proven = time.time() + self.timeout_seconds, self._proven(store, context)
+        deadline, proven = time.time() + self.timeout_seconds, known(store, self._key("switch", context)) is not None
         return rollout.Plan(name, request["version"], previous, f"{base_path}/{name}", config_path, deadline, self.version_label, proven)
 
-    def _proven(self, store: Store, context: Context) -> bool:
-        """Return whether an earlier try of this run was complete; from here on the ledger shows the switch as unfinished if none was."""
-        from airflow_mlops.ledger.journal import once
-
-        def unknown() -> dict[str, Any]:
-            raise LookupError
-
-        try:
-            once(store, self._key("switch", context), "switch", self._request(), unknown)
-        except LookupError:
-            return False
-        return True
-
     def _remember(self, plan: Plan, context: Context) -> None:
-        """Note in the ledger that the switch was done and seen; it is a record for people and for `_proven`, never a reason not to look."""
+        """Note in the ledger that the switch was done and seen; it is a record for people and for later tries, never a reason not to look."""
         from airflow_mlops.ledger.journal import once
 
         store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
@@ -186,7 +172,7 @@ def _check_champion(registry: ModelRegistry, name: str, version: int, expected: 
     if found not in (expected, version):  # its own version: a finished release that is run again
         raise PromotionConflict(
             f"The champion of {name!r} was {expected or 'nobody'} when version {version} was selected and is {found or 'nobody'} now. "
-            "Start the training pipeline again, so that the version is compared with the model it would replace. Nothing was published."
+            "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
         )
 
 

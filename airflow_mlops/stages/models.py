@@ -45,6 +45,4 @@ def load_model(path: Path) -> Any:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError) as error:
-        raise EvaluationError(
-            f"{path} can not be loaded as a Keras model: {error}. Save it with this Keras, without lambda layers."
-        ) from error
+        raise EvaluationError(f"{path} can not be loaded as a Keras model: {error}. Save it with this Keras, without lambda layers.") from error
