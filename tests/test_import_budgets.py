@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"tensorflow", "keras", "mlflow", "great_expectations", "pandas", "kubernetes"}
@@ -20,59 +17,50 @@ PARSE = f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'dags')!r}); runpy.r
 RUNS = 5
 
 
-@pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment where bytecode is kept, as in a deployment, whatever this machine does with its own."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    env = {**kept, "PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("bytecode"))}
-    cpu_seconds(PARSE, env)  # compiles what both measurements import
-    return env
-
-
-def cpu_seconds(code: str, env: dict[str, str]) -> float:
+def cpu_seconds(code: str) -> float:
     """Return user and system time of a fresh interpreter that runs `code`: unlike wall-clock time nearly the same on a busy machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def modules_after(code: str, env: dict[str, str]) -> set[str]:
+def modules_after(code: str) -> set[str]:
     """Return all modules that a fresh interpreter has after `code`."""
     script = f"{code}\nimport sys, json\nprint('\\n' + json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_parsing_a_dag_file_costs_little_more_than_airflow_itself(env: dict[str, str]) -> None:
+def test_parsing_a_dag_file_costs_little_more_than_airflow_itself() -> None:
     """The DAG processor parses every file every half minute, in a new process."""
-    pairs = [(cpu_seconds(SDK, env), cpu_seconds(PARSE, env)) for _ in range(RUNS)]
+    pairs = [(cpu_seconds(SDK), cpu_seconds(PARSE)) for _ in range(RUNS)]
     sdk, parse = (statistics.median(column) for column in zip(*pairs, strict=True))
     assert parse <= 1.2 * sdk, f"parsing takes {parse:.2f} s of CPU time, airflow.sdk alone {sdk:.2f} s; see python -X importtime"
 
 
-def test_parsing_a_dag_file_imports_nothing_heavy(env: dict[str, str]) -> None:
-    assert HEAVY & modules_after(PARSE, env) == set()
+def test_parsing_a_dag_file_imports_nothing_heavy() -> None:
+    assert HEAVY & modules_after(PARSE) == set()
 
 
-def test_the_plugin_brings_no_web_framework_into_every_airflow_process(env: dict[str, str]) -> None:
+def test_the_plugin_brings_no_web_framework_into_every_airflow_process() -> None:
     """Workers, scheduler and triggerer load plugins too; only the API server shall pay for pages."""
-    ours = modules_after(f"{SDK}\nimport airflow.plugins_manager\nimport airflow_mlops.ui", env)
-    airflows = modules_after(f"{SDK}\nimport airflow.plugins_manager", env)
+    ours = modules_after(f"{SDK}\nimport airflow.plugins_manager\nimport airflow_mlops.ui")
+    airflows = modules_after(f"{SDK}\nimport airflow.plugins_manager")
     web = {name for name in ours - airflows if name.split(".")[0] in {"fastapi", "starlette", "jinja2", *HEAVY}}
     assert web == set()
     assert "airflow_mlops.ui.app" not in ours
 
 
-def test_the_core_runs_where_airflow_is_not_imported(env: dict[str, str]) -> None:
+def test_the_core_runs_where_airflow_is_not_imported() -> None:
     paths = [path for name in CORE for path in sorted([*(ROOT / "airflow_mlops" / name).rglob("*.py"), *(ROOT / "airflow_mlops").glob(f"{name}.py")])]
     light = [path for path in paths if "embedded" not in path.parts and path.stem not in ("trainer", "validation", "readers", "arrays")]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in light]
     assert len(names) > 30
-    found = modules_after("\n".join(f"import {name}" for name in names), env)
+    found = modules_after("\n".join(f"import {name}" for name in names))
     assert {name for name in found if name.split(".")[0] == "airflow"} == set()
 
 
-def test_a_stage_starts_without_airflow(env: dict[str, str]) -> None:
-    found = modules_after("import airflow_mlops.cli, airflow_mlops.stages.runner, airflow_mlops.stages.process", env)
+def test_a_stage_starts_without_airflow() -> None:
+    found = modules_after("import airflow_mlops.cli, airflow_mlops.stages.runner, airflow_mlops.stages.process")
     assert {name for name in found if name.split(".")[0] in {"airflow", *HEAVY}} == set()
