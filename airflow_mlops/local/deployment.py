@@ -17,7 +17,9 @@ import httpx
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.local.processes import Session, command_line, marked, send
 from airflow_mlops.local.services import MARKER, Settings, commands, environment
+from airflow_mlops.results import from_data
 
 START_SECONDS = 180.0  # Airflow's first start migrates its database and takes half a minute on two cores
 
@@ -63,12 +65,11 @@ class LocalDeployment:
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each service as the supervisor last wrote it."""
-        return dict(json.loads((self.home / "processes.json").read_bytes()))
+        return {name: session.pid for name, session in _sessions(self.home).items()}
 
     def _prepare(self, say: Callable[[str], None]) -> None:
         for name in ("airflow", "inbox", "logs", "models", "mlflow-artifacts", "workspace"):
             (self.home / name).mkdir(parents=True, exist_ok=True)
-        (self.home / "processes.json").unlink(missing_ok=True)
         (self.home / "models.config").touch()
         write_atomically(self.home / "airflow" / "passwords.json", canonical_json({"admin": self.settings.password}), mode=0o600)
         lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(self.env.items()))
@@ -116,9 +117,9 @@ def stop(home: Path) -> int:
 
 def end_processes(home: Path) -> list[int]:
     """End every process of the deployment in `home`, and only those; return the ids of those that are still there."""
-    _signal(_supervisors(home), signal.SIGTERM)  # it ends its services in good order
+    send(_supervisors(home), signal.SIGTERM)  # it ends its services in good order
     _wait(lambda: not _supervisors(home), seconds=15.0)
-    _signal(_processes(home), signal.SIGKILL)
+    send(_processes(home), signal.SIGKILL)
     _wait(lambda: not _processes(home), seconds=5.0)
     return _processes(home)
 
@@ -129,29 +130,15 @@ def _wait(done: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _supervisors(home: Path) -> list[int]:
-    return [pid for pid in _processes(home) if "airflow_mlops.local.supervisor" in _command_line(pid)]
-
-
-def _signal(pids: list[int], how: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, how)
+def _sessions(home: Path) -> dict[str, Session]:
+    path = home / "processes.json"
+    return {name: from_data(Session, data) for name, data in json.loads(path.read_bytes()).items()} if path.exists() else {}
 
 
 def _processes(home: Path) -> list[int]:
-    """Return the processes whose environment names `home`, other than this one."""
-    mark = f"{MARKER}={home}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # it ended, or is not ours to read
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+    members = [pid for session in _sessions(home).values() for pid in session.members()]
+    return sorted({*marked(f"{MARKER}={home}"), *members})
 
 
-def _command_line(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
+def _supervisors(home: Path) -> list[int]:
+    return [pid for pid in marked(f"{MARKER}={home}") if "airflow_mlops.local.supervisor" in command_line(pid)]

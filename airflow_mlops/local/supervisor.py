@@ -6,10 +6,8 @@ and again is started less and less often, up to once in `MAX_PAUSE` seconds.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +15,8 @@ import time
 from pathlib import Path
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
+from airflow_mlops.local.processes import Session, send
+from airflow_mlops.results import to_data
 
 MAX_PAUSE = 30.0
 STABLE_SECONDS = 60.0  # a service that ran this long starts with a clean slate
@@ -31,6 +31,7 @@ class Service:
         self.name, self.command = name, command
         self._log_path = logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self.session: Session | None = None
         self._started_at = 0.0
         self._pause = 0.0
 
@@ -38,7 +39,7 @@ class Service:
         """Start the process if it does not run and its pause is over; `now` is in seconds of a monotonic clock."""
         if self._process is not None and self._process.poll() is not None:
             log.info("%s ended with exit code %s", self.name, self._process.returncode)
-            self.end(signal.SIGKILL)  # what it started must not live on beside its successor
+            self.kill()  # what it started must not live on beside its successor
             self._pause = 1.0 if now - self._started_at > STABLE_SECONDS else min(2 * self._pause or 1.0, MAX_PAUSE)
             self._started_at = now
             self._process = None
@@ -47,18 +48,19 @@ class Service:
                 self._process = subprocess.Popen(
                     self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
                 )
+            self.session = Session.of(self._process.pid)
             self._started_at = now
             log.info("%s started as process %d", self.name, self._process.pid)
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    def end(self, how: signal.Signals) -> None:
-        """Send a signal to the service and all it started in its session's group."""
+    def end(self) -> None:
+        """Ask the service to end."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):  # it is gone already
-                os.killpg(self._process.pid, how)
+            send([self._process.pid], signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the service and all it started."""
+        if self.session is not None:
+            send(self.session.members(), signal.SIGKILL)
 
     def ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
@@ -79,11 +81,12 @@ def supervise(home: Path) -> int:
     commands: dict[str, list[str]] = json.loads((home / "services.json").read_bytes())
     services = [Service(name, command, logs) for name, command in commands.items()]
     while not stopping:
-        before = [service.pid for service in services]
+        before = [service.session for service in services]
         for service in services:
             service.keep_running(time.monotonic())
-        if before != [service.pid for service in services]:
-            write_atomically(home / "processes.json", canonical_json({service.name: service.pid for service in services}))
+        if before != [service.session for service in services]:
+            sessions = {service.name: to_data(service.session) for service in services if service.session}
+            write_atomically(home / "processes.json", canonical_json(sessions))
         time.sleep(0.5)
     _end(services)
     return 0
@@ -91,12 +94,12 @@ def supervise(home: Path) -> int:
 
 def _end(services: list[Service]) -> None:
     for service in services:
-        service.end(signal.SIGTERM)
+        service.end()
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline and not all(service.ended() for service in services):
         time.sleep(0.1)
     for service in services:
-        service.end(signal.SIGKILL)
+        service.kill()
 
 
 if __name__ == "__main__":

@@ -117,9 +117,23 @@ def test_a_nightly_run_by_hand_trains_from_scratch_on_the_newest_version(story: 
 def test_a_killed_supervisor_is_replaced_by_the_next_start(story: Story) -> None:
     runs = [run["dag_run_id"] for run in story.api.runs(RETRAIN)]
     (supervisor,) = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_supervisor(p, story.home)]
+    services = list(story.deployment.pids().values())
+    before = {pid for leader in services for pid in of_session(leader)}
+    assert len(before) > len(services), "workers and log servers, too"
     os.kill(supervisor, signal.SIGKILL)
     story.deployment.start(print)
+    assert not before & {pid for leader in services for pid in of_session(leader)}, "nobody of the old deployment lives beside the new one"
     serves(story, runs[-1])
+
+
+def of_session(leader: int) -> set[int]:
+    """Return the live members of a session, asked of the system call."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == leader:
+                found.add(int(entry.name))
+    return found
 
 
 def _is_supervisor(process: Path, home: Path) -> bool:
