@@ -14,7 +14,7 @@ HEAVY = {"tensorflow", "keras", "mlflow", "great_expectations", "pandas", "kuber
 CORE = ("exceptions", "artifacts", "results", "records", "gates", "ledger", "data", "training", "evaluation", "robustness", "registry", "serving")
 SDK = "import airflow.sdk"
 PARSE = f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'dags')!r}); runpy.run_path({str(ROOT / 'dags' / 'digits.py')!r})"
-RUNS = 5
+RUNS = 3
 
 
 def cpu_seconds(code: str) -> float:
