@@ -20,6 +20,7 @@ import pytest
 
 if TYPE_CHECKING:
     from airflow_mlops.ledger.store import Store
+    from tests.servers import EmbeddedServer
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-mlops-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -80,3 +81,15 @@ def ledger(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Store]:
     store = Store(f"sqlite:///{tmp_path}/ledger.db")
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def starting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A model server for all tests of this process, each under model names of its own; it imports TensorFlow while the test does."""
+    from tests.servers import EmbeddedServer
+
+    server = EmbeddedServer(tmp_path_factory.mktemp("server") / "models.config")
+    server.start(wait=False)
+    yield server
+    if server.process.poll() is None:
+        server.stop()

@@ -40,15 +40,6 @@ class Try(FakeTaskInstance):
 
 
 @pytest.fixture(scope="module")
-def starting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(tmp_path_factory.mktemp("server") / "models.config")
-    server.start(wait=False)  # it imports TensorFlow while this process does
-    yield server
-    if server.process.poll() is None:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
 def saved_models(starting_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     import keras
     import numpy as np

@@ -34,15 +34,6 @@ class Models:
 
 
 @pytest.fixture(scope="session")
-def starting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(tmp_path_factory.mktemp("server") / "models.config")
-    server.start(wait=False)  # it imports TensorFlow while this process does
-    yield server
-    if server.process.poll() is None:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
 def models(starting_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Models:
     import keras
     import numpy as np
