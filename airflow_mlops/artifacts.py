@@ -27,14 +27,14 @@ def file_digest(path: Path) -> str:
 
 
 def path_digest(path: Path) -> tuple[str, int]:
-    """Return (digest, size in bytes) of a file, or of a directory as the digest of its sorted ``<digest>  <relative path>`` lines.
+    """Return (digest, size in bytes) of a file, or of a directory as the digest of its ``<digest>  <relative path>`` lines by path.
 
     Raises `ResultInvalid` if there is neither: what does not exist must not look like an empty directory.
     """
-    if not path.exists():
-        raise ResultInvalid(f"{path} does not exist; expected a file or a directory. Run the step that writes it again.")
     if path.is_file():
         return file_digest(path), path.stat().st_size
+    if not path.is_dir():
+        raise ResultInvalid(f"{path} is neither a file nor a directory; expected one of them. Run the step that writes it again.")
     files = sorted(p for p in path.rglob("*") if p.is_file())
     lines = "".join(f"{file_digest(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
     return bytes_digest(lines.encode()), sum(p.stat().st_size for p in files)

@@ -28,7 +28,7 @@
         └── ResultInvalid           the result record is missing, half-written or its digests do not hold
 
 Wording: what happened, what was expected, what to do. `retryable` is the one bit that an orchestrator needs; operators map
-``retryable = False`` to Airflow's ``AirflowFailException`` in one place (`airflow_mlops.operators.errors`).
+``retryable = False`` to Airflow's ``AirflowFailException`` in one place (`airflow_mlops.hooks.errors`).
 """
 
 from __future__ import annotations
@@ -153,9 +153,13 @@ class ResultInvalid(StageError):
     """The result record is missing, half-written, of another request, or its digests do not hold."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SpecError:
     """Return the error for a name that is not in `known`, suggesting the nearest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return SpecError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+    return SpecError(f"Unknown {kind} {name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")

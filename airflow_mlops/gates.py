@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.results import STRICT, EvaluationResult, RobustnessResult
 
+ROUNDING = 1e-9  # 0.8 - 0.7 is a little more than 0.1 in binary; a difference of just the tolerance must not be refused as more
+
 
 @STRICT
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _against_champion(policy: ReleasePolicy, evaluation: EvaluationResult) -> tu
     if challenger is None or champion is None:
         return False, f"{name} was not measured for both models, so challenger and champion can not be compared. Add it to the metrics."
     against = f"champion v{evaluation.champion_version}'s {champion:.4f}"
-    if not challenger >= champion - policy.max_regression:
+    if not challenger >= champion - policy.max_regression - ROUNDING:
         return False, f"{name} is {challenger:.4f}, more than {policy.max_regression:g} below {against} on the same rows."
     return True, f"{name} {challenger:.4f} against {against}"
 

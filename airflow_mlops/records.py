@@ -1,7 +1,7 @@
 """The result record: the one file by which a stage is believed.
 
 It holds `SCHEMA_VERSION`, the stage's name, the digest of the spec that was asked for, and either a result or an error. Exit codes, pod
-phases and XComs prove nothing; a record counts only after `read_record` or `load` has checked it together with every artefact it names.
+phases and XComs prove nothing; a record counts only after `read_record` has checked it and `result_of` every artefact it names, as `load` does.
 """
 
 from __future__ import annotations

@@ -188,8 +188,12 @@ def from_data(record_type: type[R], data: Any, *, what: str = "record") -> R:
     try:
         return cast(R, _adapter(cast(Hashable, record_type)).validate_python(data))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors())
-        raise ResultInvalid(f"The {what} is not a {record_type.__name__}: {problems}.") from error
+        raise ResultInvalid(f"The {what} is not a {record_type.__name__}: {problems(error)}.") from error
+
+
+def problems(error: ValidationError) -> str:
+    """Return every field that does not fit, with the reason."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors())
 
 
 def artifacts(record: Any) -> Iterator[Artifact]:

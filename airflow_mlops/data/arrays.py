@@ -81,6 +81,8 @@ def _values(frame: pd.DataFrame, layout: ArrayLayout) -> NDArray[np.float32]:
 
 def _numbers(column: pd.Series, expected: str) -> NDArray[np.float64]:
     try:
+        if column.dtype.kind in "mMc":
+            raise TypeError("times and complex numbers would silently become other numbers")
         return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
     except (TypeError, ValueError) as error:
         raise DatasetError(f"Column {column.name!r} is of type {column.dtype} ({error}): {expected}. Convert it before publishing.") from error

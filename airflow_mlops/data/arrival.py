@@ -20,6 +20,7 @@ from airflow_mlops.exceptions import DatasetNotFound, ManifestInvalid, ManifestM
 from airflow_mlops.results import DatasetVersion
 
 T = TypeVar("T")
+MAX_CACHED_FILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,13 @@ class StatCache(Generic[T]):
     A file touched less than `racy_seconds` ago is always read: a second write within one tick of the clock would leave its times as they are.
     """
 
-    def __init__(self, read: Callable[[Path], T], *, max_files: int = 100_000, racy_seconds: float = 2.0) -> None:
+    def __init__(self, read: Callable[[Path], T], *, racy_seconds: float = 2.0) -> None:
         self._read = read
         self._racy_seconds = racy_seconds
-        self._cached = functools.lru_cache(maxsize=max_files)(lambda path, signature: read(path))
+        self._cached = functools.lru_cache(maxsize=MAX_CACHED_FILES)(lambda path, signature: read(path))
 
     def __call__(self, path: Path) -> T:
-        found = path.stat()
+        found = path.lstat()  # of a link that leads nowhere `read` shall say what is wrong
         if time.time() - max(found.st_mtime, found.st_ctime) < self._racy_seconds:
             return self._read(path)
         return self._cached(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
@@ -182,11 +183,15 @@ def candidates(
     Hidden directories (staging areas) and directories without a manifest are still being written and are no candidates. The files of a
     version are examined only when it is asked for, and only if `wanted`. A manifest that can not be read is a candidate with a problem.
 
-    :raises DatasetNotFound: there is no inbox.
+    :raises DatasetNotFound: the inbox is not there, or can not be listed now.
     """
-    if not inbox.is_dir():
-        raise DatasetNotFound(f"The inbox {inbox} does not exist: expected a directory. Create it, or mount it where the arrival check runs.")
-    directories = [path for path in inbox.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    try:
+        directories = [path for path in inbox.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except OSError as error:
+        raise DatasetNotFound(
+            f"The inbox {inbox} does not exist or can not be listed ({error.strerror}): expected a directory. "
+            "Create it, or mount it where the arrival check runs."
+        ) from error
     published = [(at, path) for path in directories if (at := _published_at(path)) is not None]
     for _, directory in sorted(published, reverse=newest_first):
         if candidate := _candidate(directory, wanted, digest_of, heading_of):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
@@ -57,7 +59,8 @@ def read_frame(version: DatasetVersion) -> pd.DataFrame:
                 "Publish files with the same columns."
             )
         frames.append(frame)
-    rows = pd.concat(frames, ignore_index=True)
+    # A part without rows has columns of objects, and would make objects of all numbers.
+    rows = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
     if rows.empty:
         raise DatasetError(f"{version.uri} has no rows in {len(frames)} files: expected at least one. Publish a version with data.")
     return rows
@@ -69,7 +72,7 @@ def _read(name: str, data: bytes) -> pd.DataFrame:
         raise DatasetError(f"{name} has the suffix {suffix!r}: expected one of {', '.join(READERS)}. Publish data files only, or add a reader.")
     try:
         frame = READERS[suffix](data)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(f"{name} is no readable {suffix} file: {error}. Write it again and publish a new version.") from error
     if not frame.columns.is_unique:
         repeated = sorted(set(map(str, frame.columns[frame.columns.duplicated()])))
@@ -80,5 +83,5 @@ def _read(name: str, data: bytes) -> pd.DataFrame:
 def _columns(name: str, array: np.ndarray) -> pd.DataFrame:
     if array.ndim == 1:
         return pd.DataFrame({name: array})
-    flat = array.reshape(len(array), -1)
+    flat = array.reshape(len(array), math.prod(array.shape[1:]))  # not -1, which is undefined for no rows
     return pd.DataFrame(flat, columns=[f"{name}_{index}" for index in range(flat.shape[1])])

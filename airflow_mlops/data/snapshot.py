@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, file_digest, write_atomically
 from airflow_mlops.exceptions import DatasetError, DatasetNotFound, ManifestInvalid, ManifestMismatch, SpecError
-from airflow_mlops.results import STRICT, DatasetVersion
+from airflow_mlops.results import STRICT, DatasetVersion, problems
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -61,9 +61,7 @@ def write_manifest(directory: Path, dataset: str) -> Manifest:
     Raises `ManifestInvalid` for a directory without data or with symbolic links, `SpecError` for an unusable dataset name.
     """
     _check_name("dataset name", dataset)
-    relative = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    files = tuple(_entry(directory, path) for path in relative if path != MANIFEST_NAME and not _hidden(path))
-    manifest = Manifest(SCHEMA_VERSION, dataset, files)
+    manifest = Manifest(SCHEMA_VERSION, dataset, tuple(_entry(directory, path) for path in _listed(directory)))
     _check(directory / MANIFEST_NAME, manifest)
     write_atomically(directory / MANIFEST_NAME, canonical_json(asdict(manifest)))
     return manifest
@@ -81,7 +79,11 @@ def publish_version(source: Path | Mapping[str, bytes | Path], inbox: Path, *, n
         staging.chmod(0o755)
         _fill(staging, source)
         manifest = write_manifest(staging, dataset)
-        _rename_unless_taken(staging, inbox / name)
+        try:
+            staging.rename(inbox / name)
+        except OSError:
+            if not (inbox / name).exists():  # else somebody was first, and below it shows with which content
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # after a successful rename there is nothing left to remove
     version = open_version(inbox / name)
@@ -109,8 +111,9 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         manifest = _manifest_type().validate_json(data, strict=True)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors())
-        raise ManifestInvalid(f"{path} is not a dataset manifest: {problems}. Write it with airflow_mlops.data.snapshot.write_manifest.") from error
+        raise ManifestInvalid(
+            f"{path} is not a dataset manifest: {problems(error)}. Write it with airflow_mlops.data.snapshot.write_manifest."
+        ) from error
     _check(path, manifest)
     return manifest
 
@@ -128,9 +131,9 @@ def open_version(directory: Path, *, digest_of: Digester = file_digest) -> Datas
     return DatasetVersion(dataset=manifest.dataset, name=directory.absolute().name, digest=manifest.digest, uri=str(directory.absolute()))
 
 
-def verify(version: DatasetVersion, *, digest_of: Digester = file_digest) -> Path:
+def verify(version: DatasetVersion) -> Path:
     """Return the version's directory if it still holds exactly this content; raise `ManifestMismatch` or `DatasetNotFound` otherwise."""
-    _same_digest(version, open_version(Path(version.uri), digest_of=digest_of).digest)
+    _same_digest(version, open_version(Path(version.uri)).digest)
     return Path(version.uri)
 
 
@@ -149,32 +152,32 @@ def contents(version: DatasetVersion) -> Iterator[tuple[str, bytes]]:
 def _entry(directory: Path, relative: str) -> FileEntry:
     _refuse_links(directory, relative)
     path = directory / relative
+    _require_file(path)
     return FileEntry(relative, path.stat().st_size, file_digest(path).removeprefix("sha256:"))
 
 
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(".") for part in relative.split("/"))
+def _require_file(path: Path) -> None:
+    if not path.is_file():  # a named pipe would be waited for
+        raise ManifestInvalid(f"{path} is no regular file: expected one with data. Copy into its place what belongs there, or remove it.")
 
 
-def _rename_unless_taken(staging: Path, target: Path) -> None:
-    try:
-        staging.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
+def _listed(directory: Path) -> list[str]:
+    """Return the relative paths of all in `directory` that is not hidden, sorted; links are among them, so that none is left out unseen."""
+    found = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [relative for relative in found if relative != MANIFEST_NAME and "/." not in f"/{relative}"]
 
 
 def _fill(staging: Path, source: Path | Mapping[str, bytes | Path]) -> None:
     if isinstance(source, Path):
-        found = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
-        source = {relative: path for relative, path in found.items() if relative != MANIFEST_NAME and not _hidden(relative)}
+        source = {relative: source / relative for relative in _listed(source)}
     for relative, content in source.items():
         _check_path(staging, relative)
-        if _hidden(relative):
+        if "/." in f"/{relative}":
             raise ManifestInvalid(f"{relative!r} is a hidden file: expected a visible name, because manifests leave hidden files out. Rename it.")
         target = staging / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
+            _require_file(content)
             shutil.copyfile(content, target)
         else:
             target.write_bytes(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from json import decoder, scanner
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import SpecError, nearest
 
 SEVERITIES = ("critical", "warning", "info")
 
@@ -36,7 +35,7 @@ class Suite:
 def load_suite(path: Path) -> Suite:
     """Return the suite in a JSON file ``{"name", "expectations": [{"type", "kwargs", "severity"?}]}``; raise `SpecError` naming file and line.
 
-    Types and kwargs are checked against Great Expectations by `airflow_mlops.data.validation.check_suite`.
+    Types and kwargs are checked against Great Expectations by `airflow_mlops.data.validation.validate`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,12 +48,6 @@ def load_suite(path: Path) -> Suite:
     if not suite["expectations"]:
         raise SpecError(f"The suite {path} has no expectation: it would accept anything. Add at least one.")
     return Suite(suite["name"], tuple(_expectation(path, item) for item in suite["expectations"]))
-
-
-def nearest(name: str, known: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _expectation(path: Path, item: Any) -> Expectation:

@@ -28,25 +28,20 @@ from great_expectations.expectations.registry import get_expectation_impl, list_
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.sentences import could_not_be_evaluated, does_not_hold, plain
-from airflow_mlops.data.suites import Expectation, Suite, nearest
-from airflow_mlops.exceptions import DatasetError, SpecError
+from airflow_mlops.data.suites import Expectation, Suite
+from airflow_mlops.exceptions import DatasetError, SpecError, nearest
 from airflow_mlops.results import DatasetVersion, Finding, ValidationResult
 
 SITE = "docs"
 POSITION = "position"
 
 
-def check_suite(suite: Suite) -> None:
-    """Raise `SpecError`, naming file and line, if Great Expectations does not know a type or does not accept its kwargs."""
-    for position, expectation in enumerate(suite.expectations):
-        _build(position, expectation)
-
-
 def validate(frame: pd.DataFrame, suite: Suite, *, dataset: DatasetVersion, docs_dir: Path) -> ValidationResult:
     """Return what `suite` says about `frame` (N rows), in the suite's order, and write Data Docs with an ``index.html`` to `docs_dir`.
 
     Expectations of severity critical that fail, or that can not be evaluated, are critical findings; those of severity warning or info are
-    warnings. Raises `SpecError` for an impossible suite; data that fail are a result, not an error.
+    warnings. Raises `SpecError`, naming file and line, for a type or kwargs that Great Expectations does not accept; data that fail are a result,
+    not an error.
     """
     context = _context(docs_dir)
     gx_suite = context.suites.add(ExpectationSuite(name=suite.name, expectations=[_build(*item) for item in enumerate(suite.expectations)]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.evaluation.metrics import METRICS, Metric
+from airflow_mlops.evaluation.metrics import METRICS
 from airflow_mlops.exceptions import EvaluationError
 from airflow_mlops.results import EvaluationResult
 
@@ -21,7 +20,7 @@ class Predictor(Protocol):
     def predict(self, x: Any, *, verbose: Any = ...) -> Any: ...
 
 
-def evaluate(model: Predictor, inputs: NDArray[np.float32], labels: NDArray[np.int64], metrics: Mapping[str, Metric] = METRICS) -> dict[str, float]:
+def evaluate(model: Predictor, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
     """Return every metric of `model` on (N, *input_shape) inputs and (N,) labels; raise `EvaluationError` if it can not be measured."""
     if len(inputs) != len(labels) or not len(labels):
         raise EvaluationError(f"There are {len(inputs)} held-out inputs and {len(labels)} labels; expected as many of each, and at least one.")
@@ -34,7 +33,7 @@ def evaluate(model: Predictor, inputs: NDArray[np.float32], labels: NDArray[np.i
             "Was it trained for another input shape?"
         ) from error
     _check(probabilities, labels)
-    return {name: metric.function(labels, probabilities) for name, metric in metrics.items()}
+    return {name: metric(labels, probabilities) for name, metric in METRICS.items()}
 
 
 def _check(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> None:

@@ -6,23 +6,15 @@ Metrics take labels (N,) int64 and probabilities (N, C) whose rows sum to one, N
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float32] | NDArray[np.float64]
+Metric = Callable[[Labels, Probabilities], float]
 
 SMALLEST_PROBABILITY = 1e-7  # about the float32 resolution: a model that is sure and wrong costs 16 nats, not infinity
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number of merit: `function(labels, probabilities)`, and whether more of it is better."""
-
-    function: Callable[[Labels, Probabilities], float]
-    higher_is_better: bool
 
 
 def accuracy(labels: Labels, probabilities: Probabilities) -> float:
@@ -53,8 +45,8 @@ def log_loss(labels: Labels, probabilities: Probabilities) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy, higher_is_better=True),
-    "log_loss": Metric(log_loss, higher_is_better=False),
-    "macro_f1": Metric(macro_f1, higher_is_better=True),
-    "min_recall": Metric(min_recall, higher_is_better=True),
+    "accuracy": accuracy,
+    "log_loss": log_loss,  # the only one of which less is better
+    "macro_f1": macro_f1,
+    "min_recall": min_recall,
 }

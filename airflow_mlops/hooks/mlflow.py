@@ -55,12 +55,12 @@ class MlflowHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the server answers, for the button in Airflow's connection form."""
-        from airflow_mlops.exceptions import ModelNotFound, RegistryError
+        from airflow_mlops.exceptions import MlopsError, ModelNotFound
 
         try:
             self.get_conn().get_by_alias("airflow-mlops-connection-test", "champion")
         except ModelNotFound:
             return True, f"MLflow at {self.tracking_uri} answers."
-        except RegistryError as error:
+        except MlopsError as error:
             return False, str(error)
         return True, f"MLflow at {self.tracking_uri} answers."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from airflow.sdk import conf
 
@@ -27,5 +27,6 @@ def try_directory(context: Context) -> Path:
 
 
 def report_url(page: Path) -> str:
-    """Return the address under which the API server shows `page`, a file below the workspace."""
-    return f"/mlops/reports/{quote(page.relative_to(workspace()).as_posix())}"
+    """Return the address under which the API server shows `page`, a file below the workspace; it keeps the path of ``[api] base_url``."""
+    prefix = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
+    return f"{prefix}/mlops/reports/{quote(page.relative_to(workspace()).as_posix())}"

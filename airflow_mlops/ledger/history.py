@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -54,7 +54,7 @@ def dataset_versions(store: Store, *, limit: int = 50) -> list[SeenVersion]:
         rows = connection.execute(_seen().order_by(sa.desc("seen_at"), sa.desc("name")).limit(limit)).all()
         digests = {row.digest for row in rows if row.digest}
         taken = connection.execute(sa.select(CLAIMS).where(CLAIMS.c.digest.in_(digests)).order_by(CLAIMS.c.claimed_at.desc())).all()
-    return [SeenVersion(row.dataset, row.name, row.digest, row.problem, _utc(row.seen_at), _claims_of(row, taken)) for row in rows]
+    return [SeenVersion(row.dataset, row.name, row.digest, row.problem, row.seen_at, _claims_of(row, taken)) for row in rows]
 
 
 def effects(store: Store, kinds: Collection[str], *, limit: int = 50) -> list[Effect]:
@@ -62,7 +62,7 @@ def effects(store: Store, kinds: Collection[str], *, limit: int = 50) -> list[Ef
     query = sa.select(EFFECTS).where(EFFECTS.c.kind.in_(kinds)).order_by(EFFECTS.c.asked_at.desc(), EFFECTS.c.key).limit(limit)
     with store.transaction() as connection:
         rows = connection.execute(query).all()
-    return [Effect(row.kind, row.request, row.result, _utc(row.asked_at), _utc(row.applied_at) if row.applied_at else None) for row in rows]
+    return [Effect(row.kind, row.request, row.result, row.asked_at, row.applied_at) for row in rows]
 
 
 def _seen() -> sa.CompoundSelect[Any]:
@@ -87,8 +87,4 @@ def _rejection(version: ReadOnlyColumnCollection[str, Any]) -> sa.ScalarSelect[A
 def _claims_of(version: sa.Row[Any], taken: Iterable[sa.Row[Any]]) -> tuple[Claim, ...]:
     """Return who took `version`; the purpose of a repeated run is its pipeline, a slash and its run id."""
     same = [row for row in taken if (row.dataset, row.digest) == (version.dataset, version.digest)]
-    return tuple(Claim(row.purpose.removesuffix(f"/{row.run_id}"), row.run_id, _utc(row.claimed_at)) for row in same)
-
-
-def _utc(at: datetime) -> datetime:
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)  # SQLite gives times back without their zone
+    return tuple(Claim(row.purpose.removesuffix(f"/{row.run_id}"), row.run_id, row.claimed_at) for row in same)

@@ -24,9 +24,9 @@ def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: 
     :param key: the intent, for instance ``promote:digits:7:<run id>``. The same key with another `request` is refused.
     :raises LedgerError: `key` was used for another request.
     """
-    known = _ask(store, key, kind, _as_json(request))
-    if known is not None:
-        return known
+    applied = _ask(store, key, kind, _as_json(request))
+    if applied is not None:
+        return applied
     result = _as_json(effect())
     with store.transaction() as connection:
         connection.execute(EFFECTS.update().where(EFFECTS.c.key == key).values(result=result, applied_at=now()))

@@ -40,7 +40,7 @@ DATASET_VERSIONS = sa.Table(
     sa.Column("dataset", sa.String(250), primary_key=True),
     sa.Column("key", sa.String(500), primary_key=True),  # its digest; for a version that arrived broken a key of its own
     sa.Column("digest", sa.String(80), nullable=True),
-    sa.Column("name", sa.String(250), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),  # of a directory, which may be this long
     sa.Column("uri", sa.Text, nullable=False),
     sa.Column("problem", sa.Text, nullable=True),  # why a version that arrived broken was announced as broken
     sa.Column("announced_at", UtcDateTime, nullable=False),
@@ -51,7 +51,7 @@ CLAIMS = sa.Table(
     METADATA,
     sa.Column("dataset", sa.String(250), primary_key=True),
     sa.Column("digest", sa.String(80), primary_key=True),
-    sa.Column("purpose", sa.String(250), primary_key=True),  # the pipeline that wants the version, normally its DAG id
+    sa.Column("purpose", sa.String(501), primary_key=True),  # the DAG id of who wants the version; of a repeated run "DAG id/run id"
     sa.Column("run_id", sa.String(250), nullable=False),
     sa.Column("claimed_at", UtcDateTime, nullable=False),
 )
@@ -87,8 +87,12 @@ class Store:
 
     def __init__(self, url: str | URL) -> None:
         self.engine = _engine(url)
-        with self.transaction() as connection:
-            METADATA.create_all(connection)
+        try:
+            with self.transaction() as connection:
+                METADATA.create_all(connection)
+        except BaseException:
+            self.close()  # who waits for the database tries again and again
+            raise
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:

@@ -15,7 +15,7 @@ class AirflowApi:
     """A logged-in user of the API server at `url`."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=60.0)
+        self._client = httpx.Client(base_url=url, timeout=60.0, trust_env=False)
         self._login = {"username": user, "password": password}
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -27,17 +27,19 @@ class AirflowApi:
         while True:
             try:
                 if "Authorization" not in self._client.headers:
-                    token = self._client.post("/auth/token", json=self._login).raise_for_status().json()["access_token"]
+                    token = self._ask("POST", "/auth/token", self._login)["access_token"]
                     self._client.headers["Authorization"] = f"Bearer {token}"
-                answer = self._client.request(method, f"/api/v2{path}", json=body)
+                return self._ask(method, f"/api/v2{path}", body)
             except httpx.TransportError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1.0)
-                continue
-            if answer.is_error:
-                raise MlopsError(f"Airflow refused {method} {path}: {answer.status_code} {answer.text}")
-            return answer.json() if answer.content else None
+
+    def _ask(self, method: str, path: str, body: Any) -> Any:
+        answer = self._client.request(method, path, json=body)
+        if answer.is_error:
+            raise MlopsError(f"Airflow refused {method} {path}: {answer.status_code} {answer.text}")
+        return answer.json() if answer.content else None
 
     def unpause(self, dag_id: str) -> None:
         self.call("PATCH", f"/dags/{dag_id}", {"is_paused": False})

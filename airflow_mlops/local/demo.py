@@ -135,7 +135,7 @@ class Demo:
         image, label = load_digits().data[7], load_digits().target[7]
         instance = (image / 16).reshape(8, 8, 1).tolist()
         url = f"{self.settings.url('serving_rest')}/v1/models/digits/labels/stable:predict"
-        answer = httpx.post(url, json={"instances": [instance]}, timeout=10)
+        answer = httpx.post(url, json={"instances": [instance]}, timeout=10, trust_env=False)
         if answer.is_error:
             raise MlopsError(f"The model server refused a prediction: {answer.status_code} {answer.text}")
         (probabilities,) = answer.json()["predictions"]

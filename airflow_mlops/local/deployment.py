@@ -61,7 +61,9 @@ class LocalDeployment:
     def _process_env(self) -> dict[str, str]:
         # Settings of another Airflow in the caller's shell must not reach this one.
         inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
-        return {**inherited, **self.env}
+        # The services speak to each other on loopback, which the caller's proxy can not reach.
+        direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
+        return {**inherited, "no_proxy": direct, "NO_PROXY": direct, **self.env}
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each service as the supervisor last wrote it."""
@@ -72,7 +74,8 @@ class LocalDeployment:
             (self.home / name).mkdir(parents=True, exist_ok=True)
         (self.home / "models.config").touch()
         write_atomically(self.home / "airflow" / "passwords.json", canonical_json({"admin": self.settings.password}), mode=0o600)
-        lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(self.env.items()))
+        # Not the mark: `stop` would end whatever was started in a shell that has read the file, itself included.
+        lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(self.env.items()) if name != MARKER)
         write_atomically(self.home / "env", lines.encode(), mode=0o600)
         say("preparing Airflow's database")
         self._migrate()
@@ -87,9 +90,9 @@ class LocalDeployment:
     def _wait_until_healthy(self, say: Callable[[str], None]) -> None:
         waiting: dict[str, Callable[[], bool]] = {
             "Airflow": self._airflow_is_healthy,
-            "MLflow": lambda: httpx.get(f"{self.settings.url('mlflow')}/health", timeout=5).is_success,
+            "MLflow": lambda: httpx.get(f"{self.settings.url('mlflow')}/health", timeout=5, trust_env=False).is_success,
             # Any answer will do: the server has no model yet, so it says 404.
-            "model server": lambda: httpx.get(f"{self.settings.url('serving_rest')}/v1/models/none", timeout=5).status_code < 500,
+            "model server": lambda: httpx.get(f"{self.settings.url('serving_rest')}/v1/models/none", timeout=5, trust_env=False).status_code < 500,
         }
         deadline = time.monotonic() + START_SECONDS
         while waiting:
@@ -103,7 +106,7 @@ class LocalDeployment:
             time.sleep(0.5)
 
     def _airflow_is_healthy(self) -> bool:
-        answer = httpx.get(f"{self.settings.url('airflow')}/api/v2/monitor/health", timeout=10)
+        answer = httpx.get(f"{self.settings.url('airflow')}/api/v2/monitor/health", timeout=10, trust_env=False)
         parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
         return answer.is_success and all(answer.json()[part]["status"] == "healthy" for part in parts)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 
-MARKER = "MLOPS_LOCAL_HOME"  # in the environment of every process, so that none is overlooked when all are stopped
+MARKER = "MLOPS_LOCAL_HOME"  # in the environment of every process that is started, so that one of no known session is found, too
 WANTED_PORTS = {"airflow": 8080, "mlflow": 5000, "serving_grpc": 8500, "serving_rest": 8501, "worker_logs": 8793, "trigger_logs": 8794}
 
 

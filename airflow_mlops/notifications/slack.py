@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow_mlops.artifacts import bytes_digest
 from airflow_mlops.exceptions import LedgerError, SpecError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.workspace import workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -57,7 +58,7 @@ class PipelineNotifier(BaseNotifier):
 
         ti = context["ti"]
         message = {"channel": self.channel, "text": self.text, "link": self.link(context), "dag_id": ti.dag_id, "run_id": ti.run_id}
-        key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{ti.try_number}:{bytes_digest(self.text.encode())}"
+        key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{ti.map_index}:{ti.try_number}:{bytes_digest(self.text.encode())}"
         try:
             with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
                 once(store, key, "notify", {"text": self.text}, lambda: self._deliver(message))
@@ -71,21 +72,19 @@ class PipelineNotifier(BaseNotifier):
 
     def _deliver(self, message: Mapping[str, Any]) -> dict[str, str]:
         from airflow.providers.slack.hooks.slack import SlackHook
-        from slack_sdk.errors import SlackClientError
 
         try:
             hook = SlackHook(slack_conn_id=self.slack_conn_id, timeout=10)
             hook.call("chat.postMessage", json={"channel": message["channel"], "text": message["text"], "blocks": _blocks(message)})
         except AirflowNotFoundException:
             return self._to_outbox(message)
-        except (SlackClientError, OSError) as error:
+        except Exception as error:  # whatever it is: a question that can not be posted must still be asked in Airflow
             self.log.warning("Slack did not take the message (%s); it is in the outbox.", error)
             return self._to_outbox({**message, "problem": str(error)})
         return {"sent_to": f"Slack {message['channel']}"}
 
     def _to_outbox(self, message: Mapping[str, Any]) -> dict[str, str]:
-        workspace = Path(conf.get("mlops", "workspace")).expanduser()
-        outbox = Path(conf.get("mlops", "outbox", fallback="") or workspace / "outbox.jsonl")
+        outbox = Path(conf.get("mlops", "outbox", fallback="") or workspace() / "outbox.jsonl")
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **message}, ensure_ascii=False) + "\n"
         try:
             outbox.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,11 @@ class ApprovalNotifier(PipelineNotifier):
     def link(self, context: Context) -> str | None:
         from airflow.providers.standard.operators.hitl import HITLOperator
 
-        return HITLOperator.generate_link_to_ui_from_context(context=context)
+        try:
+            return HITLOperator.generate_link_to_ui_from_context(context=context)
+        except ValueError as error:
+            self.log.warning("The question is posted without a link to it (%s). Expected the API server's address: set [api] base_url.", error)
+            return None
 
 
 def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound, SpecError
+from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
-from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.results import DatasetVersion, to_data
 from airflow_mlops.triggers.dataset import version_of
 

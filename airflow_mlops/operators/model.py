@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionConflict, SpecError
 from airflow_mlops.gates import ReleasePolicy, decide
+from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
-from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.records import ResultRef, lineage, load
 from airflow_mlops.registry.base import CANDIDATE, CHAMPION
 from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, from_data, to_data
@@ -98,7 +99,9 @@ class MlflowRegisterModelOperator(BaseOperator):
             version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
             nominated = nominate(registry, version, tags)
         if not nominated:  # skipped, so that no event starts a release
-            raise AirflowSkipException(f"{self.model_name} version {version.version} is not offered: it, or a newer one, is candidate or champion.")
+            raise AirflowSkipException(
+                f"{self.model_name} version {version.version} is not offered: it is champion already, or a newer one is candidate or champion."
+            )
         headline = f"{self.model_name} version {version.version} is the candidate"
         self.log.info("%s", headline)
         context["outlet_events"][self.candidate].extra = {"model": self.model_name, "version": version.version}
@@ -146,10 +149,15 @@ class MlflowSelectCandidateOperator(BaseOperator):
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
             wanted = self.version or self._triggering(context)
             model = registry.get(self.model_name, int(wanted)) if wanted else registry.get_by_alias(self.model_name, CANDIDATE)
+            compared = model.tags.get("evaluated_against")
+            if compared is None:
+                raise SpecError(
+                    f"{self.model_name} version {model.version} does not say what it was compared with: expected a version that a pipeline "
+                    "registered after its gates. Choose such a version, or point the alias 'candidate' to one."
+                )
             champion = holder(registry, self.model_name, CHAMPION)
             serving = str(champion.version) if champion else NO_CHAMPION
-            compared = model.tags.get("evaluated_against", NO_CHAMPION)
-            if compared != serving and champion != model:
+            if serving not in (compared, str(model.version)):
                 raise PromotionConflict(
                     f"{self.model_name} version {model.version} was compared with champion {compared}, but the champion is now {serving}. "
                     f"Clear the task 'evaluate' of {model.tags.get('airflow_run', 'its run')} with all that follows, so that it is compared anew."
@@ -199,8 +207,7 @@ class MlflowPromoteModelOperator(BaseOperator):
             done = promote(MlflowHook(self.mlflow_conn_id).get_conn(), name, version, expected)
             return {"champion": done.champion, "previous": done.previous}
 
-        with airflow_errors():
-            store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             done = once(store, key, "promote", {"model": name, "version": version, "expected": expected}, move_aliases)
         kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
         headline = f"{name} version {version} is the champion{kept}"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_mlops.exceptions import LedgerError, PromotionConflict, RolloutFailed, ServingError
+from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.hooks.workspace import try_directory
-from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.triggers.tf_serving import TFServingRolloutTrigger
 
 if TYPE_CHECKING:
@@ -144,17 +144,18 @@ class TFServingRolloutOperator(BaseOperator):
             return {"previous": rollout.labelled(Path(config_path), name, self.version_label)}
 
         # A retry after the label moved must still know where to go back to.
-        store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
-        previous = once(store, self._key("plan", context), "plan-rollout", request, serving_now)["previous"]
-        deadline, proven = time.time() + self.timeout_seconds, known(store, self._key("switch", context)) is not None
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            previous = once(store, self._key("plan", context), "plan-rollout", request, serving_now)["previous"]
+            proven = known(store, self._key("switch", context)) is not None
+        deadline = time.time() + self.timeout_seconds
         return rollout.Plan(name, request["version"], previous, f"{base_path}/{name}", config_path, deadline, self.version_label, proven)
 
     def _remember(self, plan: Plan, context: Context) -> None:
         """Note in the ledger that the switch was done and seen; it is a record for people and for later tries, never a reason not to look."""
         from airflow_mlops.ledger.journal import once
 
-        store = MlopsLedgerHook(self.ledger_conn_id).get_conn()
-        once(store, self._key("switch", context), "switch", self._request(), lambda: {"version": plan.version, "previous": plan.previous})
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            once(store, self._key("switch", context), "switch", self._request(), lambda: {"version": plan.version, "previous": plan.previous})
 
     def _request(self) -> dict[str, Any]:
         return {"model": self.model["name"], "version": int(self.model["version"])}

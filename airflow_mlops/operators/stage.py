@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_mlops.artifacts import file_digest
+from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.workspace import report_url, try_directory
-from airflow_mlops.operators.errors import airflow_errors
 from airflow_mlops.operators.links import REPORT_KEY, ReportLink
 from airflow_mlops.records import ResultRef, result_of
 from airflow_mlops.results import DatasetVersion, ValidationResult, to_data

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.gates import ReleasePolicy
 
 Parameter = str | int | float | bool
+OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,8 @@ class PipelineSpec:
             raise SpecError(f"There is no suite {self.code_path / self.suite}; give its file name relative to code_path.")
         if self.max_mutants < 1:
             raise SpecError(f"max_mutants is {self.max_mutants}; a campaign needs at least 1.")
+        for name, value in self.params.items():
+            if name in OWN_FIELDS:
+                raise SpecError(f"params names {name!r}, which the trigger form has already for the pipeline itself: choose another name.")
+            if type(value) not in get_args(Parameter):
+                raise SpecError(f"params has {name} = {value!r}; a field of the trigger form holds text, a number or a bool: give one of them.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
+from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.results import DatasetVersion, to_data
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DatasetVersionSensor(BaseSensorOperator):
-    """Wait for a complete version of a dataset that no run of this DAG has taken, take it, and return it.
+    """Wait for a complete version of a dataset that no run of this DAG has taken and no validation has rejected, take it, and return it.
 
     :param dataset: name of the dataset, as in the manifests.
     :param inbox: directory with one directory per version.
@@ -37,9 +38,10 @@ class DatasetVersionSensor(BaseSensorOperator):
         from airflow_mlops.ledger import datasets
 
         dag_id, run_id = context["ti"].dag_id, context["ti"].run_id
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             owners = datasets.claimed(store, self.dataset, purpose=dag_id)
-            version = self._oldest({digest for digest, owner in owners.items() if owner != run_id})
+            own = {digest for digest, owner in owners.items() if owner == run_id}
+            version = self._oldest((owners.keys() | datasets.rejected(store, self.dataset).keys()) - own)
             if version is None:
                 return PokeReturnValue(is_done=False)
             try:
@@ -48,11 +50,11 @@ class DatasetVersionSensor(BaseSensorOperator):
                 return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=to_data(version))
 
-    def _oldest(self, taken: Set[str]) -> DatasetVersion | None:
-        """Return the oldest complete version whose digest is not `taken`; only its files, and those of broken ones before it, are read."""
+    def _oldest(self, passed_over: Set[str]) -> DatasetVersion | None:
+        """Return the oldest complete version whose digest is not in `passed_over`; only its files, and those of broken ones before it, are read."""
         from airflow_mlops.data.arrival import candidates
 
-        for candidate in candidates(Path(self.inbox), wanted=lambda found: found.dataset == self.dataset and found.digest not in taken):
+        for candidate in candidates(Path(self.inbox), wanted=lambda found: found.dataset == self.dataset and found.digest not in passed_over):
             if candidate.version:
                 return candidate.version
             self.log.warning("%s is not complete: %s", candidate.name, candidate.problem)

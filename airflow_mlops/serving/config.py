@@ -117,12 +117,17 @@ class ServerConfig:
 
 
 def read(path: Path) -> ServerConfig:
-    """Return the configuration in a text-format file, the empty one if there is no file; raise `SpecError` if it can not be parsed."""
+    """Return the configuration in a text-format file, the empty one if there is no file.
+
+    Raises `SpecError` if it can not be parsed, `ServingError` if it can not be read.
+    """
     message = protos.model_server_config_pb2.ModelServerConfig()
     try:
         protos.text_format.Parse(path.read_bytes(), message)
     except FileNotFoundError:
         return ServerConfig()
+    except OSError as error:
+        raise ServingError(f"The server configuration {path} can not be read: {error}. Make it a readable file and retry.") from error
     except (protos.text_format.ParseError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not a model_config_list in protobuf text format: {error}. Correct the file; nothing was changed.") from error
     return ServerConfig.from_proto(message)

@@ -6,6 +6,7 @@ that is no number and thus invisible to the server, compared with its digest, fl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -67,28 +68,31 @@ def _staging(base_path: Path, version: int) -> Path:
 def _remove_leftovers(base_path: Path, version: int) -> None:
     """Delete what crashed copies left: of this version at once (publishing one version twice at a time is not done), of others when old."""
     for left in base_path.glob(".staging-*"):
-        own = left.name.startswith(f".staging-{version}-")
-        if own or time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(left)
+        with contextlib.suppress(FileNotFoundError):  # its owner renamed or removed it first
+            own = left.name.startswith(f".staging-{version}-")
+            if own or time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left)
 
 
 def _copy_and_rename(source: Path, target: Path, digest: str) -> None:
     staging = _staging(target.parent, int(target.name))
+    copy = staging / "copy"  # gets the source's time, which may be old; that of the directory around it says when this copy began
     try:
-        shutil.copytree(source, staging)
-        _check(staging, digest)
-        for path in sorted(staging.rglob("*"), reverse=True):
+        staging.mkdir()
+        shutil.copytree(source, copy)
+        _check(copy, digest)
+        for path in sorted(copy.rglob("*"), reverse=True):
             _flush(path)
-        _flush(staging)
-        _rename(staging, target)
+        _flush(copy)
+        _rename(copy, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # after an error, whose words count; what stays is removed by the next publish
     _flush(target.parent)
 
 
-def _rename(staging: Path, target: Path) -> None:
+def _rename(copy: Path, target: Path) -> None:
     try:
-        staging.rename(target)
+        copy.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise  # otherwise another process published it first, and the caller compares digests

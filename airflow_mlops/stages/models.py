@@ -44,5 +44,7 @@ def load_model(path: Path) -> Any:
 
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError) as error:
-        raise EvaluationError(f"{path} can not be loaded as a Keras model: {error}. Save it with this Keras, without lambda layers.") from error
+    except Exception as error:  # Keras raises nearly anything for a file of another version
+        raise EvaluationError(
+            f"{path} can not be loaded as a Keras model ({type(error).__name__}: {error}). Save it with this Keras, without lambda layers."
+        ) from error

@@ -39,7 +39,7 @@ class StageProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, log_line: Callable[[str], None]) -> Record:
-        """Run the stage to its end and return its verified record, which may hold an error.
+        """Run the stage to its end and return its record, which may hold an error; `result_of` verifies the artefacts.
 
         :raises StageKilled: the process died by a signal, or left no record.
         :raises ResultInvalid: the record is half-written or answers another request.

@@ -54,6 +54,7 @@ def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
     """
     spec = parse_spec(name, _read_spec(spec_path))
     digest = spec_digest(spec)
+    result_path.parent.mkdir(parents=True, exist_ok=True)
     inputs = {field: value for field, value in spec._asdict().items() if isinstance(value, ResultRef)}
     try:
         result = stage(name).run(spec, result_path.parent)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.layout import ArrayLayout
@@ -21,12 +23,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def _checked(value: Any) -> Any:
+    """Refuse before the training what its result could not hold after it."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError("expected a text, a number, a bool or null")
+
+
+Parameter = Annotated[Any, AfterValidator(_checked)]  # Any, because a DAG file has in its place what Airflow will render
+
+
 class Spec(NamedTuple):
     """What to train on what.
 
     * `function`: the user's ``module:function``, imported from `code_path`.
     * `start`: ``champion`` continues from the registry's champion (from scratch when there is none), ``scratch`` never does.
-    * `params`: handed to the function; `seed` seeds every source of randomness.
+    * `params`: handed to the function, texts, numbers, bools or None; `seed` seeds every source of randomness.
     """
 
     validation: ResultRef
@@ -35,7 +47,7 @@ class Spec(NamedTuple):
     code_path: str
     model_name: str
     tracking_uri: str
-    params: dict[str, Any]
+    params: dict[str, Parameter]
     start: str = "champion"
     seed: int = 1
     held_out_fraction: float = 0.2

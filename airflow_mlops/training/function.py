@@ -71,10 +71,10 @@ def code_version(code_path: Path) -> str:
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-    """Return the output of a Git command, or None where there is no Git or it fails."""
+    """Return the output of a Git command, or None where there is no Git, or it fails or hangs."""
     command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except FileNotFoundError:
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -8,6 +8,7 @@ between the two, the event comes twice. The run's claim on the version (`airflow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Hashable, Sequence, Set
@@ -61,10 +62,10 @@ class DatasetVersionTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Serve as a plain trigger, without acknowledgements: a version counts as announced as soon as the next one is asked for."""
-        producer = DatasetInbox(**self.serialize()[1])
-        async for version, key in producer.open_stream():
-            yield TriggerEvent(version)
-            await producer.remember(key)
+        async with contextlib.aclosing(DatasetInbox(**self.serialize()[1])) as producer:
+            async for version, key in producer.open_stream():
+                yield TriggerEvent(version)
+                await producer.remember(key)
 
     def shared_stream_key(self) -> Hashable:
         return self.serialize()[0], *self.serialize()[1].values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,13 @@ def test_a_missing_artefact_says_what_to_do(directory: Path) -> None:
         artifact.verify()
 
 
-def test_what_does_not_exist_has_no_digest(tmp_path: Path) -> None:
-    with pytest.raises(ResultInvalid, match=r"nothing.keras does not exist"):
-        Artifact.of(tmp_path / "nothing.keras")
+@pytest.mark.parametrize("what", ["nothing", "named pipe"])
+def test_what_is_neither_file_nor_directory_has_no_digest(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "model.keras"
+    if what == "named pipe":
+        os.mkfifo(path)
+    with pytest.raises(ResultInvalid, match=r"model\.keras is neither a file nor a directory"):
+        Artifact.of(path)
 
 
 def test_the_order_of_keys_does_not_change_canonical_json() -> None:

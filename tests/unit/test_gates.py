@@ -26,6 +26,7 @@ NAN = float("nan")
         ({}, {"metrics": {"accuracy": 0.945}}, 0.3, []),
         ({}, {"metrics": {"accuracy": 0.935}}, 0.3, ["accuracy is 0.9350, more than 0.01 below champion v3's 0.9500 on the same rows."]),
         ({"max_regression": 0.0}, {}, 0.3, []),
+        ({"max_regression": 0.1}, {"metrics": {"accuracy": 0.7}, "champion_metrics": {"accuracy": 0.8}}, 0.3, []),  # 0.8 - 0.1 > 0.7 for floats
         ({"compare_metric": "macro_f1"}, {"metrics": {"accuracy": 0.1, "macro_f1": 0.93}}, 0.3, []),
         ({"compare_metric": "auc"}, {}, 0.3, ["auc was not measured for both models"]),
         ({}, {"champion_metrics": {"macro_f1": 0.9}}, 0.3, ["accuracy was not measured for both models"]),
@@ -45,6 +46,7 @@ NAN = float("nan")
         "a little worse than the champion is noise",
         "worse than the tolerance is a reason",
         "as good as the champion is enough",
+        "just as much worse as the tolerance allows holds",
         "the metric to compare is the policy's",
         "a metric of neither can not be compared",
         "a metric the champion lacks can not be compared",

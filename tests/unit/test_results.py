@@ -78,6 +78,12 @@ def test_a_critical_finding_stops_the_run_and_a_warning_does_not(tmp_path: Path)
     assert not refusal.retryable
 
 
+def test_a_refusal_names_three_reasons_and_counts_the_rest(tmp_path: Path) -> None:
+    findings = tuple(Finding("e", None, f"Reason {number}.") for number in range(5))
+    refusal = str(fakes.validation(tmp_path, critical=findings).refusal())
+    assert "breaks 5 critical expectations. Reason 0. Reason 1. Reason 2. And 2 more, see the report." in refusal
+
+
 def test_the_report_of_a_result_is_a_page_that_exists(tmp_path: Path) -> None:
     for result in (fakes.validation(tmp_path), fakes.robustness(tmp_path)):
         page = result.report()

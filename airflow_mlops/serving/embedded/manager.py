@@ -147,8 +147,7 @@ class VersionManager:
 
     def _unload(self) -> None:
         for name, known in self._models.items():
-            wanted = [entry for entry in known.values() if entry.aspired]
-            if wanted and not any(entry.state == "AVAILABLE" for entry in wanted):
+            if self._config.get(name) and not any(entry.aspired and entry.state == "AVAILABLE" for entry in known.values()):
                 continue
             for number, entry in known.items():
                 if not entry.aspired and entry.state != "END":

@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
-    """Return the directories of `base_path` whose names are numbers, none if it does not exist; "00000123" is version 123."""
+    """Return what lies in `base_path` under a number, nothing if there is no such directory; "00000123" is version 123."""
     try:
         return {int(child.name): child for child in sorted(base_path.iterdir()) if _NUMBER.fullmatch(child.name) and int(child.name) < 2**63}
     except FileNotFoundError:

@@ -64,9 +64,11 @@ def test_labels_that_are_no_classes_are_refused(labels: list[Any], said: str) ->
         ([float("inf"), 1, 3], "1 of 3"),
         ([1, 1e300, 3], "too large for float32"),
         (["x", "y", "z"], "expected numbers"),
+        (pd.to_datetime(["2026-01-01"] * 3), "datetime64.*expected numbers"),
+        (pd.to_timedelta([1, 2, 3], unit="s"), "timedelta64.*expected numbers"),
     ],
 )
-def test_inputs_that_are_no_numbers_are_refused(values: list[Any], said: str) -> None:
+def test_inputs_that_are_no_numbers_are_refused(values: Any, said: str) -> None:
     with pytest.raises(DatasetError, match=said) as caught:
         to_arrays(frame(b=values), LAYOUT)
     assert "'b'" in str(caught.value)

@@ -181,9 +181,19 @@ def test_a_version_behind_a_symbolic_link_is_broken(version: DatasetVersion, inb
     assert isinstance(actions[version.digest], AnnounceComplete)
 
 
-def test_a_missing_inbox_is_not_an_empty_one(tmp_path: Path) -> None:
-    with pytest.raises(DatasetNotFound, match="inbox"):
-        scan(tmp_path / "missing")
+def test_a_manifest_that_is_a_link_to_nothing_is_broken_for_every_way_to_read_it(inbox: Path) -> None:
+    (inbox / "v1").mkdir()
+    (inbox / "v1" / "manifest.json").symlink_to(inbox / "nowhere")
+    for heading_of in (heading, HeadingCache()):
+        (found,) = scan(inbox, wanted=unknown(), heading_of=heading_of)
+        assert "symbolic link" in (found.problem or "")
+
+
+@pytest.mark.parametrize("name", ["missing", "a-file", "x" * 300], ids=["missing", "a file", "impossible"])
+def test_an_inbox_that_can_not_be_listed_is_not_an_empty_one_and_may_be_there_later(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(DatasetNotFound, match=r"The inbox .* can not be listed"):
+        scan(tmp_path / name)
 
 
 def test_polling_an_unchanged_inbox_hashes_nothing_and_a_change_is_seen(version: DatasetVersion, inbox: Path) -> None:

@@ -95,3 +95,25 @@ def test_an_archive_with_unusable_arrays_is_refused(inbox: Path, array: np.ndarr
     np.savez(buffer, x=array, label=np.array([0, 1]))
     with pytest.raises(DatasetError, match=r"a\.npz"):
         read_frame(publish(inbox, a_npz=buffer.getvalue()))
+
+
+def test_a_part_with_its_header_alone_does_not_change_what_the_columns_hold(inbox: Path) -> None:
+    version = publish(inbox, a_csv=b"pixel_0,label\n", b_csv=WRITERS[".csv"](FRAME))
+    pd.testing.assert_frame_equal(read_frame(version), FRAME)
+
+
+def test_an_archive_of_no_images_has_no_rows(inbox: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, pixel=np.zeros((0, 2, 2)), label=np.zeros(0))
+    with pytest.raises(DatasetError, match="no rows"):
+        read_frame(publish(inbox, a_npz=buffer.getvalue()))
+
+
+def test_a_compressed_archive_that_was_damaged_before_it_was_published_is_named(inbox: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=np.arange(100))
+    data = bytearray(buffer.getvalue())
+    begin = data.index(b"x.npy") + len("x.npy")
+    data[begin + 20 : begin + 60] = b"\xff" * 40
+    with pytest.raises(DatasetError, match=r"a\.npz is no readable \.npz file"):
+        read_frame(publish(inbox, a_npz=bytes(data)))

@@ -172,6 +172,12 @@ def test_a_manifest_is_not_written_over_symbolic_links(tmp_path: Path) -> None:
         write_manifest(tmp_path, "digits")
 
 
+def test_a_manifest_is_not_written_over_a_named_pipe_and_does_not_wait_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ManifestInvalid, match=r"pipe\.csv is no regular file"):
+        write_manifest(tmp_path, "digits")
+
+
 @pytest.mark.parametrize(
     ("files", "changes", "said"),
     [
@@ -235,3 +241,23 @@ def test_the_digest_is_that_of_the_sorted_canonical_file_list_and_nothing_else()
     manifest = snapshot.Manifest(1, "digits", (snapshot.FileEntry("b", 1, SHA), snapshot.FileEntry("a", 2, SHA)))
     text = f'[{{"path":"a","sha256":"{SHA}","size":2}},{{"path":"b","sha256":"{SHA}","size":1}}]'
     assert manifest.digest == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_what_publishing_a_directory_would_leave_out_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.csv").write_bytes(b"a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.csv").write_bytes(b"b")
+    (tmp_path / "source" / "more").symlink_to(tmp_path / target)
+    with pytest.raises(ManifestInvalid, match=r"source/more is no regular file"):
+        publish_version(tmp_path / "source", tmp_path / "inbox", name="v1", dataset="digits")
+    assert list((tmp_path / "inbox").iterdir()) == []
+
+
+def test_a_link_to_a_file_is_published_as_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "b.csv").symlink_to(tmp_path / "a.csv")
+    version = publish_version(tmp_path / "source", tmp_path / "inbox", name="v1", dataset="digits")
+    assert list(contents(version)) == [("b.csv", b"a")]

@@ -86,6 +86,9 @@ def test_an_mlflow_connection_without_a_host_is_named(connect: Connect) -> None:
     connect("my_mlflow", "mlflow", password="s3cret-token")
     with pytest.raises(SpecError, match="'my_mlflow' has no host; put the tracking URI there"):
         MlflowHook("my_mlflow").get_conn()
+    answers, said = MlflowHook("my_mlflow").test_connection()
+    assert not answers
+    assert "has no host" in said
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,11 @@ def test_a_run_id_can_not_lead_out_of_the_workspace(workspace: Path) -> None:
     assert path.relative_to(workspace / "runs").parts[1] == ".._.._etc_x_y"
 
 
-def test_a_report_is_shown_below_the_plugins_address() -> None:
+@pytest.mark.parametrize(
+    ("base_url", "prefix"), [(None, ""), ("http://localhost:8080", ""), ("https://host/", ""), ("https://host/team/airflow/", "/team/airflow")]
+)
+def test_a_report_is_shown_below_the_plugins_address(monkeypatch: pytest.MonkeyPatch, base_url: str | None, prefix: str) -> None:
+    if base_url:
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
     page = workspace() / "runs" / "a b" / "index.html"
-    assert report_url(page) == "/mlops/reports/runs/a%20b/index.html"
+    assert report_url(page) == f"{prefix}/mlops/reports/runs/a%20b/index.html"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
 from airflow_mlops.ledger import datasets, history
+from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
 from tests.fakes import dataset_version
 
@@ -20,7 +22,7 @@ NUM_PROCESSES = 8
 CLAIM_AT_ONCE = """
 import os, sys
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
-from airflow_mlops.ledger import datasets, history
+from airflow_mlops.ledger import datasets
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.results import DatasetVersion
 database, num_processes = sys.argv[1], int(sys.argv[2])
@@ -148,3 +150,14 @@ def test_history_tells_why_a_version_was_rejected_whether_it_was_announced_or_on
         datasets.record_verdict(store, version, rejected_because=f"{version.name} has no rows")
     datasets.record_verdict(store, dataset_version("v1", dataset="letters"), rejected_because="other data")
     assert {seen.digest: seen.problem for seen in history.dataset_versions(store)} == {V1.digest: "v1 has no rows", V2.digest: "v2 has no rows"}
+
+
+def test_every_time_in_the_history_is_utc(store: Store) -> None:
+    datasets.announce(store, V1)
+    datasets.claim(store, V2, purpose="dag", run_id="run 1")
+    once(store, "k", "promote", {}, dict)
+    only_taken, announced = history.dataset_versions(store)
+    (effect,) = history.effects(store, ["promote"])
+    for at in (only_taken.seen_at, only_taken.claims[0].claimed_at, announced.seen_at, effect.asked_at, effect.applied_at):
+        assert at is not None
+        assert at.tzinfo is UTC

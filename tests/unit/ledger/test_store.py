@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -69,3 +70,14 @@ def test_what_was_written_is_there_when_the_ledger_is_opened_again(store: Store,
     again = Store(f"sqlite:///{database}")
     assert datasets.announced(again, "digits") == {"sha256:v1"}
     again.close()
+
+
+def test_a_ledger_that_can_not_be_opened_leaves_no_file_open(database: Path) -> None:
+    def open_files() -> list[Path]:
+        return [path for path in Path("/proc/self/fd").iterdir() if path.resolve().name.startswith(database.name)]
+
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    with pytest.raises(LedgerUnavailable, match="readonly"):
+        Store(f"sqlite:///file:{database}?mode=ro&uri=true")
+    assert open_files() == []

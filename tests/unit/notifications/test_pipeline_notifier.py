@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -99,7 +100,8 @@ def test_other_texts_tasks_and_runs_are_other_messages(slack: FakeSlack) -> None
     PipelineNotifier(text="two")(context())
     PipelineNotifier(text="one")(context(FakeTaskInstance(task_id="other")))
     PipelineNotifier(text="one")(context(FakeTaskInstance(run_id="other")))
-    assert [post["text"] for post in slack.posts] == ["one", "two", "one", "one"]
+    PipelineNotifier(text="one")(context(FakeTaskInstance(map_index=0)))
+    assert [post["text"] for post in slack.posts] == ["one", "two", "one", "one", "one"]
 
 
 def test_one_notifier_for_all_tasks_of_a_dag_sends_each_its_own_text(slack: FakeSlack) -> None:
@@ -139,6 +141,20 @@ def test_a_slack_that_is_down_stops_nothing(connect: Connect, workspace: Path) -
         PipelineNotifier(text="hello")(context())
     (message,) = outbox(workspace)
     assert "refused" in message["problem"]
+
+
+def test_an_answer_that_is_no_http_stops_nothing(connect: Connect, workspace: Path) -> None:
+    class Stranger(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(b"220 a mail server\r\n")
+
+    with TCPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.handle_request).start()
+        connect("slack_api_default", "slack", password=TOKEN, extra={"base_url": f"http://127.0.0.1:{server.server_address[1]}/api/"})
+        PipelineNotifier(text="hello")(context())
+    (message,) = outbox(workspace)
+    assert "a mail server" in message["problem"]
 
 
 def test_a_slack_connection_without_a_token_stops_nothing(connect: Connect, workspace: Path) -> None:
@@ -185,9 +201,16 @@ def test_a_link_becomes_a_button(slack: FakeSlack) -> None:
     assert actions["elements"][0]["url"] == "http://airflow/dags/d"
 
 
-def test_a_question_links_to_the_page_on_which_it_is_answered(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
-    from airflow.providers.standard.operators.hitl import HITLOperator
+@pytest.mark.parametrize(("base_url", "place"), [("http://airflow:8080", "http://airflow:8080/dags/"), (None, None)])
+def test_a_question_links_to_the_page_on_which_it_is_answered_and_is_posted_without_a_link_when_nobody_told_airflows_address(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path, base_url: str | None, place: str | None
+) -> None:
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-    monkeypatch.setattr(HITLOperator, "generate_link_to_ui_from_context", staticmethod(lambda *, context: "http://airflow/answer"))
-    ApprovalNotifier(text="release?")(context())
-    assert outbox(workspace)[0]["link"] == "http://airflow/answer"
+    if base_url:
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    ti = FakeTaskInstance(task_id="approve")
+    ApprovalNotifier(text="release?")(context(ti, task=ApprovalOperator(task_id="approve", subject="Release?"), task_instance=ti))
+    (message,) = outbox(workspace)
+    assert message["text"] == "release?"
+    assert message["link"] == (place and f"{place}{ti.dag_id}/runs/{ti.run_id}/tasks/approve/required_actions?map_index=-1")

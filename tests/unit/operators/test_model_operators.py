@@ -199,6 +199,16 @@ def test_a_model_that_was_compared_with_another_champion_is_not_released(shop: S
     assert shop.select(version=1)["expected_champion"] == 1  # a release that is cleared after its promotion goes through again
 
 
+@pytest.mark.parametrize("version", [None, 1])
+def test_a_version_that_went_through_no_gate_is_not_released(shop: Shop, version: int | None) -> None:
+    with shop.registry.start_run(shop.name, name="by hand", tags={}) as run:
+        pass
+    shop.registry.register(shop.name, run.run_id, run.artifact_uri)
+    shop.registry.set_alias(shop.name, "candidate", 1)
+    with pytest.raises(AirflowFailException, match=r"SpecError: .* does not say what it was compared with"):
+        shop.select(version=version)
+
+
 def test_a_champion_that_changed_between_selection_and_promotion_is_a_conflict(shop: Shop) -> None:
     for _ in range(2):
         shop.register(shop.records())

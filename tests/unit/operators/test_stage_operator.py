@@ -211,7 +211,7 @@ def test_no_bad_training_registers_anything(bad_trainings: tuple[Path, dict[str,
 
 
 def test_errors_of_the_registry_are_worth_a_retry() -> None:
-    from airflow_mlops.operators.errors import airflow_errors
+    from airflow_mlops.hooks.errors import airflow_errors
 
     with pytest.raises(RegistryUnavailable), airflow_errors():
         raise RegistryUnavailable("no answer")

@@ -25,13 +25,7 @@ from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnava
 from airflow_mlops.registry import mlflow_server
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.registry.promotion import promote
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.servers import free_port
 
 
 def test_a_run_keeps_parameters_metrics_with_steps_tags_and_files(run: SimpleNamespace, tracking_uri: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.artifacts import file_digest
 from airflow_mlops.data import arrival
@@ -56,6 +57,15 @@ def test_runs_take_the_versions_in_the_order_they_came_and_each_but_once(inbox: 
     assert poke(inbox, FakeTaskInstance(run_id="run 3")) is None
 
 
+def test_a_rejected_version_is_left_alone_but_by_the_run_that_has_it(inbox: Path, ledger: Store) -> None:
+    versions = [publish(inbox, name) for name in ("v1", "v2")]
+    assert poke(inbox, FIRST) == to_data(versions[0])
+    for version in versions:
+        datasets.record_verdict(ledger, version, rejected_because="x is negative")
+    assert poke(inbox, SECOND) is None
+    assert poke(inbox, FIRST) == to_data(versions[0])
+
+
 def test_files_of_taken_versions_and_of_newer_ones_are_not_read(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
@@ -95,6 +105,12 @@ def test_an_inbox_that_is_not_there_yet_is_worth_a_retry(inbox: Path) -> None:
 def test_a_ledger_that_does_not_answer_is_worth_a_retry(inbox: Path, connect: Callable[..., None]) -> None:
     connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/at/all/ledger.db")
     with pytest.raises(LedgerUnavailable):
+        poke(inbox)
+
+
+def test_a_ledger_that_no_retry_can_open_fails_at_once(inbox: Path, connect: Callable[..., None]) -> None:
+    connect("mlops_ledger_default", "mlops_ledger")
+    with pytest.raises(AirflowFailException, match="has no schema"):
         poke(inbox)
 
 

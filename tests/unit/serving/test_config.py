@@ -56,12 +56,14 @@ def test_two_writers_never_lose_each_other_s_model(tmp_path: Path) -> None:
     assert {model.name for model in config.read(path).models} == {f"m{number}" for number in range(40)}
 
 
-def test_a_directory_that_can_not_be_written_is_a_serving_error(tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_locked_written_or_read_is_a_serving_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ServingError, match="can not be locked"), config.exclusive(tmp_path / "file" / "models.config"):
         pass
     with pytest.raises(ServingError, match="could not be written"):
         config.write(tmp_path / "file" / "models.config", ServerConfig())
+    with pytest.raises(ServingError, match="can not be read"):
+        config.read(tmp_path)
 
 
 def test_a_missing_file_is_the_empty_configuration(tmp_path: Path) -> None:

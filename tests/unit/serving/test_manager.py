@@ -193,6 +193,17 @@ def test_an_emptied_base_path_takes_nothing_out_of_service(manager: VersionManag
     assert manager.resolve("m")[0] == 1
 
 
+def test_a_reload_that_names_only_versions_that_are_not_there_takes_nothing_out_of_service(manager: VersionManager, base: Path) -> None:
+    publish(base, 1)
+    manager.configure(serving(base, 1))
+    await_state(manager, 1, "AVAILABLE")
+    manager.configure(serving(base, 2))
+    assert manager.resolve("m")[0] == 1
+    publish(base, 2)
+    await_state(manager, 1, "END")
+    assert manager.resolve("m")[0] == 2
+
+
 def test_a_model_that_is_no_longer_configured_is_unloaded(manager: VersionManager, base: Path) -> None:
     publish(base, 1)
     manager.configure(serving(base, 1))

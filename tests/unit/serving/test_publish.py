@@ -9,7 +9,7 @@ import pytest
 
 from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import PublishError, SpecError
-from airflow_mlops.serving import config
+from airflow_mlops.serving import config, publish
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.publish import ABANDONED_SECONDS, publish_saved_model, remove_version
 
@@ -83,6 +83,28 @@ def test_leftovers_of_a_crash_are_removed_but_not_another_version_s_copy_under_w
     os.utime(base / ".staging-5-old", (0, base.stat().st_mtime - ABANDONED_SECONDS - 60))
     publish_saved_model(source, base, 3, digest)
     assert sorted(child.name for child in base.iterdir()) == [".staging-4-alive", "3"]
+
+
+def test_a_copy_under_way_of_files_that_are_old_is_not_taken_for_abandoned(
+    source: Path, digest: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(source, (0, source.stat().st_mtime - ABANDONED_SECONDS - 60))
+    check, others = publish._check, iter([4])
+
+    def check_while_another_version_is_published(path: Path, digest: str) -> None:
+        for version in others:
+            publish_saved_model(source, base, version, digest)
+        check(path, digest)
+
+    monkeypatch.setattr(publish, "_check", check_while_another_version_is_published)
+    publish_saved_model(source, base, 3, digest)
+    assert sorted(child.name for child in base.iterdir()) == ["3", "4"]
+
+
+def test_a_copy_that_vanishes_while_leftovers_are_looked_for_is_no_error(source: Path, digest: str, base: Path) -> None:
+    base.mkdir(parents=True)
+    (base / ".staging-4-gone").symlink_to("nowhere")  # listed, and not there when asked for its time
+    assert publish_saved_model(source, base, 3, digest) == base / "3"
 
 
 @pytest.mark.parametrize(("base_path", "version"), [(Path("relative"), 1), (Path("/absolute"), -1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -220,9 +221,16 @@ def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop
     assert train._start(chain.registry, workshop.training_spec(chain.validation_ref, start="champion"), tmp_path) == (None, None)
 
 
-def test_a_damaged_model_is_not_evaluated(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no archive", "altered", "no configuration"])
+def test_a_damaged_model_is_not_evaluated(chain: Chain, workshop: Workshop, tmp_path: Path, damage: str) -> None:
     damaged = tmp_path / "model.keras"
-    damaged.write_bytes(b"no model")
+    if damage == "no archive":
+        damaged.write_bytes(b"no model")
+    elif damage == "altered":
+        damaged.write_bytes(chain.second.model.path.read_bytes().replace(b"Dense", b"dense"))
+    else:
+        with zipfile.ZipFile(damaged, "w") as archive:
+            archive.writestr("metadata.json", "{}")
     model = replace(chain.second.model, uri=str(damaged), digest=file_digest(damaged))
     ref = leave_record(tmp_path, "train", replace(chain.second, model=model))
     with pytest.raises(EvaluationError, match=r"model\.keras can not be loaded as a Keras model"):

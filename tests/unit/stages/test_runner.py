@@ -21,7 +21,7 @@ REF = ResultRef("train", "/runs/1/result.json", "sha256:abc")
 LAYOUT = ArrayLayout((8, 8, 1), 10)
 SPECS = {
     "validate": validate.Spec(dataset_version(), "/dags/suite.json"),
-    "train": train.Spec(REF, LAYOUT, "m:train", "/dags", "digits", "http://mlflow:5000", {"epochs": 3, "rate": 0.1, "layers": [1, {"a": None}]}),
+    "train": train.Spec(REF, LAYOUT, "m:train", "/dags", "digits", "http://mlflow:5000", {"epochs": 3, "rate": 0.1, "warm": True, "decay": None}),
     "evaluate": evaluate.Spec(REF, LAYOUT, "digits", "http://mlflow:5000"),
     "robustness": STAGES["robustness"].Spec(REF, LAYOUT, 100, 1),
 }
@@ -46,7 +46,9 @@ def test_another_spec_has_another_digest() -> None:
         ({"layout": {"input_shape": [8, 8, 1]}}, r"layout\.num_classes: "),
         ({"validation": "http://somewhere"}, "validation: "),
         ({"params": {"rate": float("nan")}}, "spec of stage 'train' is no JSON"),
-        ({"params": {"path": Path("/x")}}, "spec of stage 'train' is no JSON"),
+        ({"params": {"path": Path("/x")}}, r"params\.path"),
+        ({"params": {"layers": [64, 32]}}, r"params\.layers"),
+        ({"params": {"class_weight": {2: 1.0, 10: 2.0}}}, r"params\.class_weight"),
     ],
     ids=str,
 )
@@ -62,7 +64,7 @@ def test_an_unknown_stage_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize(("action", "code"), [("leave_file", 0), ("fail_for_now", 1), ("raise_something", 1), ("answer_nan", 1)])
 def test_every_end_of_a_stage_leaves_a_record_that_answers_its_spec(scripted: ModuleType, tmp_path: Path, action: str, code: int) -> None:
-    spec, result = tmp_path / "spec.json", tmp_path / "result.json"
+    spec, result = tmp_path / "spec.json", tmp_path / "new" / "result.json"
     spec.write_text(json.dumps({"action": action}))
     assert run_stage("scripted", spec, result) == code
     record = read_record(result, stage="scripted", spec_digest=spec_digest(scripted.Spec(action)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Any
 
 import keras
@@ -39,12 +37,3 @@ def diverges(context: Any) -> keras.Model:
 def logs_nan(context: Any) -> keras.Model:
     context.log_metric("loss", float("nan"), 3)
     return train(context)
-
-
-def exits(_: Any) -> keras.Model:
-    os._exit(0)
-
-
-def kills_itself(_: Any) -> keras.Model:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError

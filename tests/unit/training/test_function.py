@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +115,14 @@ def test_code_that_git_does_not_know_is_not_called_by_the_commit_around_it(code:
     (code / "ignored").mkdir()
     (code / "ignored" / "other.py").write_text("SIZE = 1\n")
     assert code_version(code / "ignored").startswith("sha256:")
+
+
+def test_a_git_that_hangs_is_as_good_as_none(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert code_version(code).startswith("sha256:")
 
 
 def test_a_directory_without_python_has_no_code_version(tmp_path: Path) -> None:

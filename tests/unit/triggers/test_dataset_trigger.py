@@ -195,12 +195,28 @@ async def test_a_broken_version_is_remembered_with_its_problem_and_its_repair_is
     assert payload["name"] == "v1"
 
 
-async def test_an_inbox_or_a_ledger_that_comes_back_is_waited_for(inbox: Path, ledger: Store, tmp_path: Path) -> None:
-    inbox.rmdir()
+@pytest.mark.parametrize("missing", ["inbox", "ledger"])
+async def test_an_inbox_or_a_ledger_that_comes_back_is_waited_for(inbox: Path, tmp_path: Path, connect: Any, missing: str) -> None:
+    v1 = publish(inbox, "v1")
+    connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "ledger" / "ledger.db"))
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / missing).rename(tmp_path / "away")
     waiting = asyncio.ensure_future(heard(producer(make(inbox)).open_stream()))
     await asyncio.sleep(0.1)
-    v1 = publish(inbox, "v1")
+    assert not waiting.done()
+    (tmp_path / "away").rename(tmp_path / missing)
     assert (await waiting)[1] == v1.digest
+
+
+async def test_a_plain_trigger_that_ends_closes_its_ledger(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Store] = []
+    close = Store.close
+    monkeypatch.setattr(Store, "close", lambda store: (closed.append(store), close(store)))
+    publish(inbox, "v1")
+    events: Any = make(inbox).run()
+    await heard(events)
+    await events.aclose()
+    assert len(closed) == 1
 
 
 async def test_a_ledger_that_is_none_ends_the_trigger(inbox: Path, tmp_path: Path, connect: Any) -> None:

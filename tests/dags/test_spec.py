@@ -1,0 +1,49 @@
+"""A spec that can not become DAGs is refused with a sentence when its file is parsed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mlops.exceptions import SpecError
+from airflow_mlops.pipelines import ArrayLayout, PipelineSpec
+
+DAGS = Path(__file__).parents[2] / "dags"
+
+
+def spec(**changes: Any) -> PipelineSpec:
+    fields: dict[str, Any] = {
+        "model": "digits",
+        "dataset": "digits",
+        "inbox": "/srv/inbox",
+        "suite": "digits_suite.json",
+        "train_function": "digits_model:train",
+        "code_path": DAGS,
+        "layout": ArrayLayout(input_shape=(8, 8, 1), num_classes=10),
+    }
+    return PipelineSpec(**{**fields, **changes})
+
+
+def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
+    assert spec(params={"epochs": 3, "rate": 0.1, "optimizer": "adam", "shuffle": True}).params["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "hand-written digits"}, "use letters, digits and underscores"),
+        ({"train_function": "digits_model.train"}, "expected 'module:function'"),
+        ({"suite": "missing.json"}, "There is no suite"),
+        ({"max_mutants": 0}, "needs at least 1"),
+        ({"params": {"seed": 42}}, "names 'seed', which the trigger form has already"),
+        ({"params": {"dataset_version": "v1"}}, "names 'dataset_version', which the trigger form has already"),
+        ({"params": {"repeat": True}}, "names 'repeat', which the trigger form has already"),
+        ({"params": {"layers": [32, 32]}}, r"layers = \[32, 32\]; .* holds text, a number or a bool"),
+        ({"params": {"decay": None}}, "decay = None; .* holds text, a number or a bool"),
+    ],
+)
+def test_an_impossible_spec_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        spec(**changes)
