@@ -153,7 +153,10 @@ class DefectRate:
 @STRICT
 @dataclass(frozen=True)
 class RobustnessResult(StageResult):
-    """A coverage-guided campaign and a random sample: rates per operator come from the sample, which alone may be gated on."""
+    """A guided campaign and a random sample: rates per operator come from the sample, which alone may be gated on.
+
+    `ledger_hash` is a digest of everything that was found, the same for every number of shards and after every interruption.
+    """
 
     num_seeds: int
     num_mutants: int
@@ -162,6 +165,7 @@ class RobustnessResult(StageResult):
     coverage: Mapping[str, float]
     defect_rates: Mapping[str, DefectRate]
     sample_rate: float
+    ledger_hash: str
     report_page: Artifact
     recipes: Artifact
 
@@ -169,8 +173,21 @@ class RobustnessResult(StageResult):
         return self.report_page.path
 
     def headline(self) -> str:
-        coverage = ", ".join(f"{name} {value:.1%}" for name, value in sorted(self.coverage.items()))
+        coverage = ", ".join(f"{name} {value:.1%}" if value <= 1 else f"{name} {value:.0f}" for name, value in sorted(self.coverage.items()))
         return f"{self.num_distinct_defects} distinct defects in {self.num_mutants} mutants; defect rate {self.sample_rate:.1%} ({coverage})"
+
+
+@STRICT
+@dataclass(frozen=True)
+class RobustnessShardResult(StageResult):
+    """The islands that shard `shard` of `num_shards` has run."""
+
+    shard: int
+    num_shards: int
+    islands: Artifact
+
+    def headline(self) -> str:
+        return f"shard {self.shard + 1} of {self.num_shards} done"
 
 
 @functools.cache

@@ -36,14 +36,14 @@ def wait(what: str, look: Callable[[], Any], seconds: float = 120.0) -> Any:
 
 
 class Story:
-    """The deployment and what the tests ask of it."""
+    """The deployment of the DAG files in `dags` and what the tests ask of it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, dags: Path = ROOT / "dags") -> None:
         settings = Settings.of(home)
         ports = {name: free_port() for name in WANTED_PORTS}
         (home / "settings.json").write_bytes(canonical_json({**vars(settings), "ports": ports}))
         self.home = home
-        self.deployment = LocalDeployment(home, ROOT / "dags")
+        self.deployment = LocalDeployment(home, dags)
         self.deployment.start(print)
         self.settings = self.deployment.settings
         self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
@@ -81,10 +81,10 @@ class Story:
 
 
 @contextlib.contextmanager
-def deployed(home: Path) -> Iterator[Story]:
+def deployed(home: Path, dags: Path = ROOT / "dags") -> Iterator[Story]:
     """Start a deployment with the digits' DAGs unpaused; no process of it is left at the end."""
     try:
-        story = Story(home)
+        story = Story(home, dags)
         for dag_id in (RETRAIN, RELEASE):
             wait(f"{dag_id} is known", lambda dag_id=dag_id: dag_id in {dag["dag_id"] for dag in story.api.call("GET", "/dags")["dags"]})
             story.api.unpause(dag_id)

@@ -61,7 +61,7 @@ def evaluation(**changes: Any) -> EvaluationResult:
 def robustness(directory: Path, **changes: Any) -> RobustnessResult:
     rates = {"noise": DefectRate(100, 10, 0.1, 0.05, 0.18), "rotate": DefectRate(100, 50, 0.5, 0.4, 0.6)}
     page, recipes = artifact(directory / "report.html", b"<html>"), artifact(directory / "recipes.jsonl", b"{}")
-    return dataclasses.replace(RobustnessResult(20, 400, 60, 7, {"kmnc": 0.4}, rates, 0.3, page, recipes), **changes)
+    return dataclasses.replace(RobustnessResult(20, 400, 60, 7, {"kmnc": 0.4}, rates, 0.3, "sha256:ledger", page, recipes), **changes)
 
 
 def leave_record(directory: Path, stage: str, result: Any, **inputs: ResultRef) -> ResultRef:

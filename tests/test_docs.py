@@ -17,6 +17,7 @@ from airflow_mlops.results import DatasetVersion, to_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ROBUSTNESS = (ROOT / "docs" / "robustness.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAIN = """
 import sys
@@ -133,3 +134,80 @@ def test_the_image_copies_what_is_there_and_installs_only_what_is_locked() -> No
     assert all("--require-hashes" in line or "--no-deps" in line for line in installs), installs
     assert [line for line in lines if line.startswith("USER ")][-1] not in ("USER root", "USER 0")
     assert 'ENTRYPOINT ["airflow-mlops"]' in lines
+
+
+def files_in(page: str) -> dict[str, str]:
+    return dict(re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', page, flags=re.MULTILINE | re.DOTALL))
+
+
+def robustness_tables() -> dict[str, str]:
+    """Return the tables of docs/robustness.md as the code has them."""
+    from airflow_mlops.robustness.coverage import CRITERIA
+    from airflow_mlops.robustness.kinds import KINDS
+    from airflow_mlops.robustness.oracles import ORACLES
+    from airflow_mlops.robustness.schedules import SCHEDULES
+
+    mutators = [
+        [
+            f"`{kind.__name__}`",
+            f"`{name}`{'' if name in kind.default else ' *'}",
+            one.unit if one.unit == "whole" else f"{one.limit:g} {one.unit}",
+            one.relation,
+            one.preserves,
+        ]
+        for kind in KINDS.values()
+        for name, one in kind.mutators.items()
+    ]
+    return {
+        "mutators": table(["kind", "mutator (* only if named)", "limit", "label", "why a person expects it"], mutators),
+        "criteria": table(
+            ["criterion", "is", "value"], [[f"`{name}`", one.title, "share" if one.is_ratio else "count"] for name, one in CRITERIA.items()]
+        ),
+        "schedules": table(["schedule", "does"], [[f"`{name}`", summary(one)] for name, one in SCHEDULES.items()]),
+        "oracles": table(["oracle", "speaks when"], [[f"`{name}`", summary(one)] for name, one in ORACLES.items()]),
+    }
+
+
+def summary(member: object) -> str:
+    return (member.__doc__ or "").strip().partition("\n")[0]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *rows])
+
+
+def test_the_example_of_an_attack_prints_its_figures_and_every_defect_replays(tmp_path: Path) -> None:
+    (tmp_path / "attack_digits.py").write_text(files_in(ROBUSTNESS)["attack_digits.py"])
+    lines = run(tmp_path / "attack_digits.py", tmp_path / "out").splitlines()
+    patterns = [
+        r"3000 guided mutants of (\d+) seeds: (\d+) distinct defects",
+        r"coverage: nc \d+\.\d%, kmnc \d+\.\d%",
+        r"the first \d+ mutants: \d+ guided, \d+ unguided",
+        r"random sample: \d+\.\d\d% wrong, \d+\.\d\d% to \d+\.\d\d%",
+        r"worst: \w+, \d+ of \d+",
+        r"replayed (\d+) defects, \1 with the same wrong answer",
+        r"\d became \d by \w+ at 0\.\d\d.*",
+    ]
+    assert [line for line, pattern in zip(lines, patterns, strict=True) if not re.fullmatch(pattern, line)] == []
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(re.findall(r"`([\w.]+\.(?:html|jsonl|npz))`", ROBUSTNESS))
+
+
+def test_own_members_are_known_by_name_in_a_configuration_and_in_a_dag_file(home: Path, tmp_path: Path) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    for name, text in files_in(ROBUSTNESS).items():
+        (tmp_path / name).write_text(text)
+    assert run(tmp_path / "own_campaign.py") == "Both halves of the range: noise, rotation, shade\n"
+    for name in ("signs_suite.json", "signs_model.py"):
+        (tmp_path / name).write_text((home / "dags" / "signs" / name).read_text())
+    bag = DagBag(tmp_path / "signs.py", bundle_name="dags-folder")
+    assert bag.import_errors == {}
+    parts = bag.dags["signs_on_dataset"].get_task("attack").expand_input.value["spec"]
+    assert [(part.shard, part.num_shards, part.campaign.extensions) for part in parts] == [(number, 3, ("own_members",)) for number in range(3)]
+
+
+@pytest.mark.parametrize("name", ["mutators", "criteria", "schedules", "oracles"])
+def test_a_table_of_robustness_members_is_that_of_the_code(name: str) -> None:
+    found = re.search(rf"<!-- {name} -->\n((?:\|.*\n)+)", ROBUSTNESS)
+    assert found
+    assert found[1] == robustness_tables()[name]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class RunStageOperator(BaseOperator):
     """Run one stage in a process group of its own on the worker; returns the reference to its result record.
 
-    :param stage: ``validate``, ``train``, ``evaluate`` or ``robustness``.
+    :param stage: ``validate``, ``train``, ``evaluate``, ``robustness`` or ``robustness_shard``.
     :param spec: the stage's `Spec`; every field may be a template or another task's output.
     :param mlflow_conn_id: connection whose credentials the stage's environment gets.
     :param ledger_conn_id: where a validation's verdict is remembered, so that no later run chooses a rejected version by itself.

@@ -11,8 +11,9 @@ from airflow_mlops.operators.dataset import ClaimDatasetOperator
 from airflow_mlops.operators.model import GateModelOperator, MlflowRegisterModelOperator
 from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
-from airflow_mlops.stages import evaluate, robustness, train, validate
+from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
 
+MIN_ISLANDS = 4
 TRACKING_URI = "{{ conn.mlflow_default.host }}"
 DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ ti.xcom_pull(task_ids='gate')['headline'] }}"
 
@@ -42,7 +43,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
         ),
     )
     evaluation = _stage("evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI))
-    campaign = _stage("robustness", robustness.Spec(training, spec.layout, spec.max_mutants, seed))
+    campaign = _campaign(spec, training, seed)
     gate = GateModelOperator(
         task_id="gate",
         evaluation=evaluation,
@@ -51,6 +52,19 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
         on_success_callback=PipelineNotifier(text=DECIDED, channel=spec.channel),
     )
     MlflowRegisterModelOperator(task_id="register", model_name=spec.model, decision=gate.output, candidate=candidate)
+
+
+def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:
+    """Attack the model in one task, or in one for each shard and one that merges them: the result is the same."""
+    options = {"num_islands": max(MIN_ISLANDS, spec.num_shards), **spec.attack}
+    whole = robustness.Spec(
+        training, spec.layout, spec.max_mutants, seed, options=options, code_path=str(spec.code_path), extensions=tuple(spec.extensions)
+    )
+    if spec.num_shards == 1:
+        return _stage("robustness", whole)
+    parts = [robustness_shard.Spec(whole, shard, spec.num_shards) for shard in range(spec.num_shards)]
+    shards: Any = RunStageOperator.partial(task_id="attack", stage="robustness_shard").expand(spec=parts).output
+    return _stage("robustness", whole._replace(shards=shards))
 
 
 def _stage(name: str, spec: Any) -> Any:

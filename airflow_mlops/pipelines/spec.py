@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
@@ -28,6 +28,9 @@ class PipelineSpec:
     * `policy`: when a model may be offered for release.
     * `nightly`: cron expression (UTC) of the retraining from scratch.
     * `max_mutants`: budget of the robustness campaign; 4000 take seconds on a small model.
+    * `attack`: further fields of the campaign's `CampaignConfig`, as JSON: ``{"kind": {"name": "images", "value_range": [-1, 1]}}``.
+    * `extensions`: modules in `code_path` that add own mutators, criteria, schedules or oracles to their dicts.
+    * `num_shards`: tasks that share the campaign; more than one pays when it takes longer than starting TensorFlow.
     * `channel`: where messages go when a Slack connection exists.
     """
 
@@ -42,6 +45,9 @@ class PipelineSpec:
     params: Mapping[str, Parameter] = field(default_factory=dict)
     nightly: str = "0 2 * * *"
     max_mutants: int = 4000
+    attack: Mapping[str, Any] = field(default_factory=dict)
+    extensions: Sequence[str] = ()
+    num_shards: int = 1
     channel: str = "#mlops"
 
     def __post_init__(self) -> None:
@@ -53,6 +59,8 @@ class PipelineSpec:
             raise SpecError(f"There is no suite {self.code_path / self.suite}; give its file name relative to code_path.")
         if self.max_mutants < 1:
             raise SpecError(f"max_mutants is {self.max_mutants}; a campaign needs at least 1.")
+        if self.num_shards < 1:
+            raise SpecError(f"num_shards is {self.num_shards}; at least 1 task must attack the model.")
         for name, value in self.params.items():
             if name in OWN_FIELDS:
                 raise SpecError(f"params names {name!r}, which the trigger form has already for the pipeline itself: choose another name.")

@@ -1,31 +1,34 @@
-"""A robustness campaign: a coverage-guided arm that looks for defects, and a random sample that alone says how frequent they are."""
+"""A robustness campaign: a guided arm that looks for defects, and an unguided one that alone says how frequent they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.results import DefectRate
 from airflow_mlops.robustness import report
+from airflow_mlops.robustness.arm import Arm, part_of
+from airflow_mlops.robustness.clusters import Cluster, clustered
 from airflow_mlops.robustness.config import CampaignConfig
-from airflow_mlops.robustness.corpus import Corpus
-from airflow_mlops.robustness.coverage import CRITERIA, BitmapCriterion
-from airflow_mlops.robustness.loop import Arm, ArmPlan, explore
-from airflow_mlops.robustness.models import Answers, Probe
-from airflow_mlops.robustness.mutators import NAMES
-from airflow_mlops.robustness.mutators.base import Floats, Ints
+from airflow_mlops.robustness.coverage.base import Criterion
+from airflow_mlops.robustness.findings import distinct_within, recipes_of
+from airflow_mlops.robustness.lab import Lab
+from airflow_mlops.robustness.minimize import minimized
+from airflow_mlops.robustness.mutators.base import Ints
 from airflow_mlops.robustness.profile import Profile
 from airflow_mlops.robustness.recipes import Recipe, RecipeBook, inputs_digest, replay
+from airflow_mlops.robustness.shards import GUIDED, SAMPLE, SHARD_FILE, Islands, arm_of, read_islands, run_shard
 from airflow_mlops.robustness.statistics import defect_rate
 
-__all__ = ["CampaignConfig", "CampaignReport", "Control", "Recipe", "replay", "run_campaign"]
-
-GUIDED, SAMPLE = 0, 1
+__all__ = ["CampaignConfig", "CampaignReport", "Control", "Lab", "Recipe", "RecipeBook", "finish", "replay", "run_campaign", "run_shard"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ class Control:
 class CampaignReport:
     """What a campaign found.
 
-    `num_mutants`, the defects and `coverage` (ratios by criterion) are of the guided arm; `defect_rates` (by operator) and `sample` (over all) are of
-    the random sample and alone may be gated on. `notes` are sentences that a reader of the figures should know.
+    `num_mutants`, the defects and `coverage` (by criterion) are of the guided arm; `defect_rates` (by operator) and `sample` (over all) are of the
+    random sample and alone may be gated on. `defects` are the distinct ones, minimised and clustered; `defect_ids` name all, in order.
+    `ledger_hash` is a digest of everything that both arms found, equal for every number of shards, every batch size and after every
+    interruption. `notes` are sentences that a reader of the figures should know.
     """
 
     model_digest: str
+    ledger_hash: str
     num_seeds: int
     num_mutants: int
     num_defects: int
@@ -55,6 +61,8 @@ class CampaignReport:
     sample: DefectRate
     control: Control
     defects: tuple[Recipe, ...]
+    defect_ids: tuple[str, ...]
+    clusters: tuple[Cluster, ...]
     notes: tuple[str, ...]
     recipes: Path
     report: Path
@@ -65,125 +73,149 @@ class CampaignReport:
 
 
 def run_campaign(
-    model: keras.Model, inputs: Floats, labels: Ints, *, config: CampaignConfig, out_dir: Path, profile: Profile | None = None
+    model: keras.Model,
+    inputs: npt.NDArray[Any],
+    labels: Ints,
+    *,
+    config: CampaignConfig,
+    out_dir: Path,
+    profile: Profile | None = None,
+    reference: keras.Model | None = None,
+    earlier: Sequence[Path] = (),
 ) -> CampaignReport:
-    """Fuzz a classifier and write ``recipes.jsonl`` and ``report.html`` into `out_dir`.
+    """Fuzz a classifier and write ``recipes.jsonl`` and ``report.html`` into `out_dir`; an interrupted campaign there is gone on with.
 
-    `inputs` (N, H, W, C) within `config.value_range`, `labels` (N,) class numbers; those answered correctly are the seeds. `profile` is that of
-    the training data; without it the ranges of `inputs` are used. Raises `RobustnessError` for unusable inputs, model or profile.
+    `inputs` (N, ...) are of `config.kind`, `labels` (N,) class numbers; those answered correctly are the seeds. `profile` is that of the training
+    data; without it the ranges of `inputs` are used. `reference` is the independent model of the oracle ``disagrees``; `earlier` are
+    ``islands.npz`` files that interrupted runs left elsewhere. Raises `RobustnessError` for unusable inputs, model or profile, `SpecError` for a
+    configuration that does not fit them.
     """
-    inputs, labels = _checked(inputs, labels, config)
-    probe = Probe(model)
-    probe.check(inputs)
-    answers = list(probe.answer_all(inputs, config.batch_size))
-    seeds = _seeds(answers, labels)
-    used = profile or Profile.of(probe, inputs, batch_size=config.batch_size)
-    used.check(probe)
-    criteria = _criteria(used, np.concatenate([part.neurons for part in answers])[seeds], config)
-    corpus = Corpus(inputs[seeds], seeds, labels[seeds])
-    guided, sample = _arms(probe, corpus, list(criteria.values()), config)
-    book = RecipeBook(probe.digest, inputs_digest(inputs), config.value_range, guided.recipes)
+    lab = Lab.of(model, inputs, labels, config, profile, reference)
+    run_shard(lab, out_dir / SHARD_FILE, earlier=earlier)
+    return finish(lab, [out_dir / SHARD_FILE], out_dir)
+
+
+def finish(lab: Lab, files: Sequence[Path], out_dir: Path) -> CampaignReport:
+    """Merge the islands in the `files` of all shards into the report, which does not depend on how many there are.
+
+    Raises `RobustnessError` unless they hold every island of this campaign to its end.
+    """
+    islands: Islands = {}
+    for file in files:
+        islands |= read_islands(file, lab.fingerprint)
+    guided, sample = ([_restored(lab, islands, island, name) for island in range(lab.num_islands)] for name in (GUIDED, SAMPLE))
+    criteria = _merged_criteria(lab, islands)
+    distinct = [recipe for arm in guided for recipe in recipes_of(arm, distinct_only=True)]
+    examined, clusters = clustered(lab, minimized(lab, distinct))
+    known = {recipe.id: recipe for recipe in examined}
+    found = [recipe for arm in guided for recipe in recipes_of(arm)]
+    ids = tuple(recipe.id for recipe in found)
+    everything = tuple(known.get(name, recipe) for name, recipe in zip(ids, found, strict=True))
     result = CampaignReport(
-        model_digest=probe.digest,
-        num_seeds=len(seeds),
-        num_mutants=len(guided.seed),
-        num_defects=len(guided.recipes),
-        num_distinct_defects=guided.num_distinct(),
-        coverage={name: criterion.ratio() for name, criterion in criteria.items()},
-        defect_rates=_rates(sample, config),
-        sample=defect_rate(int(sample.defect.sum()), len(sample.defect)),
+        model_digest=lab.probe.digest,
+        ledger_hash=_ledger_hash(lab, (*guided, *sample), criteria),
+        num_seeds=len(lab.seeds),
+        num_mutants=sum(arm.num_mutants for arm in guided),
+        num_defects=len(everything),
+        num_distinct_defects=len(examined),
+        coverage={name: criterion.value() for name, criterion in criteria.items()},
+        defect_rates=_rates(lab, sample),
+        sample=defect_rate(sum(int(arm.tallies[1].sum()) for arm in sample), sum(arm.num_mutants for arm in sample)),
         control=_control(guided, sample),
-        defects=guided.recipes,
-        notes=tuple(_notes(guided, sample, corpus, config, own_profile=profile is None)),
+        defects=tuple(examined),
+        defect_ids=ids,
+        clusters=clusters,
+        notes=tuple(_notes(lab, guided, sample)),
         recipes=out_dir / "recipes.jsonl",
         report=out_dir / "report.html",
     )
-    book.save(result.recipes)
-    report.write(result, inputs, config)
+    _write(result, everything, lab)
     return result
 
 
-def _checked(inputs: Floats, labels: Ints, config: CampaignConfig) -> tuple[Floats, Ints]:
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
-    if inputs.ndim != 4 or inputs.shape[0] == 0 or not np.issubdtype(inputs.dtype, np.floating):
+def _write(result: CampaignReport, recipes: tuple[Recipe, ...], lab: Lab) -> None:
+    book = RecipeBook(lab.probe.digest, inputs_digest(lab.inputs), lab.config.kind, lab.config.mutator_names, recipes)
+    try:
+        book.save(result.recipes)
+        report.write(result, lab)
+    except OSError as error:
         raise RobustnessError(
-            f"The inputs are {inputs.dtype} of shape {inputs.shape}; expected floating-point images of shape (N, height, width, channels), N >= 1. "
-            "Convert and reshape them, for example images.astype('float32')[..., None]."
-        )
-    if labels.shape != inputs.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            f"The campaign's results can not be written to {result.report.parent}: {error}. Free the disk and start it again; what was found is "
+            "kept, and nothing is searched anew."
+        ) from error
+
+
+def _merged_criteria(lab: Lab, islands: Islands) -> dict[str, Criterion]:
+    """Return the criteria with what all islands have seen; one island's at a time, because a large network's take much memory."""
+    merged = lab.criteria()
+    for island in range(lab.num_islands):
+        for name, criterion in lab.criteria().items():
+            criterion.restore(part_of(islands[island][GUIDED], f"criteria.{name}"))
+            if criterion.mergeable:
+                merged[name].merge(criterion)
+            else:  # then this island is the only one
+                merged[name] = criterion
+    return merged
+
+
+def _restored(lab: Lab, islands: Islands, island: int, name: str) -> Arm:
+    state = islands.get(island, {}).get(name)
+    arm = arm_of(lab, island, name, watched=False)
+    if state is not None:
+        arm.restore(state, going_on=False)
+    if not arm.done:
         raise RobustnessError(
-            f"The labels are {labels.dtype} of shape {labels.shape}; expected one class number for each of the {len(inputs)} inputs. "
-            "Turn one-hot rows into numbers with labels.argmax(axis=1)."
+            f"Island {island} of {lab.num_islands} is missing or unfinished in its {name} arm ({arm.num_mutants} of {arm.budget} mutants). "
+            "Run the shard that it belongs to to its end, and pass the files of all shards."
         )
-    low, high = config.value_range
-    # Written so that NaN fails too.
-    if not bool(((inputs >= low) & (inputs <= high)).all()):
-        raise RobustnessError(
-            f"The inputs hold NaN or values outside value_range {config.value_range}: they span {inputs.min()} to {inputs.max()}. "
-            "Scale them, or set value_range to what the model expects."
-        )
-    return inputs.astype(np.float32), labels.astype(np.int64)
+    return arm
 
 
-def _seeds(answers: list[Answers], labels: Ints) -> Ints:
-    """Return the rows that the model answers correctly."""
-    prediction = np.concatenate([part.prediction for part in answers])
-    if num_broken := np.count_nonzero(prediction == -1):
-        raise RobustnessError(
-            f"The model answers {num_broken} of {len(labels)} unchanged inputs with NaN or infinity. Train it again; a campaign would say nothing."
-        )
-    seeds = np.flatnonzero(prediction == labels)
-    if len(seeds) == 0:
-        raise RobustnessError(
-            f"The model answers none of the {len(labels)} inputs correctly, and only such inputs can be seeds. "
-            "Check that the labels belong to these inputs and that the inputs are preprocessed as in training."
-        )
-    return seeds
+def _ledger_hash(lab: Lab, arms: Sequence[Arm], criteria: Mapping[str, Criterion]) -> str:
+    digest = hashlib.sha256(lab.fingerprint.encode())
+    for arm in arms:
+        digest.update(arm.tallies.tobytes())
+        for column in arm.defects().values():
+            digest.update(np.ascontiguousarray(column).tobytes())
+    for name, criterion in sorted(criteria.items()):
+        digest.update(name.encode())
+        for _, array in sorted(criterion.state().items()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return "sha256:" + digest.hexdigest()
 
 
-def _criteria(profile: Profile, activations: Floats, config: CampaignConfig) -> dict[str, BitmapCriterion]:
-    """Return the chosen criteria, which already know the seeds' `activations` (N, M)."""
-    criteria = {name: CRITERIA[name](profile, config.coverage_options) for name in config.criteria}
-    for criterion in criteria.values():
-        criterion.observe(activations)
-    return criteria
+def _rates(lab: Lab, sample: Sequence[Arm]) -> dict[str, DefectRate]:
+    mutants, defects = np.sum([arm.tallies for arm in sample], axis=0).sum(axis=2)
+    return {name: defect_rate(int(defects[at]), int(mutants[at])) for at, name in enumerate(lab.config.mutator_names)}
 
 
-def _arms(probe: Probe, corpus: Corpus, criteria: list[BitmapCriterion], config: CampaignConfig) -> tuple[Arm, Arm]:
-    """Return the guided arm, which grows `corpus`, and the random sample, which starts from the same seeds and keeps nothing."""
-    seeds_only = Corpus(corpus.images, corpus["seed"], corpus["label"])
-    guided_plan = ArmPlan(config.schedule, config.max_mutants, config.mutants_per_parent, GUIDED)
-    guided = explore(probe, corpus, criteria, config=config, plan=guided_plan)
-    # One mutant per parent: twenty of one seed would not be independent, and the exact interval would be too narrow.
-    sample_plan = ArmPlan("unguided", config.sample_mutants, 1, SAMPLE)
-    return guided, explore(probe, seeds_only, [], config=config, plan=sample_plan)
+def _control(guided: Sequence[Arm], sample: Sequence[Arm]) -> Control:
+    """Compare as many mutants of both arms, on every island the same number; pairs of different islands are different, as their seeds are."""
+    budgets = [min(one.num_mutants, other.num_mutants) for one, other in zip(guided, sample, strict=True)]
+    found = [sum(distinct_within(arm, budget) for arm, budget in zip(arms, budgets, strict=True)) for arms in (guided, sample)]
+    return Control(sum(budgets), *found)
 
 
-def _rates(sample: Arm, config: CampaignConfig) -> dict[str, DefectRate]:
-    num_mutants = np.bincount(sample.mutator, minlength=len(NAMES))
-    num_defects = np.bincount(sample.mutator[sample.defect], minlength=len(NAMES))
-    positions = {name: NAMES.index(name) for name in config.mutator_names}
-    return {name: defect_rate(int(num_defects[at]), int(num_mutants[at])) for name, at in positions.items()}
-
-
-def _control(guided: Arm, sample: Arm) -> Control:
-    budget = min(len(guided.seed), len(sample.seed))
-    return Control(budget, guided.num_distinct(budget), sample.num_distinct(budget))
-
-
-def _notes(guided: Arm, sample: Arm, corpus: Corpus, config: CampaignConfig, *, own_profile: bool) -> list[str]:
+def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm]) -> list[str]:
     """Return what a reader of the figures should know, as sentences."""
     notes = []
-    if own_profile:
+    if lab.own_profile:
         notes.append("No profile of the training data was given: neuron ranges are those of the campaign's own inputs.")
-    if guided.num_new > len(guided.seed) / 2:
-        share = guided.num_new / len(guided.seed)
-        notes.append(f"{share:.0%} of the guided mutants counted as new coverage, so coverage hardly chose between them. Use fewer kmnc_sections.")
-    if len(corpus) >= config.max_corpus:
-        notes.append(f"The corpus was full at {len(corpus):,} entries; later mutants with new coverage were not kept.")
-    tried, valid = guided.num_candidates + sample.num_candidates, len(guided.seed) + len(sample.seed)
-    notes.append(f"{tried - valid:,} of {tried:,} candidates changed too much (Eq. 1) and are not counted as mutants.")
-    num_broken = np.count_nonzero(guided.prediction == -1) + np.count_nonzero(sample.prediction == -1)
+    num_mutants, num_new = sum(arm.num_mutants for arm in guided), sum(arm.num_new for arm in guided)
+    if num_new > num_mutants / 2 and lab.config.schedule not in ("bandit", "unguided"):
+        notes.append(
+            f"{num_new / num_mutants:.0%} of the guided mutants counted as new coverage, so coverage hardly chose between them. "
+            "Use fewer kmnc_sections."
+        )
+    if dropped := sum(arm.num_dropped for arm in guided):
+        notes.append(f"The corpus was full at {lab.config.max_corpus:,} entries; {dropped:,} mutants that should have been parents were not kept.")
+    arms = (*guided, *sample)
+    tried, valid = sum(arm.num_candidates for arm in arms), sum(arm.num_mutants for arm in arms)
+    notes.append(f"{tried - valid:,} of {tried:,} candidates changed nothing, too much (Eq. 1), or were left over, and are not counted as mutants.")
+    made = np.sum([arm.tallies[0] for arm in arms], axis=(0, 2))
+    if idle := [name for name, num in zip(lab.config.mutator_names, made, strict=True) if num == 0]:
+        notes.append(f"Nothing is known of {', '.join(idle)}: no candidate was a valid mutant, because these inputs hold nothing to change by it.")
+    num_broken = sum(int(np.count_nonzero(arm.defects()["prediction"] == -1)) for arm in arms)
     if num_broken:
         notes.append(f"{num_broken:,} mutants were answered with NaN or infinity; they count as defects.")
     return notes

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.robustness.coverage import CRITERIA, CoverageOptions
-from airflow_mlops.robustness.mutators import MUTATORS
-from airflow_mlops.robustness.mutators.base import ValueRange
+from airflow_mlops.robustness.kinds import Images, InputKind
+from airflow_mlops.robustness.oracles import ORACLES
+from airflow_mlops.robustness.recipes import kind_of
 from airflow_mlops.robustness.schedules import SCHEDULES
 
 
@@ -17,63 +18,95 @@ from airflow_mlops.robustness.schedules import SCHEDULES
 class CampaignConfig:
     """One campaign; raises `SpecError` for impossible values.
 
-    max_mutants: valid mutants of the guided campaign. 5,000 digits take under a second and repeat a rate of 5 % within 0.6 points.
-    seed: of every random choice; the same seed, configuration, model and inputs give the same result bit for bit on the same machine.
-    batch_size: mutants per step; larger is faster, smaller reacts sooner to new coverage.
-    criteria: names in `CRITERIA`; a correct mutant that is new to any of them becomes a parent.
-    schedule: name in `SCHEDULES`.
-    mutators: names in `MUTATORS`, all of them if None.
-    nc_threshold, kmnc_sections: options of the criteria; 0.75 and 1000 are those of DeepHunter.
-    value_range: lowest and highest value an input may have.
-    sample_mutants: size of the random, unguided sample that all rates come from; 4,500 are about 500 per operator, +-2 points at a rate of 5 %.
-    mutants_per_parent: mutants drawn from a parent each time the schedule chooses it (DeepHunter: 20).
+    max_mutants: valid mutants of the guided arm. 5,000 digits take seconds and repeat a rate of 5 % within 0.6 points.
+    seed: of every random choice; the same seed, configuration, model and inputs give the same result bit for bit on the same machine,
+        whatever the batch size and the number of shards.
+    batch_size: mutants made at once; bounds memory and changes no result.
+    criteria: names in `CRITERIA`, which a schedule may be guided by and the report shows.
+    schedule: name in `SCHEDULES`; ``bandit`` finds most, ``unguided`` is the control.
+    mutators: names among `kind.mutators`; its default ones if None.
+    kind: what the inputs are, with what their mutators must know; images in [0, 1] unless told otherwise.
+    coverage: options of the criteria.
+    oracles: names in `ORACLES`; any of them makes a defect. ``disagrees`` needs a reference model.
+    tolerance: largest difference of a probability from the reference model's that is still agreement; 1 % is the field's habit.
+    sample_mutants: size of the unguided arm, the control and the random sample that all rates come from; 4,500 are about 500 per
+        operator of nine, +-2 points at a rate of 5 %.
+    severity_budget: mean severity per operator (1 being the whole label-preserving range) that the bandit may reach, so that it can not
+        win by drifting to the most destructive end; 0.5 is what unguided mutants spend.
     max_corpus: kept parents at most, which bounds memory.
+    num_islands: parts that a campaign always consists of, whoever runs them; the seeds are dealt out to them, and each learns by itself.
+        More islands allow more shards, and learn less each. A criterion that can not be merged needs one island.
+    micro_batch: rows of every forward pass, because other batch shapes change the last bits of an answer; chosen by the inputs' size if None.
     """
 
     max_mutants: int = 5_000
     seed: int = 0
     batch_size: int = 1_024
     criteria: tuple[str, ...] = ("nc", "kmnc")
-    schedule: str = "deephunter"
+    schedule: str = "bandit"
     mutators: tuple[str, ...] | None = None
-    nc_threshold: float = 0.75
-    kmnc_sections: int = 1_000
-    value_range: ValueRange = (0.0, 1.0)
+    kind: InputKind = field(default_factory=Images)
+    coverage: CoverageOptions = field(default_factory=CoverageOptions)
+    oracles: tuple[str, ...] = ("misclassified", "not_finite")
+    tolerance: float = 0.01
     sample_mutants: int = 4_500
-    mutants_per_parent: int = 20
+    severity_budget: float = 0.5
     max_corpus: int = 10_000
+    num_islands: int = 4
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_mutants", "batch_size", "kmnc_sections", "sample_mutants", "mutants_per_parent", "max_corpus"):
+        for name in ("max_mutants", "batch_size", "sample_mutants", "max_corpus", "num_islands"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise SpecError(f"micro_batch is {self.micro_batch}; expected at least 1, or None.")
         if self.seed < 0:
             raise SpecError(f"seed is {self.seed}; expected a whole number from 0 on.")
-        if not 0.0 <= self.nc_threshold < 1.0:
-            raise SpecError(f"nc_threshold is {self.nc_threshold}; expected a scaled activation in [0, 1), for example 0.75.")
-        low, high = self.value_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise SpecError(f"value_range is {self.value_range}; expected two finite numbers, the lower one first, for example (0.0, 1.0).")
+        if not 0.0 < self.severity_budget <= 1.0:
+            raise SpecError(f"severity_budget is {self.severity_budget}; expected a mean severity above 0 and up to 1.")
+        if not 0.0 <= self.tolerance < 1.0:
+            raise SpecError(f"tolerance is {self.tolerance}; expected a difference of probabilities in [0, 1).")
         _check_names("coverage criterion", "criteria", self.criteria, CRITERIA)
-        _check_names("mutator", "mutators", self.mutator_names, MUTATORS)
+        _check_names("mutator", "mutators", self.mutator_names, self.kind.mutators)
         _check_names("schedule", "schedule", (self.schedule,), SCHEDULES)
+        _check_names("oracle", "oracles", self.oracles, ORACLES)
+        alone = [name for name in self.criteria if not CRITERIA[name].mergeable]
+        if alone and self.num_islands > 1:
+            raise SpecError(
+                f"Criterion {alone[0]!r} depends on the order of the inputs and can not be merged over islands; set num_islands=1 "
+                f"(which one worker must run), or leave it out. num_islands is {self.num_islands}."
+            )
 
     @property
     def mutator_names(self) -> tuple[str, ...]:
-        """The mutators in the order of `MUTATORS`."""
+        """The mutators in the order of the kind's dict."""
         if self.mutators is None:
-            return tuple(MUTATORS)
-        return tuple(sorted(self.mutators, key=lambda name: list(MUTATORS).index(name) if name in MUTATORS else -1))
-
-    @property
-    def coverage_options(self) -> CoverageOptions:
-        return CoverageOptions(self.nc_threshold, self.kmnc_sections)
+            return self.kind.default
+        known = list(self.kind.mutators)
+        return tuple(sorted(self.mutators, key=lambda name: known.index(name) if name in known else -1))
 
 
-def _check_names(kind: str, field: str, names: tuple[str, ...], known: Iterable[str]) -> None:
+def config_of(data: Mapping[str, Any]) -> CampaignConfig:
+    """Return the configuration that JSON `data` describes, ``kind`` and ``coverage`` as objects; raise `SpecError` for what does not fit."""
+    known = {field.name for field in fields(CampaignConfig)}
+    for name in data:
+        if name not in known:
+            raise unknown_name("field of CampaignConfig", name, known)
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name not in ("kind", "coverage")
+    }
+    kind = kind_of(data["kind"]) if "kind" in data else Images()
+    try:
+        return CampaignConfig(**plain, kind=kind, coverage=CoverageOptions(**data.get("coverage", {})))
+    except TypeError as error:
+        raise SpecError(f"These are no options of a campaign: {error}. Use the fields and types that CampaignConfig documents.") from error
+
+
+def _check_names(what: str, field: str, names: tuple[str, ...], known: Iterable[str]) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            raise unknown_name(kind, name, known)
+            raise unknown_name(what, name, known)
     if not names or len(set(names)) != len(names):
         raise SpecError(f"{field} is {names}; expected at least one name, each once. Known: {', '.join(sorted(known))}.")

@@ -1,7 +1,8 @@
-"""A defect is about a hundred bytes: the seed it came from and the steps that lead to it. Replaying them gives the same picture, to the bit."""
+"""A defect is about a hundred bytes: the seed it came from and the steps that lead to it. Replaying them gives the same mutant, to the bit."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
-from airflow_mlops.artifacts import bytes_digest, write_atomically
+from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
 from airflow_mlops.exceptions import RobustnessError, unknown_name
-from airflow_mlops.robustness.mutators import NAMES, mutate
-from airflow_mlops.robustness.mutators.base import Floats, ValueRange
+from airflow_mlops.robustness.kinds import KINDS, InputKind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+CHAINS = ("chain", "minimal")  # the fields of a recipe that are steps
 
 
 @dataclass(frozen=True)
 class Step:
-    """One mutation: `severity` is in the mutator's unit, `key` is the 32-bit random key."""
+    """One mutation: `severity` in [0, 1] of the mutator's range, `key` the 32-bit random key."""
 
     mutator: str
     severity: float
@@ -29,28 +32,46 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A defect: input number `seed` of class `label`, changed by `chain`, is answered with `prediction` (-1: NaN) at `confidence` (0 to 1)."""
+    """A defect: input number `seed` of class `label`, changed by `chain`, is answered with `prediction` (-1: NaN) at `confidence` (0 to 1).
+
+    `expected` is the answer that is right after the chain (``~label``: any answer but the label); `oracle` is which one spoke; `l0` places of the
+    input changed, none by more than `linf` of the legal span (Eq. 2). `minimal` is true when no smaller severity was found that still fails,
+    `cluster` the number of the group of defects it belongs to; both are None for defects that were not examined.
+    """
 
     seed: int
     chain: tuple[Step, ...]
     label: int
+    expected: int
     prediction: int
     confidence: float
+    l0: int
+    linf: float
+    oracle: str
+    cluster: int | None = None
+    minimal: tuple[Step, ...] | None = None
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that name this mutant of this seed, in whatever campaign it is found again."""
+        return hashlib.sha256(canonical_json([self.seed, [vars(step) for step in self.chain]])).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class RecipeBook:
-    """Recipes together with what they hold for: the digests of the model and of the inputs that `seed` counts in, and the value range."""
+    """Recipes together with what they hold for: the digests of the model and of the inputs that `seed` counts in, the kind, the mutators."""
 
     model_digest: str
     inputs_digest: str
-    value_range: ValueRange
+    kind: InputKind
+    mutators: tuple[str, ...]
     recipes: tuple[Recipe, ...]
 
     def save(self, path: Path) -> None:
         """Write JSON lines atomically: a header, then one recipe per line."""
-        header = {"schema_version": SCHEMA_VERSION, **{key: value for key, value in vars(self).items() if key != "recipes"}}
-        lines = [json.dumps(item, separators=(",", ":")) for item in (header, *map(asdict, self.recipes))]
+        header = {"schema_version": SCHEMA_VERSION, "model_digest": self.model_digest, "inputs_digest": self.inputs_digest}
+        header |= {"kind": kind_data(self.kind), "mutators": self.mutators}
+        lines = [json.dumps(item, separators=(",", ":")) for item in (header, *map(_data, self.recipes))]
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
     @classmethod
@@ -60,53 +81,79 @@ class RecipeBook:
             header, *lines = (json.loads(line) for line in path.read_text().splitlines())
             if header.pop("schema_version") != SCHEMA_VERSION:
                 raise RobustnessError(f"{path} has another schema version than {SCHEMA_VERSION}. Read it with the version that wrote it.")
-            header["value_range"] = tuple(header["value_range"])
-            return cls(**header, recipes=tuple(map(_recipe, lines)))
+            kind = kind_of(header.pop("kind"))
+            return cls(**{**header, "mutators": tuple(header["mutators"])}, kind=kind, recipes=tuple(map(_recipe, lines)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RobustnessError(
                 f"{path} is no whole recipes file ({error!r}). Run the campaign again with the same seed to write it anew."
             ) from error
 
-    def replay(self, inputs: Floats, *, batch_size: int = 1_024) -> Floats:
-        """Return the defects' pictures (D, H, W, C); raise `RobustnessError` if `inputs` are not those of the campaign."""
+    def replay(self, inputs: npt.NDArray[Any], *, minimal: bool = False, batch_size: int = 1_024) -> npt.NDArray[Any]:
+        """Return the defects' inputs (D, ...), or those of their smallest form; raise `RobustnessError` if `inputs` are not the campaign's."""
+        inputs = self.kind.checked(inputs)
         if (found := inputs_digest(inputs)) != self.inputs_digest:
             raise RobustnessError(f"These recipes were written for inputs {self.inputs_digest} and got {found}. Pass the campaign's inputs.")
-        return replay(self.recipes, inputs, value_range=self.value_range, batch_size=batch_size)
+        chains = [recipe.minimal if minimal and recipe.minimal is not None else recipe.chain for recipe in self.recipes]
+        seeds = np.array([recipe.seed for recipe in self.recipes], dtype=np.intp)
+        return replay(chains, inputs[seeds], kind=self.kind, mutators=self.mutators, batch_size=batch_size)
 
 
-def replay(recipes: Recipe | Sequence[Recipe], inputs: Floats, *, value_range: ValueRange = (0.0, 1.0), batch_size: int = 1_024) -> Floats:
-    """Return the pictures (D, H, W, C) float32 of D recipes; `batch_size` bounds memory and changes no bit."""
-    recipes = (recipes,) if isinstance(recipes, Recipe) else recipes
-    if outside := [recipe.seed for recipe in recipes if not 0 <= recipe.seed < len(inputs)]:
-        raise RobustnessError(f"A recipe starts from input {outside[0]}, and there are {len(inputs)} inputs. Pass the campaign's inputs.")
-    images = inputs[[recipe.seed for recipe in recipes]].astype(np.float32)
-    for start in range(0, len(recipes), batch_size):
+def replay(
+    chains: Sequence[Sequence[Step]], seeds: npt.NDArray[Any], *, kind: InputKind, mutators: Sequence[str], batch_size: int = 1_024
+) -> npt.NDArray[Any]:
+    """Return D mutants: row i is ``seeds[i]`` changed by ``chains[i]``. `batch_size` bounds memory and changes no bit.
+
+    `mutators` are those of the campaign. Raises `RobustnessError` for a step of an unknown one.
+    """
+    inputs = seeds.copy()
+    for start in range(0, len(chains), batch_size):
         part = slice(start, start + batch_size)
-        images[part] = _replay_batch(recipes[part], images[part], value_range)
-    return images
+        inputs[part] = _replay_batch(chains[part], inputs[part], kind, mutators)
+    return inputs
 
 
-def inputs_digest(inputs: Floats) -> str:
-    """Return ``sha256:<hex>`` of the inputs as the campaign sees them: shape and float32 values."""
-    return bytes_digest(f"{inputs.shape}".encode() + np.ascontiguousarray(inputs, dtype=np.float32).tobytes())
+def inputs_digest(inputs: npt.NDArray[Any]) -> str:
+    """Return ``sha256:<hex>`` of the inputs as the campaign sees them: shape and values."""
+    data = canonical_json(inputs.tolist()) if inputs.dtype.kind in "OUS" else np.ascontiguousarray(inputs, dtype=np.float32).tobytes()
+    return bytes_digest(f"{inputs.shape}".encode() + data)
 
 
-def _replay_batch(recipes: Sequence[Recipe], images: Floats, value_range: ValueRange) -> Floats:
-    for depth in range(max(len(recipe.chain) for recipe in recipes)):
-        rows = [row for row, recipe in enumerate(recipes) if len(recipe.chain) > depth]
-        steps = [recipes[row].chain[depth] for row in rows]
-        mutator = np.array([_position(step.mutator) for step in steps])
+def kind_data(kind: InputKind) -> dict[str, Any]:
+    """Return a kind and its options as JSON data."""
+    return {"name": kind.name, **asdict(kind)}  # type: ignore[call-overload]
+
+
+def kind_of(data: Mapping[str, Any]) -> InputKind:
+    """Return the kind that `kind_data` described; raise `SpecError` for an unknown one, `RobustnessError` for impossible options."""
+    name = data["name"]
+    if name not in KINDS:
+        raise unknown_name("kind of inputs", name, KINDS)
+    try:
+        return TypeAdapter(KINDS[name]).validate_python({key: value for key, value in data.items() if key != "name"})
+    except ValidationError as error:
+        raise RobustnessError(f"These are no options of inputs of kind {name!r}: {error}. Use those that its class documents.") from error
+
+
+def _replay_batch(chains: Sequence[Sequence[Step]], inputs: npt.NDArray[Any], kind: InputKind, mutators: Sequence[str]) -> npt.NDArray[Any]:
+    position = {name: number for number, name in enumerate(mutators)}
+    for depth in range(max(map(len, chains))):
+        rows = [row for row, chain in enumerate(chains) if len(chain) > depth]
+        steps = [chains[row][depth] for row in rows]
+        for step in steps:
+            if step.mutator not in position:
+                raise unknown_name("mutator", step.mutator, mutators)
         severity = np.array([step.severity for step in steps], dtype=np.float32)
         key = np.array([step.key for step in steps], dtype=np.uint32)
-        images[rows] = mutate(images[rows], mutator, severity, key, value_range=value_range)
-    return images
+        inputs[rows] = kind.mutate(inputs[rows], np.array([position[step.mutator] for step in steps]), severity, key, names=mutators)
+    return inputs
 
 
-def _position(name: str) -> int:
-    if name not in NAMES:
-        raise unknown_name("mutator", name, NAMES)
-    return NAMES.index(name)
+def _data(recipe: Recipe) -> dict[str, Any]:
+    # Not `asdict`, which copies every step deeply: a campaign has thousands.
+    data = {name: value for name, value in vars(recipe).items() if value is not None}
+    return {**data, **{name: [vars(step) for step in data[name]] for name in CHAINS if name in data}}
 
 
 def _recipe(data: Mapping[str, Any]) -> Recipe:
-    return Recipe(**{**data, "chain": tuple(Step(**step) for step in data["chain"])})
+    chains = {name: tuple(Step(**step) for step in data[name]) for name in CHAINS if name in data}
+    return Recipe(**{**data, **chains})

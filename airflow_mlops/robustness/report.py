@@ -1,44 +1,50 @@
-"""The campaign as one self-contained HTML file: figures, rates with their intervals, and pictures of what the model got wrong."""
+"""The campaign as one self-contained HTML file: figures, rates with their intervals, and pairs of what the model got wrong."""
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 import jinja2
-import numpy as np
-import tensorflow as tf
+from markupsafe import Markup
 
 from airflow_mlops.artifacts import write_atomically
-from airflow_mlops.robustness.mutators import MUTATORS
-from airflow_mlops.robustness.mutators.base import Floats, ValueRange
+from airflow_mlops.robustness.coverage import CRITERIA
 from airflow_mlops.robustness.recipes import Recipe, Step, replay
 
 if TYPE_CHECKING:
     from airflow_mlops.robustness.campaign import CampaignReport
-    from airflow_mlops.robustness.config import CampaignConfig
+    from airflow_mlops.robustness.clusters import Cluster
+    from airflow_mlops.robustness.kinds import InputKind
+    from airflow_mlops.robustness.lab import Lab
+    from airflow_mlops.robustness.mutators.base import Mutator
 
-MAX_PICTURES = 24
-CRITERION_TITLES = {"nc": "Neuron coverage", "kmnc": "k-multisection neuron coverage"}
+MAX_PAIRS = 24
+FAINT = 0.01
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A defect to look at: data URIs of the seed and of the mutant, and what happened between them."""
+    """A cluster's representative to look at: seed (None if the mutant shows it too) and smallest failing mutant as HTML, and what happened."""
 
-    original: str
-    mutant: str
+    original: Markup | None
+    mutant: Markup
     steps: tuple[str, ...]
     recipe: Recipe
+    cluster: Cluster
 
     @property
     def answer(self) -> str:
         return "NaN" if self.recipe.prediction < 0 else str(self.recipe.prediction)
 
+    @property
+    def expected(self) -> str:
+        return str(self.recipe.expected) if self.recipe.expected >= 0 else f"not {~self.recipe.expected}"
 
-def write(result: CampaignReport, inputs: Floats, config: CampaignConfig) -> None:
-    """Write ``result.report``; `inputs` (N, H, W, C) are those of the campaign."""
+
+def write(result: CampaignReport, lab: Lab) -> None:
+    """Write ``result.report``."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("airflow_mlops.robustness"),
         autoescape=True,
@@ -46,50 +52,65 @@ def write(result: CampaignReport, inputs: Floats, config: CampaignConfig) -> Non
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    recipes = pick(result.defects, MAX_PICTURES)
     rates = sorted(result.defect_rates.items(), key=lambda item: (-item[1].rate, item[0]))
     page = environment.get_template("report.html").render(
         result=result,
-        config=config,
-        mutators=MUTATORS,
+        config=lab.config,
+        mutators=lab.config.kind.mutators,
         rates=rates,
         # Bars share one scale that ends just above the longest interval.
         scale=min(1.0, max([rate.high for _, rate in rates if rate.num_mutants] + [0.01]) * 1.05),
-        coverage={CRITERION_TITLES.get(name, name): ratio for name, ratio in result.coverage.items()},
-        pairs=_pairs(recipes, inputs, config.value_range),
+        ratios={CRITERIA[name].title: value for name, value in result.coverage.items() if CRITERIA[name].is_ratio},
+        counts={CRITERIA[name].title: value for name, value in result.coverage.items() if not CRITERIA[name].is_ratio},
+        breaks=breaks(result, lab.config.kind),
+        pairs=_pairs(result, lab),
     )
     write_atomically(result.report, page.encode())
 
 
-def pick(defects: tuple[Recipe, ...], num: int) -> list[Recipe]:
-    """Return up to `num` defects worth a look: one per (seed, wrong answer), in turn from every operator, shortest chain and surest answer first."""
-    ranked = sorted(defects, key=lambda recipe: (len(recipe.chain), -recipe.confidence, recipe.seed))
-    queues: dict[str, list[Recipe]] = {}
-    seen: set[tuple[int, int]] = set()
-    for recipe in ranked:
-        if (recipe.seed, recipe.prediction) not in seen:
-            seen.add((recipe.seed, recipe.prediction))
-            queues.setdefault(recipe.chain[-1].mutator, []).append(recipe)
+def pick(clusters: tuple[Cluster, ...], num: int) -> list[Cluster]:
+    """Return up to `num` clusters worth a look, the largest first, chosen in turn from every operator."""
+    queues: dict[str, list[Cluster]] = {}
+    for cluster in clusters:
+        queues.setdefault(cluster.mutator, []).append(cluster)
     rounds = range(max(map(len, queues.values()), default=0))
-    return [queue[turn] for turn in rounds for _, queue in sorted(queues.items()) if turn < len(queue)][:num]
+    chosen = [queue[turn] for turn in rounds for _, queue in sorted(queues.items()) if turn < len(queue)][:num]
+    return sorted(chosen, key=lambda cluster: cluster.number)
 
 
-def _pairs(recipes: list[Recipe], inputs: Floats, value_range: ValueRange) -> list[Pair]:
-    mutants = replay(recipes, inputs, value_range=value_range)
+def _pairs(result: CampaignReport, lab: Lab) -> list[Pair]:
+    kind, shown = lab.config.kind, pick(result.clusters, MAX_PAIRS)
+    recipes = [result.defects[cluster.representative] for cluster in shown]
+    seeds = lab.inputs[[recipe.seed for recipe in recipes]]
+    chains = [recipe.minimal or recipe.chain for recipe in recipes]
+    mutants = replay(chains, seeds, kind=kind, mutators=lab.config.mutator_names)
     return [
-        Pair(_png(inputs[recipe.seed], value_range), _png(mutant, value_range), tuple(map(_describe, recipe.chain)), recipe)
-        for recipe, mutant in zip(recipes, mutants, strict=True)
+        Pair(
+            None if kind.shows_both else Markup(kind.show(seed, seed)),
+            Markup(kind.show(seed, mutant)),
+            tuple(describe(kind, step) for step in chain),
+            recipe,
+            cluster,
+        )
+        for seed, mutant, chain, recipe, cluster in zip(seeds, mutants, chains, recipes, shown, strict=True)
     ]
 
 
-def _describe(step: Step) -> str:
-    """For example ``rotation -7.9 degrees``."""
-    return f"{step.mutator.replace('_', ' ')} {step.severity:.2g} {MUTATORS[step.mutator].unit}"
+def describe(kind: InputKind, step: Step) -> str:
+    """Return a step in its mutator's unit, for example ``rotation 7.9 degrees``; only its name where that counts places, which are in sight."""
+    mutator, name = kind.mutators[step.mutator], step.mutator.replace("_", " ")
+    return name if mutator.counted else f"{name} {amount(mutator, step.severity)} {mutator.unit}"
 
 
-def _png(image: Floats, value_range: ValueRange) -> str:
-    """Return (H, W, C) as a PNG data URI, `value_range` as black to white; other than 3 channels are averaged to grey."""
-    low, high = value_range
-    shown = image if image.shape[-1] == 3 else image.mean(axis=-1, keepdims=True)
-    pixels = np.rint((shown - low) / (high - low) * 255.0).clip(0, 255).astype(np.uint8)
-    return "data:image/png;base64," + base64.b64encode(tf.io.encode_png(pixels).numpy()).decode()
+def amount(mutator: Mutator, severity: float) -> str:
+    """Return how much a severity is; below a hundredth of the range its digits say nothing any more."""
+    return f"{'' if severity >= FAINT else 'under '}{max(severity, FAINT) * mutator.limit:.2g}"
+
+
+def breaks(result: CampaignReport, kind: InputKind) -> dict[str, str]:
+    """Return by operator the median of the severities at which it alone breaks an answer: of the distinct defects, each at its smallest."""
+    found: dict[str, list[float]] = {}
+    for recipe in result.defects:
+        if recipe.minimal is not None and len(recipe.minimal) == 1:
+            found.setdefault(recipe.minimal[0].mutator, []).append(recipe.minimal[0].severity)
+    return {name: amount(kind.mutators[name], median(severities)) for name, severities in found.items() if not kind.mutators[name].counted}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from airflow_mlops.exceptions import unknown_name
-from airflow_mlops.stages import evaluate, robustness, train, validate
+from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
 
 
 class Stage(Protocol):
@@ -22,7 +22,13 @@ class Stage(Protocol):
     def run(self, spec: Any, out_dir: Path) -> Any: ...
 
 
-STAGES: dict[str, Stage] = {"validate": validate, "train": train, "evaluate": evaluate, "robustness": robustness}
+STAGES: dict[str, Stage] = {
+    "validate": validate,
+    "train": train,
+    "evaluate": evaluate,
+    "robustness_shard": robustness_shard,
+    "robustness": robustness,
+}
 
 
 def stage(name: str) -> Stage:

@@ -1,45 +1,56 @@
-"""Stage ``robustness``: attack the model with mutated held-out inputs, steered by coverage."""
+"""Stage ``robustness``: attack the model with mutated held-out inputs, and report what breaks it; alone, or from the islands of all shards."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.records import ResultRef, load
-from airflow_mlops.results import RobustnessResult, TrainingResult
+from airflow_mlops.results import RobustnessResult, RobustnessShardResult, TrainingResult
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.models import load_model
 
+if TYPE_CHECKING:
+    from airflow_mlops.robustness.lab import Lab
+
 
 class Spec(NamedTuple):
-    """`training` refers to the model's result record; `max_mutants` is the campaign's budget, `seed` makes it repeatable."""
+    """`training` refers to the model's result record; `max_mutants` is the campaign's budget, `seed` makes it repeatable.
+
+    `options` are further fields of `CampaignConfig` as JSON; `extensions` are modules below `code_path` that are imported first, because they add
+    a team's own mutators, criteria, schedules or oracles. `shards` refers to the results of every ``robustness_shard`` of this campaign, whose
+    islands are merged; without any, the whole campaign runs in this stage.
+    """
 
     training: ResultRef
     layout: ArrayLayout
     max_mutants: int
     seed: int
     held_out_fraction: float = 0.2
+    options: Mapping[str, Any] = {}
+    code_path: str = ""
+    extensions: tuple[str, ...] = ()
+    shards: tuple[ResultRef, ...] = ()
 
 
 Result = RobustnessResult
 
 
 def run(spec: Spec, out_dir: Path) -> RobustnessResult:
-    """Run one campaign on the held-out rows; the profile of neurons comes from the rows the model learned from."""
-    from airflow_mlops.robustness.campaign import CampaignConfig, run_campaign
-    from airflow_mlops.robustness.models import Probe
-    from airflow_mlops.robustness.profile import Profile
+    """Run one campaign on the held-out rows, or merge that of the shards."""
+    from airflow_mlops.robustness.campaign import finish
+    from airflow_mlops.robustness.shards import SHARD_FILE, run_shard
 
-    training = load(spec.training, TrainingResult)
-    split = read_split(training.dataset, spec.layout, spec.held_out_fraction)
-    model = load_model(training.model.path)
-    config = CampaignConfig(max_mutants=spec.max_mutants, sample_mutants=spec.max_mutants, seed=spec.seed)
-    profile = Profile.of(Probe(model), split.train.inputs, batch_size=config.batch_size)
-    profile.save(out_dir / "profile.npz")
-    held_out = split.held_out
-    found = run_campaign(model, held_out.inputs, held_out.labels, config=config, out_dir=out_dir, profile=profile)
+    lab = prepared(spec)
+    lab.profile.save(out_dir / "profile.npz")
+    files = [load(shard, RobustnessShardResult).islands.path for shard in spec.shards]
+    if not files:
+        files = [out_dir / SHARD_FILE]
+        run_shard(lab, files[0], earlier=left_behind(out_dir))
+    found = finish(lab, files, out_dir)
     return RobustnessResult(
         num_seeds=found.num_seeds,
         num_mutants=found.num_mutants,
@@ -48,6 +59,34 @@ def run(spec: Spec, out_dir: Path) -> RobustnessResult:
         coverage=found.coverage,
         defect_rates=found.defect_rates,
         sample_rate=found.sample_rate,
+        ledger_hash=found.ledger_hash,
         report_page=Artifact.of(found.report),
         recipes=Artifact.of(found.recipes),
     )
+
+
+def prepared(spec: Spec) -> Lab:
+    """Return everything that the campaign needs: seeds come from the held-out rows, ranges of neurons from those the model learned from."""
+    from airflow_mlops.robustness.config import config_of
+    from airflow_mlops.robustness.lab import Lab, fitting_micro_batch
+    from airflow_mlops.robustness.models import Probe
+    from airflow_mlops.robustness.profile import Profile
+    from airflow_mlops.training.function import import_from
+
+    for module in spec.extensions:
+        import_from(Path(spec.code_path).resolve(), module)
+    config = config_of({"sample_mutants": spec.max_mutants, **spec.options, "max_mutants": spec.max_mutants, "seed": spec.seed})
+    trained = load(spec.training, TrainingResult)
+    split = read_split(trained.dataset, spec.layout, spec.held_out_fraction)
+    model = load_model(trained.model.path)
+    probe = Probe(model, micro_batch=fitting_micro_batch(split.train.inputs))
+    profile = Profile.of(probe, split.train.inputs)
+    return Lab.of(model, split.held_out.inputs, split.held_out.labels, config, profile)
+
+
+def left_behind(out_dir: Path) -> list[Path]:
+    """Return the island files that other tries of this task left beside `out_dir`, newest first: a killed try is gone on with."""
+    from airflow_mlops.robustness.shards import SHARD_FILE
+
+    files = [path for path in out_dir.parent.glob(f"*/{SHARD_FILE}") if path.parent != out_dir]
+    return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)

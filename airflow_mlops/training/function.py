@@ -24,7 +24,7 @@ def resolve(name: str, code_path: Path) -> Callable[..., Any]:
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
         raise SpecError(f"{name!r} names no train function: expected 'module:function', for instance 'digits_model:train'.")
-    module = _import(module_name, code_path.resolve())
+    module = import_from(code_path.resolve(), module_name)
     function = getattr(module, function_name, None)
     if function is None:
         known = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
@@ -36,7 +36,8 @@ def resolve(name: str, code_path: Path) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _import(module_name: str, code_path: Path) -> ModuleType:
+def import_from(code_path: Path, module_name: str) -> ModuleType:
+    """Return a user's module that lies below `code_path`, an absolute directory; raise `SpecError` saying what is wrong."""
     if not code_path.is_dir():
         raise SpecError(f"The code path {code_path} is no directory: give the directory that holds module {module_name!r}.")
     if str(code_path) not in sys.path:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.pipelines import ArrayLayout, PipelineSpec
+from airflow_mlops.pipelines import ArrayLayout, PipelineSpec, model_pipelines
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -37,6 +38,7 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
         ({"train_function": "digits_model.train"}, "expected 'module:function'"),
         ({"suite": "missing.json"}, "There is no suite"),
         ({"max_mutants": 0}, "needs at least 1"),
+        ({"num_shards": 0}, "at least 1 task"),
         ({"params": {"seed": 42}}, "names 'seed', which the trigger form has already"),
         ({"params": {"dataset_version": "v1"}}, "names 'dataset_version', which the trigger form has already"),
         ({"params": {"repeat": True}}, "names 'repeat', which the trigger form has already"),
@@ -47,3 +49,17 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
 def test_an_impossible_spec_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         spec(**changes)
+
+
+def test_a_campaign_in_shards_is_a_mapped_task_before_the_one_that_merges() -> None:
+    dag, *_ = model_pipelines(spec(model="sharded", num_shards=6, attack={"schedule": "uniform"}, extensions=["own"]))
+    assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("attack").is_mapped  # the scheduler's own view
+    attack, merge = dag.get_task("attack"), dag.get_task("robustness")
+    assert attack.downstream_task_ids == {"robustness"}
+    assert {"train"} <= attack.upstream_task_ids
+    parts = attack.expand_input.value["spec"]
+    assert [(part.shard, part.num_shards) for part in parts] == [(number, 6) for number in range(6)]
+    assert {part.campaign.options["num_islands"] for part in parts} == {6}
+    assert merge.spec._replace(shards=()) == parts[0].campaign
+    assert merge.spec.options["schedule"] == "uniform"
+    assert merge.spec.extensions == ("own",)

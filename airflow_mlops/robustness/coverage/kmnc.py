@@ -1,28 +1,56 @@
-"""k-multisection neuron coverage (DeepGauge): how evenly the inputs fill the range each neuron had in training."""
+"""k-multisection neuron coverage (DeepGauge, ASE 2018): how evenly the inputs fill the range each neuron had in training."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from airflow_mlops.robustness.coverage.base import BitmapCriterion, Bits
+from airflow_mlops.robustness.coverage.base import BitmapCriterion, Bits, CoverageOptions
 from airflow_mlops.robustness.mutators.base import Floats
+from airflow_mlops.robustness.profile import Profile
 
 
 class KMultisectionNeuronCoverage(BitmapCriterion):
     """KMNC(k) = sum_n |{i : exists x with phi(x, n) in S_i}| / (k M), S_i the k equal sections of the closed interval [low, high].
 
     ``phi == low`` is in the first section and ``phi == high`` in the last (implementations disagree here); a neuron that is constant over the
-    profile covers nothing and stays in the denominator.
+    profile covers nothing and stays in the denominator. The section of phi is ``min(int((phi - low) / (high - low) * k), k - 1)`` in float64.
     """
+
+    title: ClassVar[str] = "k-multisection neuron coverage (KMNC)"
+
+    def __init__(self, profile: Profile, options: CoverageOptions) -> None:
+        super().__init__(profile, options)
+        varies = profile.high > profile.low
+        # Nothing is at or above infinity, so that a constant neuron needs no case of its own.
+        self._low = np.where(varies, profile.low, np.inf)
+        self._width = np.where(varies, profile.high - profile.low, 1.0)
+        self._first = np.arange(len(profile.low)) * options.kmnc_sections
+        self._values, self._cells = np.empty((0, len(profile.low))), np.empty((0, len(profile.low)), np.intp)
 
     def num_cells(self) -> int:
         return len(self.profile.low) * self.options.kmnc_sections
 
     def touched(self, activations: Floats) -> tuple[Bits, npt.NDArray[np.intp]]:
-        low, high, num = self.profile.low, self.profile.high, self.options.kmnc_sections
-        values = activations.astype(np.float64)
-        inside = (values >= low) & (values <= high) & (high > low)
-        width = np.where(high > low, high - low, 1.0)
-        sections = (np.where(inside, values - low, 0.0) / width * num).astype(np.intp)
-        return inside, np.arange(len(low)) * num + np.minimum(sections, num - 1)
+        """Return as every criterion; the cells are good until the next call."""
+        values, cells = self._scratch(activations.shape)
+        values[...] = activations
+        inside = values >= self._low
+        inside &= values <= self.profile.high
+        # A reciprocal would be faster and put values at a boundary into the wrong section. What is outside is clipped and then not looked at.
+        with np.errstate(over="ignore"):
+            values -= self._low
+            values /= self._width
+            values *= self.options.kmnc_sections
+        np.clip(values, 0, self.options.kmnc_sections - 1, out=values)
+        np.copyto(cells, values, casting="unsafe")
+        cells += self._first
+        return inside, cells
+
+    def _scratch(self, shape: tuple[int, ...]) -> tuple[Floats, npt.NDArray[np.intp]]:
+        """Return two arrays to write into: taking them anew from the system for every chunk can cost more than the arithmetic."""
+        if len(self._values) < shape[0]:
+            self._values, self._cells = np.empty(shape), np.empty(shape, np.intp)
+        return self._values[: shape[0]], self._cells[: shape[0]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +17,29 @@ import tensorflow as tf
 ValueRange: TypeAlias = tuple[float, float]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
-Apply: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, ValueRange], tf.Tensor]
+Apply: TypeAlias = Callable[[Any, Any, Any, Any], Any]
+Relation: TypeAlias = Literal["same", "mirrored", "negated"]
 
 
 @dataclass(frozen=True)
 class Mutator:
-    """A family of label-preserving changes.
+    """One way to change an input, with a scale of severities and the range in which its effect on the answer is known.
 
-    `apply(images (N, H, W, C) float32, severity (N,), key (N,) uint32, (low, high))` returns (N, H, W, C), not yet clipped. `low` and `high` bound
-    the severities, in `unit`, at which a person still gives the original label; `neutral` changes nothing; `preserves` says why the bounds hold.
+    `apply(inputs (N, ...), severity (N,) float32 in [0, 1], key (N,) uint32, kind)` returns (N, ...), which the kind then makes legal (clips).
+    Severity 0 changes nothing, to the bit; severity 1 is `limit` in `unit`. `preserves` says why up to there a person expects the answer that
+    `relation` states: "same", "mirrored" (the label's partner in the kind's `mirrored_labels`, or itself) or "negated" (any other answer, or
+    the partner in `negated_labels`). A mutator that `moves` (affine maps) becomes the reference that later steps are measured from; a chain
+    holds at most one such step (DeepHunter, section 3.2). One that is `counted` changes whole places, or all, and one at least above severity 0:
+    what the smallest severity comes to is then seen in the mutant, and its number says nothing.
     """
 
     apply: Apply
-    low: float
-    high: float
-    neutral: float
+    limit: float
     unit: str
-    affine: bool
     preserves: str
+    relation: Relation = "same"
+    moves: bool = False
+    counted: bool = False
 
 
 def random_bits(key: tf.Tensor, num: tf.Tensor | int, stream: int) -> tf.Tensor:
@@ -60,6 +65,22 @@ def random_bell(key: tf.Tensor, num: tf.Tensor | int, stream: int) -> tf.Tensor:
     ]
     total = tf.cast(tf.add_n([tf.cast(part, tf.int32) for part in parts]), tf.float32)
     return (total - 510.0) * tf.constant((4 * (256.0**2 - 1) / 12) ** -0.5, tf.float32)
+
+
+def amount(severity: tf.Tensor, limit: float) -> tf.Tensor:
+    """Return severity * limit (N,) float32, by way of float64.
+
+    TensorFlow's optimiser regroups `a * b * constant`, in one graph so and in another otherwise, and the last bit differs; it does not see through
+    a cast.
+    """
+    return tf.cast(tf.cast(severity, tf.float64) * limit, tf.float32)
+
+
+def drawn(allowed: tf.Tensor, num: tf.Tensor, key: tf.Tensor, *, stream: int) -> tf.Tensor:
+    """Return (N, K) bool: `num` (N,) places of each row, or as many as are `allowed` (N, K), all equally likely; fewer are a part of more."""
+    lottery = tf.where(allowed, random_uniform(key, tf.shape(allowed)[1], stream), -1.0)
+    rank = tf.argsort(tf.argsort(lottery, direction="DESCENDING", stable=True), stable=True)
+    return allowed & (rank < num[:, None])
 
 
 def per_row(values: tf.Tensor) -> tf.Tensor:

@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
 
-from airflow_mlops.robustness.mutators.base import Mutator, ValueRange, per_row, random_bell, random_uniform
+from airflow_mlops.robustness.constraints import ALPHA
+from airflow_mlops.robustness.mutators.base import Mutator, per_row, random_bell, random_uniform
+from airflow_mlops.robustness.mutators.pictures import NOISE, VALUES, num_places, random_sign, replaced, span
 
-MAX_CHANGED = 0.02
+if TYPE_CHECKING:
+    from airflow_mlops.robustness.kinds.images import Images
 
-
-def brightness(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
-    """Add `severity` of the value range to every value."""
-    low, high = value_range
-    return images + per_row(severity) * (high - low)
-
-
-def contrast(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
-    """Stretch values by the factor `severity` about the middle of the value range."""
-    middle = (value_range[0] + value_range[1]) / 2.0
-    return (images - middle) * per_row(severity) + middle
+BRIGHTNESS, CONTRAST, BLUR, NOISE_DEVIATION = 0.15, 0.3, 0.1, 0.05
 
 
-def blur(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
-    """Give each pixel's two neighbours, along both axes in turn, the weight `severity` each; edges repeat."""
-    weight = per_row(severity)
+def brightness(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
+    """Make every value higher or, as the key decides, lower."""
+    return images + per_row(severity * random_sign(key) * (BRIGHTNESS * span(kind.value_range)))
+
+
+def contrast(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
+    """Stretch values about the middle of the value range or, as the key decides, draw them together."""
+    middle = sum(kind.value_range) / 2.0
+    return images + (images - middle) * per_row(severity * random_sign(key) * CONTRAST)
+
+
+def blur(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
+    """Give each pixel's two neighbours, along both axes in turn, the same weight; edges repeat."""
+    weight = per_row(severity * BLUR)
+    own = 1.0 - 2.0 * weight
     padded = tf.concat([images[:, :1], images, images[:, -1:]], axis=1)
-    images = images * (1.0 - 2.0 * weight) + (padded[:, :-2] + padded[:, 2:]) * weight
+    images = images * own + (padded[:, :-2] + padded[:, 2:]) * weight
     padded = tf.concat([images[:, :, :1], images, images[:, :, -1:]], axis=2)
-    return images * (1.0 - 2.0 * weight) + (padded[:, :, :-2] + padded[:, :, 2:]) * weight
+    return images * own + (padded[:, :, :-2] + padded[:, :, 2:]) * weight
 
 
-def noise(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
-    """Add bell-shaped noise with a standard deviation of `severity` of the value range."""
-    shape = tf.shape(images)
-    bell = tf.reshape(random_bell(key, tf.reduce_prod(shape[1:]), stream=2), shape)
-    return images + bell * per_row(severity) * (value_range[1] - value_range[0])
+def noise(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
+    """Add bell-shaped noise."""
+    bell = tf.reshape(random_bell(key, math.prod(images.shape[1:]), NOISE), tf.shape(images))
+    return images + bell * per_row(severity * (NOISE_DEVIATION * span(kind.value_range)))
 
 
-def pixel_change(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
-    """Replace the share `severity` of the values, at least one and at most 2 %, by uniformly random ones."""
-    low, high = value_range
-    shape = tf.shape(images)
-    size = tf.reduce_prod(shape[1:])
-    most = tf.maximum(1, tf.cast(tf.cast(size, tf.float32) * MAX_CHANGED, tf.int32))
-    num = tf.clip_by_value(tf.cast(tf.cast(size, tf.float32) * severity, tf.int32), 1, most)
-    lottery = random_uniform(key, size, stream=3)
-    threshold = tf.gather(tf.math.top_k(lottery, most).values, num[:, None] - 1, batch_dims=1)
-    drawn = tf.reshape(lottery >= threshold, shape)
-    return tf.where(drawn, low + tf.reshape(random_uniform(key, size, stream=4), shape) * (high - low), images)
+def pixel_change(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
+    """Replace values, one at least and as many as Eq. 1 allows at most, by uniformly random ones."""
+    values = kind.value_range[0] + random_uniform(key, num_places(images), VALUES) * span(kind.value_range)
+    return replaced(images, severity, key, values)
 
 
-BRIGHTNESS = Mutator(brightness, -0.15, 0.15, 0.0, "of the range", False, "a uniform offset under Eq. 1's limit of 0.2 hides no stroke")
-CONTRAST = Mutator(contrast, 0.7, 1.3, 1.0, "times", False, "no value moves by more than 0.15 of the range")
-BLUR = Mutator(blur, 0.01, 0.1, 0.0, "neighbour weight", False, "each pixel keeps at least 0.64 of itself")
-NOISE = Mutator(noise, 0.01, 0.05, 0.0, "of the range", False, "bounded at 3.46 deviations, so under 0.18 of the range")
-PIXEL_CHANGE = Mutator(pixel_change, 0.001, MAX_CHANGED, 0.0, "of the values", False, "Eq. 1 allows free values in fewer than 2 % of the places")
+MUTATORS: dict[str, Mutator] = {
+    "brightness": Mutator(brightness, BRIGHTNESS, "of the range", "a uniform offset under Eq. 1's limit of 0.2 hides no stroke"),
+    "contrast": Mutator(contrast, CONTRAST, "of the distance from grey", "no value moves by more than 0.15 of the range"),
+    "blur": Mutator(blur, BLUR, "neighbour weight", "each pixel keeps at least 0.64 of itself"),
+    "noise": Mutator(noise, NOISE_DEVIATION, "of the range", "bounded at 3.46 deviations, so under 0.18 of the range"),
+    "pixel_change": Mutator(pixel_change, ALPHA, "of the values", "Eq. 1 allows free values in fewer than 2 % of the places", counted=True),
+}

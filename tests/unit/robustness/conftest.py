@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -23,11 +24,11 @@ class Digits:
     inputs: Any
     labels: Any
 
-    @property
+    @cached_property
     def probe(self) -> Probe:
         return Probe(self.model)
 
-    @property
+    @cached_property
     def profile(self) -> Profile:
         return Profile.of(self.probe, self.train_inputs)
 

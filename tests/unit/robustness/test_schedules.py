@@ -1,4 +1,4 @@
-"""Selection weights, and drawing by them."""
+"""Which parents are chosen, and what a schedule learns."""
 
 from __future__ import annotations
 
@@ -6,62 +6,178 @@ import numpy as np
 import pytest
 
 from airflow_mlops.robustness.corpus import Corpus
-from airflow_mlops.robustness.draw import AFFINE, generator, propose
-from airflow_mlops.robustness.mutators import MUTATORS, NAMES
+from airflow_mlops.robustness.draw import generator
 from airflow_mlops.robustness.schedules import SCHEDULES
+from airflow_mlops.robustness.schedules.bandit import LEVELS, gaps
+from airflow_mlops.robustness.schedules.base import Outcome, Proposals, Space, propose
+
+MOVES = np.array([False, False, True, True])
+OUTPUTS = np.array([[0.6, 0.3, 0.1]], np.float32)
 
 
 def corpus_of(num):
-    return Corpus(np.zeros((num, 8, 8, 1), np.float32), np.arange(num), np.zeros(num, int))
+    inputs = np.zeros((num, 2), np.float32)
+    return Corpus.of_seeds(inputs, np.arange(num), np.zeros(num, int), np.repeat(OUTPUTS, num, axis=0), len(MOVES))
+
+
+def made(name, budget=0.5):
+    return SCHEDULES[name](Space(MOVES, 3, budget))
+
+
+def outcome(num, won=()):
+    distinct = np.isin(np.arange(num), won)
+    return Outcome(distinct, distinct, np.zeros(num, bool), np.where(distinct, 1, 0), np.repeat(OUTPUTS, num, axis=0))
+
+
+@pytest.fixture(params=sorted(SCHEDULES))
+def schedule(request):
+    return made(request.param)
+
+
+def test_weights_are_a_choice_among_all_entries(schedule):
+    weights = schedule.weights(corpus_of(7))
+    assert weights.shape == (7,)
+    assert (weights >= 0).all()
+    assert weights.sum() > 0
+
+
+def test_a_schedule_that_was_stored_goes_on_as_if_it_had_not_been(schedule):
+    corpus = corpus_of(40)
+    for generation in range(4):
+        proposals = propose(schedule, corpus, 64, generator(0, 0, 0, generation))
+        schedule.learn(corpus, proposals, outcome(64, won=range(0, 64, 5)))
+    other = type(schedule)(schedule.space)
+    other.restore(schedule.state())
+    copy = Corpus(corpus.inputs, corpus.columns)
+    one, two = propose(schedule, corpus, 64, generator(0, 0, 0, 9)), propose(other, copy, 64, generator(0, 0, 0, 9))
+    assert all(np.array_equal(mine, its) for mine, its in zip(vars(one).values(), vars(two).values(), strict=True))
+
+
+def test_a_parent_that_moved_draws_mutators_that_do_not(schedule):
+    corpus = corpus_of(2)
+    corpus["moved"][0] = True
+    proposals = propose(schedule, corpus, 2000, generator(0, 0, 0, 0))
+    assert set(proposals.mutator[proposals.parent == 0]) == {0, 1}
+    assert set(proposals.mutator[proposals.parent == 1]) == {0, 1, 2, 3}
+
+
+def test_a_parent_that_moved_is_none_where_everything_moves():
+    corpus = corpus_of(2)
+    corpus["moved"][0] = True
+    proposals = propose(SCHEDULES["uniform"](Space(np.array([True, True]), 3, 0.5)), corpus_of_two_movers(corpus), 100, generator(0, 0, 0, 0))
+    assert set(proposals.parent) == {1}
+
+
+def corpus_of_two_movers(corpus):
+    columns = {**corpus.columns, "spent": corpus["spent"][:, :2]}
+    return Corpus(corpus.inputs, columns)
+
+
+def test_severities_fill_the_range_and_a_chain_spends_it_once(schedule):
+    corpus = corpus_of(2)
+    corpus["spent"][0] = 0.75
+    proposals = propose(schedule, corpus, 4000, generator(0, 0, 0, 0))
+    first, second = (proposals.severity[proposals.parent == parent] for parent in (0, 1))
+    assert 0.0 <= first.min() < first.max() == 0.25
+    assert 0.0 <= second.min() < 0.05
+    assert 0.9 < second.max() <= 1.0
+
+
+def test_choices_are_counted(schedule):
+    corpus = corpus_of(30)
+    proposals = propose(schedule, corpus, 45, generator(0, 0, 0, 0))
+    assert len(proposals) == 45
+    assert corpus["times_fuzzed"].sum() == -(-45 // schedule.mutants_per_parent)
+
+
+def test_twenty_mutants_of_one_parent_stand_together_and_the_unguided_have_one_each():
+    proposals = propose(made("deephunter"), corpus_of(50), 45, generator(0, 0, 0, 0))
+    assert [len(set(proposals.parent[part])) for part in (slice(0, 20), slice(20, 40), slice(40, 45))] == [1, 1, 1]
+    assert len(set(propose(made("unguided"), corpus_of(50), 45, generator(0, 0, 0, 0)).parent)) > 20
 
 
 def test_deephunter_decays_with_use_and_never_below_p_min():
-    weights = SCHEDULES["deephunter"](np.array([0, 1, 2, 3, 1000]), np.zeros(5, int))
-    assert weights == pytest.approx([0.8, 0.6, 0.4, 0.3, 0.3])
+    corpus = corpus_of(5)
+    corpus["times_fuzzed"][:] = [0, 1, 2, 3, 1000]
+    assert made("deephunter").weights(corpus) == pytest.approx([0.8, 0.6, 0.4, 0.3, 0.3])
 
 
 def test_uniform_treats_all_alike_and_unguided_knows_only_seeds():
-    fuzzed, depth = np.array([0, 9, 3]), np.array([0, 1, 0])
-    assert SCHEDULES["uniform"](fuzzed, depth).tolist() == [1, 1, 1]
-    assert SCHEDULES["unguided"](fuzzed, depth).tolist() == [1, 0, 1]
+    corpus = corpus_of(3)
+    corpus["depth"][1] = 1
+    assert made("uniform").weights(corpus).tolist() == [1, 1, 1]
+    assert made("unguided").weights(corpus).tolist() == [1, 0, 1]
+    assert not made("unguided").keeps(corpus, Proposals(*np.zeros((4, 1), int)), outcome(1, won=[0])).any()
 
 
-def test_parents_are_drawn_in_proportion_to_their_weights_and_counted():
-    corpus = corpus_of(2)
-    for step in range(300):
+def test_tensorfuzz_takes_one_of_the_last_five_or_any():
+    weights = made("tensorfuzz").weights(corpus_of(10))
+    assert weights / weights.sum() == pytest.approx([0.1 / 6] * 5 + [1.1 / 6] * 5)
+
+
+def test_deeptest_takes_the_newest_and_pops_what_gained_nothing():
+    corpus = corpus_of(8)
+    assert np.flatnonzero(made("deeptest").weights(corpus)).tolist() == [3, 4, 5, 6, 7]
+    corpus["times_fuzzed"][5:] = 1
+    corpus["last_gain"][7] = 2
+    assert np.flatnonzero(made("deeptest").weights(corpus)).tolist() == [1, 2, 3, 4, 7]
+    corpus["times_fuzzed"][:] = 1
+    corpus["last_gain"][:] = 0
+    assert made("deeptest").weights(corpus).tolist() == [1] * 8
+
+
+def test_parents_are_drawn_in_proportion_to_their_weights():
+    corpus, drawn = corpus_of(2), np.zeros(2)
+    schedule = made("deephunter")
+    for generation in range(300):
         corpus["times_fuzzed"][:] = [0, 1000]
-        propose(corpus, 20, names=NAMES, schedule=SCHEDULES["deephunter"], mutants_per_parent=1, random=generator(0, 0, step))
-        if step == 0:
-            drawn = np.zeros(2)
-        drawn += corpus["times_fuzzed"] - [0, 1000]
-    assert drawn.sum() == 6000
-    assert drawn[0] / 6000 == pytest.approx(0.8 / 1.1, abs=0.03)
+        drawn += np.bincount(propose(schedule, corpus, 400, generator(0, 0, 0, generation)).parent[::20], minlength=2)
+    assert drawn[0] / drawn.sum() == pytest.approx(0.8 / 1.1, abs=0.03)
 
 
-def test_each_parent_gets_up_to_its_share_of_mutants():
-    proposals = propose(corpus_of(50), 45, names=NAMES, schedule=SCHEDULES["uniform"], mutants_per_parent=20, random=generator(0, 0, 0))
-    assert [len(set(proposals.parent[part])) for part in (slice(0, 20), slice(20, 40), slice(40, 45))] == [1, 1, 1]
-    assert len(proposals.parent) == 45
+def test_a_gap_is_the_way_to_the_nearest_answer_that_is_not_known_yet():
+    found = np.array([[False, False, False], [False, True, False], [False, True, True]])
+    outputs = np.repeat(OUTPUTS, 3, axis=0)
+    assert gaps(outputs, np.zeros(3, int), found) == pytest.approx([np.log(2), np.log(6), np.inf])
 
 
-def test_a_parent_with_an_affine_step_draws_pixel_mutators_only():
-    corpus = corpus_of(2)
-    corpus["affine"][0] = True
-    proposals = propose(corpus, 2000, names=NAMES, schedule=SCHEDULES["uniform"], mutants_per_parent=1, random=generator(0, 0, 0))
-    assert set(proposals.mutator[proposals.parent == 0]) == set(np.flatnonzero(~AFFINE))
-    assert set(proposals.mutator[proposals.parent == 1]) == set(range(len(NAMES)))
+def test_the_bandit_learns_mutator_severity_and_parents():
+    schedule, corpus = made("bandit"), corpus_of(60)
+    near = np.array([0.45, 0.44, 0.11], np.float32)
+    corpus["outputs"][:20] = near
+    for generation in range(12):
+        corpus["times_fuzzed"][:] = 0
+        proposals = propose(schedule, corpus, 200, generator(0, 0, 0, generation))
+        won = np.flatnonzero((proposals.mutator == 1) & (proposals.parent < 20))
+        told = outcome(200, won=won)
+        schedule.learn(corpus, proposals, Outcome(told.defect, told.distinct, told.new, np.full(200, -1), told.outputs))
+    corpus["times_fuzzed"][:] = 0
+    last = propose(schedule, corpus, 400, generator(0, 0, 0, 99))
+    assert np.mean(last.mutator == 1) > 0.8
+    assert np.mean(last.parent < 20) > 0.8
 
 
-def test_severities_fill_the_documented_range():
-    proposals = propose(corpus_of(2), 5000, names=NAMES, schedule=SCHEDULES["uniform"], mutants_per_parent=1, random=generator(0, 0, 0))
-    for position, mutator in enumerate(MUTATORS.values()):
-        severity = proposals.severity[proposals.mutator == position]
-        span = mutator.high - mutator.low
-        assert mutator.low <= severity.min() < mutator.low + 0.05 * span
-        assert mutator.high - 0.05 * span < severity.max() <= mutator.high + 1e-6
+def test_the_bandit_spends_no_more_than_its_budget_per_mutator():
+    schedule, corpus = made("bandit", budget=0.3), corpus_of(60)
+    spent, count = np.zeros(4), np.zeros(4)
+    for generation in range(20):
+        proposals = propose(schedule, corpus, 100, generator(0, 0, 0, generation))
+        worth = np.flatnonzero(proposals.severity * LEVELS >= LEVELS - 1)  # only the most severe ones win
+        schedule.learn(corpus, proposals, outcome(100, won=worth))
+        np.add.at(spent, proposals.mutator, proposals.severity)
+        np.add.at(count, proposals.mutator, 1)
+    assert (spent / count <= 0.3 + 1e-6).all()
+
+
+def test_the_bandit_keeps_what_came_closer():
+    schedule, corpus = made("bandit"), corpus_of(2)
+    outputs = np.array([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]], np.float32)
+    told = Outcome(*np.zeros((3, 2), bool), np.zeros(2, int), outputs)
+    proposals = Proposals(np.array([0, 1]), np.array([0, 0]), np.array([0.1, 0.1]), np.array([1, 2]))
+    assert schedule.keeps(corpus, proposals, told).tolist() == [True, False]
 
 
 def test_every_step_of_every_arm_has_its_own_random_numbers():
-    addresses = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    assert len({generator(*address).integers(2**60) for address in addresses}) == 4
+    addresses = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]
+    assert len({generator(*address).integers(2**60) for address in addresses}) == 5
     assert generator(3, 1, 4).integers(2**60) == generator(3, 1, 4).integers(2**60)

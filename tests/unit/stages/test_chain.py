@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import zipfile
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ from airflow_mlops.records import ResultRef, read_record
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.registry.promotion import promote
 from airflow_mlops.results import Finding
-from airflow_mlops.stages import evaluate, robustness, train
+from airflow_mlops.robustness.kinds import Images
+from airflow_mlops.stages import evaluate, robustness, robustness_shard, train
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.runner import run_stage, spec_data, spec_digest
 from tests.fakes import leave_record
@@ -69,6 +71,48 @@ def chain(workshop: Workshop) -> Chain:
     compared = measured(second_ref, "second")
     _, attacked = workshop.run("robustness", robustness.Spec(second_ref, LAYOUT, max_mutants=60, seed=1), "second")
     return Chain(validation, validation_ref, first, first_alone, second, second_ref, compared, attacked, registry)
+
+
+OWN = """
+from airflow_mlops.robustness.kinds import Images
+from airflow_mlops.robustness.mutators.base import Mutator
+
+def fade(images, severity, key, kind):
+    return images * (1.0 - 0.1 * severity[:, None, None, None])
+
+Images.mutators["fade"] = Mutator(fade, 0.1, "paler", "a paler stroke is the same stroke")
+"""
+
+
+def test_a_campaign_shared_out_over_tasks_is_the_same_campaign(chain: Chain, workshop: Workshop) -> None:
+    whole = robustness.Spec(chain.second_ref, LAYOUT, max_mutants=60, seed=1)
+    shards = tuple(workshop.run("robustness_shard", robustness_shard.Spec(whole, number, 2), f"shard-{number}")[0] for number in (0, 1))
+    _, merged = workshop.run("robustness", whole._replace(shards=shards), "merged")
+    assert merged.ledger_hash == chain.attacked.ledger_hash
+    assert (merged.num_defects, merged.defect_rates) == (chain.attacked.num_defects, chain.attacked.defect_rates)
+
+
+def test_a_team_attacks_with_its_own_mutator_and_options(chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_attacks.py").write_text(OWN)
+    monkeypatch.setattr(Images, "mutators", dict(Images.mutators))
+    options = {"mutators": ["fade", "rotation"], "sample_mutants": 40, "coverage": {"kmnc_sections": 10}, "kind": {"name": "images"}}
+    spec = robustness.Spec(chain.second_ref, LAYOUT, 40, 1, options=options, code_path=str(tmp_path), extensions=("own_attacks",))
+    _, found = workshop.run("robustness", spec, "own")
+    assert found.defect_rates.keys() == {"fade", "rotation"}
+    with pytest.raises(SpecError, match="Did you mean 'schedule'"):
+        workshop.run("robustness", spec._replace(options={"shedule": "bandit"}), "refused")
+
+
+def test_what_a_killed_try_had_done_is_gone_on_with(chain: Chain, workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    spec = robustness.Spec(chain.second_ref, LAYOUT, max_mutants=60, seed=1)
+    tries = [workshop.home / "runs" / "killed" / "robustness" / f"try-{number}" for number in (1, 2)]
+    for directory in (*tries, tries[0].parent / "other"):
+        directory.mkdir(parents=True)
+    shutil.copy(workshop.home / "runs" / "second" / "robustness" / "islands.npz", tries[0])
+    caplog.set_level("INFO")
+    assert robustness.run(spec, tries[1]).ledger_hash == chain.attacked.ledger_hash
+    assert "Going on with 120 of 120 mutants" in caplog.text
+    assert robustness.run(spec._replace(seed=2), tries[0].parent / "other").ledger_hash != chain.attacked.ledger_hash
 
 
 def run_status(workshop: Workshop) -> list[str]:

@@ -13,7 +13,7 @@ from airflow_mlops.cli import main
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.records import ResultRef, read_record
-from airflow_mlops.stages import STAGES, evaluate, stage, train, validate
+from airflow_mlops.stages import STAGES, evaluate, robustness, robustness_shard, stage, train, validate
 from airflow_mlops.stages.runner import parse_spec, run_stage, spec_data, spec_digest
 from tests.fakes import dataset_version
 
@@ -23,7 +23,10 @@ SPECS = {
     "validate": validate.Spec(dataset_version(), "/dags/suite.json"),
     "train": train.Spec(REF, LAYOUT, "m:train", "/dags", "digits", "http://mlflow:5000", {"epochs": 3, "rate": 0.1, "warm": True, "decay": None}),
     "evaluate": evaluate.Spec(REF, LAYOUT, "digits", "http://mlflow:5000"),
-    "robustness": STAGES["robustness"].Spec(REF, LAYOUT, 100, 1),
+    "robustness": robustness.Spec(
+        REF, LAYOUT, 100, 1, options={"kind": {"name": "images", "value_range": [-1.0, 1.0]}}, extensions=("own",), shards=(REF,)
+    ),
+    "robustness_shard": robustness_shard.Spec(robustness.Spec(REF, LAYOUT, 100, 1), 2, 4),
 }
 
 

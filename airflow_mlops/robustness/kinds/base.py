@@ -1,0 +1,90 @@
+"""What every kind of input shares: one compiled graph that applies all mutators of a campaign, and the constraint of DeepHunter's Eq. 1."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from airflow_mlops.robustness import constraints
+from airflow_mlops.robustness.mutators.base import Floats, Ints, Mutator
+
+
+class InputKind(ABC):
+    """A frozen dataclass of what its mutators must know of the inputs (value range, joints, columns, synonyms); hashable, and JSON both ways.
+
+    `mutators` is the visible dict that users add theirs to; `default` names those a campaign uses unless told otherwise.
+    """
+
+    name: ClassVar[str]
+    mutators: ClassVar[dict[str, Mutator]]
+    default: ClassVar[tuple[str, ...]]
+    legend: ClassVar[str] = "Left the seed, right its mutant."  # what the report says of `show`
+    shows_both: ClassVar[bool] = False  # `show` of a mutant holds what there is to see of its original
+    mirrored_labels: tuple[tuple[int, int], ...]  # pairs of classes that swap under a "mirrored" mutator
+    negated_labels: tuple[tuple[int, int], ...]  # pairs of classes that swap under a "negated" mutator; none: any other answer is right
+
+    @abstractmethod
+    def checked(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return (N, ...) inputs in the type the campaign computes with; raise `RobustnessError` for what no mutator of this kind can take."""
+
+    @abstractmethod
+    def legal(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return mutants (N, ...) clipped to legal values."""
+
+    @abstractmethod
+    def distances(self, reference: npt.NDArray[Any], mutants: npt.NDArray[Any]) -> tuple[Ints, Floats]:
+        """Return per row (L0: number of places changed, L-infinity: largest change, 1.0 being the whole legal span)."""
+
+    @abstractmethod
+    def size(self, inputs: npt.NDArray[Any]) -> Any:
+        """Return the number of places that L0 counts in: one number, or (N,) where rows differ (words of a text)."""
+
+    @abstractmethod
+    def show(self, original: Any, shown: Any) -> str:
+        """Return `shown`, one seed or one mutant of `original`, as HTML for the report; everything taken from data is escaped."""
+
+    def satisfied(self, l0: Ints, linf: Floats, size: Any) -> npt.NDArray[np.bool_]:
+        """Return (N,) whether mutants are still the same input, by Eq. 1 unless a kind says otherwise."""
+        return constraints.satisfied(l0, linf, size=size, span=1.0)
+
+    def mutate(self, inputs: npt.NDArray[Any], mutator: Ints, severity: Floats, key: Ints, *, names: Sequence[str]) -> npt.NDArray[Any]:
+        """Return one legal mutant per row: the same row always gives the same bits, whatever the batch around it.
+
+        `mutator` (N,) are positions in `names`; `severity` (N,) in [0, 1]; `key` (N,) random 32-bit keys.
+        """
+        sizes = np.bincount(mutator, minlength=len(names)).astype(np.int32)
+        graph = _graph(self, tuple(self.mutators[name] for name in names), inputs.shape[1:])
+        if (np.diff(mutator) >= 0).all():  # grouped already: the images need not be copied twice
+            return np.asarray(graph(inputs, sizes, severity.astype(np.float32), key.astype(np.uint32)))
+        order = np.argsort(mutator, kind="stable")
+        grouped = graph(inputs[order], sizes, severity[order].astype(np.float32), key[order].astype(np.uint32)).numpy()
+        mutants: npt.NDArray[Any] = np.empty_like(grouped)
+        mutants[order] = grouped
+        return mutants
+
+
+@functools.lru_cache(maxsize=32)
+def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
+    """One graph for campaign and replay alike: another graph could be optimised differently and differ in the last bit.
+
+    `shape` is that of one input, so that mutators know it while the graph is made.
+    """
+
+    def apply(inputs: tf.Tensor, sizes: tf.Tensor, severity: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        columns = [tf.split(tensor, sizes, num=len(mutators)) for tensor in (inputs, severity, key)]
+        mutants = [mutator.apply(*rows, kind) for mutator, *rows in zip(mutators, *columns, strict=True)]
+        return kind.legal(tf.concat(mutants, axis=0))
+
+    signature = [
+        tf.TensorSpec((None, *shape), tf.float32),
+        tf.TensorSpec((len(mutators),), tf.int32),
+        tf.TensorSpec((None,), tf.float32),
+        tf.TensorSpec((None,), tf.uint32),
+    ]
+    return tf.function(apply, input_signature=signature)  # type: ignore[no-any-return]

@@ -1,0 +1,114 @@
+"""What a schedule decides, and what it is told of the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from airflow_mlops.robustness.corpus import Corpus
+from airflow_mlops.robustness.mutators.base import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a schedule may choose from: M mutators of which some `moves` (M,), on seeds with `num_classes` answers.
+
+    `severity_budget` is the mean severity per mutator that a schedule which learns may reach.
+    """
+
+    moves: npt.NDArray[np.bool_]
+    num_classes: int
+    severity_budget: float
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """N candidates, each column (N,): corpus entry, position of the mutator, severity in [0, 1], 32-bit key."""
+
+    parent: Ints
+    mutator: Ints
+    severity: Floats
+    key: Ints
+
+    def __getitem__(self, rows: Any) -> Proposals:
+        return Proposals(self.parent[rows], self.mutator[rows], self.severity[rows], self.key[rows])
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of N valid mutants, each column (N,): was it a defect, the first of its (seed, answer) pair, new to a criterion; the answer."""
+
+    defect: npt.NDArray[np.bool_]
+    distinct: npt.NDArray[np.bool_]
+    new: npt.NDArray[np.bool_]
+    prediction: Ints
+    outputs: Floats
+
+
+class Schedule:
+    """Which kept mutants are fuzzed next, and how. The base chooses every entry, allowed mutator and severity alike, and learns nothing.
+
+    A schedule decides from the corpus, its own `state` and the random generator it is given, and from nothing else: so a campaign repeats
+    itself and resumes.
+    """
+
+    mutants_per_parent: ClassVar[int] = 20  # DeepHunter's
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+
+    def weights(self, corpus: Corpus) -> Floats:
+        """Return the unnormalised weight (len(corpus),) with which each entry is chosen."""
+        return np.ones(len(corpus))
+
+    def steps(self, corpus: Corpus, parent: Ints, random: np.random.Generator) -> tuple[Ints, Floats]:
+        """Return mutator and severity, each (N,), for N parents; a parent that has moved gets a mutator that does not move."""
+        mutator = allowed(self.space.moves, corpus["moved"][parent], random)
+        return mutator, random.random(len(parent))
+
+    def keeps(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> npt.NDArray[np.bool_]:
+        """Return (N,) which mutants that are no defects become parents: by default those new to a criterion."""
+        return outcome.new
+
+    def learn(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> None:
+        """Take in what came of the valid mutants of one generation."""
+
+    def waste(self, proposals: Proposals) -> None:
+        """Take in the candidates of one generation, perhaps none, that were no valid mutants; `learn` sees the others afterwards."""
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what was learned as arrays, from which `restore` makes an equal schedule."""
+        return {}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Replace what was learned by a `state`."""
+
+
+def allowed(moves: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_], random: np.random.Generator) -> Ints:
+    """Return one mutator for each parent, uniform among those that may follow it."""
+    still = np.flatnonzero(~moves)
+    draw = random.random(len(moved))
+    free = (draw * len(moves)).astype(np.intp)
+    return free if not len(still) else np.where(moved, still[(draw * len(still)).astype(np.intp)], free)
+
+
+def propose(schedule: Schedule, corpus: Corpus, num: int, random: np.random.Generator) -> Proposals:
+    """Return `num` candidates and count them in the corpus; a chain spends at most one whole severity range per mutator."""
+    weights = schedule.weights(corpus)
+    # A parent that moved can be followed by a mutator that does not move only: without any, it is no parent.
+    weights = np.where(corpus["moved"], 0.0, weights) if schedule.space.moves.all() else weights
+    num_parents = -(-num // schedule.mutants_per_parent)
+    chosen = random.choice(len(corpus), size=num_parents, p=weights / weights.sum())
+    np.add.at(corpus["times_fuzzed"], chosen, 1)
+    parent = np.repeat(chosen, schedule.mutants_per_parent)[:num]
+    mutator, severity = schedule.steps(corpus, parent, random)
+    left = 1.0 - corpus["spent"][parent, mutator]
+    severity = np.clip(severity, 0.0, np.maximum(left, 0.0)).astype(np.float32)
+    return Proposals(parent, mutator, severity, random.integers(0, 2**32, num, dtype=np.uint32))

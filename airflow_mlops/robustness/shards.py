@@ -1,0 +1,197 @@
+"""Islands, run by whoever has time: alone, or shared out over shards; after a `kill -9` at any moment with the same result.
+
+An island is a pure function of the campaign and its number: it has its own seeds, random numbers, corpus, criteria and schedule, and none waits
+for another. So the number of shards, their order and interruptions decide nothing. What a shard has done lies in one file, replaced atomically.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from airflow_mlops.artifacts import write_atomically
+from airflow_mlops.exceptions import RobustnessError, SpecError
+from airflow_mlops.robustness.arm import Arm
+from airflow_mlops.robustness.coverage import CRITERIA
+from airflow_mlops.robustness.coverage.base import UNREADABLE
+from airflow_mlops.robustness.lab import Lab
+
+log = logging.getLogger(__name__)
+
+SHARD_FILE = "islands.npz"
+SAVE_SECONDS = 15.0  # a resumed campaign repeats at most this much
+LOG_SECONDS = 5.0
+GUIDED, SAMPLE = "guided", "sample"
+STREAMS = {GUIDED: 0, SAMPLE: 1}
+
+State = Mapping[str, npt.NDArray[Any]]
+Islands = dict[int, dict[str, State]]  # island -> arm -> state
+
+
+def budget_of(lab: Lab, island: int, name: str) -> int:
+    """Return the mutants that an arm is to make: the campaign's, dealt out to the islands as evenly as it can be."""
+    total = lab.config.max_mutants if name == GUIDED else lab.config.sample_mutants
+    return total // lab.num_islands + (island < total % lab.num_islands)
+
+
+def arm_of(lab: Lab, island: int, name: str, *, watched: bool = True) -> Arm:
+    """Return a fresh arm; the criteria watch the guided one, unless nobody is to go on with it (not `watched`)."""
+    guided = name == GUIDED
+    schedule = lab.config.schedule if guided else "unguided"
+    return Arm(lab, island, schedule=schedule, budget=budget_of(lab, island, name), stream=STREAMS[name], watched=guided and watched)
+
+
+def run_shard(
+    lab: Lab, path: Path, part: tuple[int, int] = (0, 1), *, earlier: Sequence[Path] = (), clock: Callable[[], float] = time.monotonic
+) -> Islands:
+    """Run the islands of `part` (number of the shard from 0 on, number of shards), keep the file `path` up to date, and return their states.
+
+    What interrupted runs of the same campaign left at `path`, or in the `earlier` files, is gone on with; earlier files of other campaigns, and
+    unreadable ones, are passed over. `clock` tells seconds. Raises `SpecError` for impossible shards, `RobustnessError` when `path` holds something
+    else or can not be written.
+    """
+    shard, num_shards = part
+    if not 0 <= shard < num_shards:
+        raise SpecError(f"Shard {shard} of {num_shards} was asked for; shards are numbered from 0 to {num_shards - 1}.")
+    if num_shards > 1 and (alone := [name for name in lab.config.criteria if not CRITERIA[name].mergeable]):
+        raise SpecError(
+            f"Criterion {alone[0]!r} depends on the order of the inputs, so its shards can not be merged. Run one shard, or leave it out."
+        )
+    mine = range(shard, lab.num_islands, num_shards)
+    done = _begun(lab, path, mine, earlier)
+    watch = _Watch(lab, mine, done, clock)
+    for island, name in itertools.product(mine, STREAMS):
+        arm = arm_of(lab, island, name)
+        if (known := done.setdefault(island, {}).get(name)) is not None:
+            arm.restore(known)
+        while not arm.done:
+            arm.step()
+            if watch.saw(arm):
+                done[island][name] = arm.state()
+                write_islands(path, lab.fingerprint, done)
+        done[island][name] = arm.state()
+    write_islands(path, lab.fingerprint, done)
+    watch.ended()
+    return done
+
+
+def _begun(lab: Lab, path: Path, mine: Sequence[int], earlier: Sequence[Path]) -> Islands:
+    """Return what is there of the islands in `path`, and of `mine` in the earlier files: of every arm the state that is furthest."""
+    for cut_off in path.parent.glob(f".{path.name}.*"):  # a process killed while it wrote
+        cut_off.unlink(missing_ok=True)
+    done = read_islands(path, lab.fingerprint) if path.exists() else {}
+    for file in earlier:
+        try:
+            found = read_islands(file, lab.fingerprint)
+        except RobustnessError as error:
+            log.info("An earlier file is passed over. %s", error)
+            continue
+        for island in set(mine) & set(found):
+            known = done.setdefault(island, {})
+            known.update({name: state for name, state in found[island].items() if name not in known or _age(state) > _age(known[name])})
+    return done
+
+
+def _age(state: State) -> int:
+    return int(state["counts"][0])  # generations: of two states of one arm the older holds all that the younger does
+
+
+class _Watch:
+    """Says in the log how the islands of a shard go, and when it is time to save; a `clock` tells seconds."""
+
+    def __init__(self, lab: Lab, islands: Sequence[int], done: Islands, clock: Callable[[], float]) -> None:
+        self._clock, self._num_islands = clock, lab.num_islands
+        self._started = self._logged = self._saved = clock()
+        arms = [(island, name) for island in islands for name in STREAMS]
+        self._total = sum(budget_of(lab, *arm) for arm in arms)
+        known = {arm: state for arm in arms if (state := done.get(arm[0], {}).get(arm[1])) is not None}
+        self._made = {(island, STREAMS[name]): int(state["counts"][1]) for (island, name), state in known.items()}
+        self._distinct = {island: len(state["pairs"]) for (island, name), state in known.items() if name == GUIDED}
+        self._before, self._covered = sum(self._made.values()), ""
+        if self._before:
+            log.info("Going on with %s of %s mutants, which an interrupted run has made.", f"{self._before:,}", f"{self._total:,}")
+
+    def saw(self, arm: Arm) -> bool:
+        """Take note of a step, and return whether it is time to save."""
+        self._made[arm.island, arm.stream] = arm.num_mutants
+        if arm.stream == STREAMS[GUIDED]:
+            self._distinct[arm.island] = arm.num_distinct
+        now = self._clock()
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            self._tell(arm, now - self._started)
+        if now - self._saved < SAVE_SECONDS:
+            return False
+        self._saved = now
+        return True
+
+    def ended(self) -> None:
+        """Say in the log what came of it."""
+        seconds = self._clock() - self._started
+        made = sum(self._made.values())
+        log.info("All %s mutants are made, the last %s in %s: %s.", f"{made:,}", f"{made - self._before:,}", _duration(seconds), self._found())
+
+    def _tell(self, arm: Arm, seconds: float) -> None:
+        made = sum(self._made.values())
+        rate = (made - self._before) / seconds
+        left = _duration((self._total - made) / rate) if rate else "unknown time"
+        if arm.criteria:
+            values = (f"{name} {criterion.value():{'.1%' if criterion.is_ratio else ',.0f'}}" for name, criterion in arm.criteria.items())
+            self._covered = f"; island {arm.island + 1} of {self._num_islands} covers {', '.join(values)}"
+        share, numbers = made / max(1, self._total), f"{made:,} of {self._total:,} mutants, {rate:,.0f} per second"
+        log.info("%3.0f %% (%s), %s left: %s%s", 100 * share, numbers, left, self._found(), self._covered)
+
+    def _found(self) -> str:
+        return f"{sum(self._distinct.values()):,} distinct defects of the guided arm"
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as a person says them: ``45 s``, ``12 min``, ``3.5 h``."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def write_islands(path: Path, fingerprint: str, islands: Islands) -> None:
+    """Write the states of islands as one file, all of it or nothing; raise `RobustnessError` if the disk refuses."""
+    arrays = {f"{island}|{arm}|{name}": array for island, arms in islands.items() for arm, state in arms.items() for name, array in state.items()}
+    stream = io.BytesIO()
+    # A damaged directory of a zip file can hide some of what is in it: the number of arrays tells.
+    np.savez(stream, fingerprint=np.array(fingerprint), num_arrays=np.array(len(arrays)), **arrays)  # type: ignore[arg-type]
+    try:
+        write_atomically(path, stream.getvalue())
+    except OSError as error:
+        raise RobustnessError(
+            f"The campaign's state can not be written to {path}: {error}. What was written before is whole; free the disk and start it again, "
+            "and it goes on from there."
+        ) from error
+
+
+def read_islands(path: Path, fingerprint: str) -> Islands:
+    """Return the states in a file; raise `RobustnessError` if it is none, or of another campaign."""
+    islands: Islands = {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = str(stored["fingerprint"])
+            keys = [key for key in stored.files if "|" in key]
+            if len(keys) != int(stored["num_arrays"]):
+                raise ValueError(f"it has {len(keys)} arrays, expected {stored['num_arrays']}")
+            # Another campaign's may be large, and nobody wants it.
+            for key in keys if found == fingerprint else ():
+                island, arm, name = key.split("|")
+                state = islands.setdefault(int(island), {}).setdefault(arm, {})
+                state[name] = stored[key]  # type: ignore[index]
+    except UNREADABLE as error:
+        raise RobustnessError(f"{path} holds no islands of a campaign ({error}). Remove it, and run its shard again.") from error
+    if found != fingerprint:
+        raise RobustnessError(
+            f"{path} belongs to another campaign ({found[:19]}..., this is {fingerprint[:19]}...): another model, other inputs or another "
+            "configuration. Give every campaign a directory of its own, or remove the file."
+        )
+    return islands
