@@ -211,7 +211,7 @@ def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm]) -> list[str]:
         notes.append(f"The corpus was full at {lab.config.max_corpus:,} entries; {dropped:,} mutants that should have been parents were not kept.")
     arms = (*guided, *sample)
     tried, valid = sum(arm.num_candidates for arm in arms), sum(arm.num_mutants for arm in arms)
-    notes.append(f"{tried - valid:,} of {tried:,} candidates changed nothing, too much (Eq. 1), or were left over, and are not counted as mutants.")
+    notes.append(f"{tried - valid:,} of {tried:,} candidates changed nothing or too much (Eq. 1), and are not counted as mutants.")
     made = np.sum([arm.tallies[0] for arm in arms], axis=(0, 2))
     if idle := [name for name, num in zip(lab.config.mutator_names, made, strict=True) if num == 0]:
         notes.append(f"Nothing is known of {', '.join(idle)}: no candidate was a valid mutant, because these inputs hold nothing to change by it.")

@@ -75,7 +75,7 @@ class Lab:
         return min(self.config.num_islands, len(self.seeds))
 
     def generation_size(self, budget: int) -> int:
-        """Return how many candidates an island with this budget proposes at once, a function of the campaign alone."""
+        """Return how many mutants an island with this budget makes at once, a function of the campaign alone."""
         room = max(self.probe.micro_batch, GENERATION_BYTES // max(1, self.inputs[:1].nbytes))
         wanted = -(-budget // GENERATIONS)
         whole = -(-wanted // self.probe.micro_batch) * self.probe.micro_batch

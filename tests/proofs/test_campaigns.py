@@ -208,6 +208,17 @@ print(finish(lab, [out_dir / SHARD_FILE], out_dir).ledger_hash, flush=True)
 """
 
 
+def wait_for_change(path: Path, process: subprocess.Popen[str]) -> None:
+    """Return when the process has saved once more, or ended: how far it comes in a second says more of the machine than of the campaign."""
+
+    def seen() -> int:
+        return path.stat().st_ino if path.exists() else 0
+
+    before = seen()
+    while seen() == before and process.poll() is None:
+        time.sleep(0.002)
+
+
 def test_killed_at_ten_random_moments_it_ends_with_the_same_ledger(
     subject: Subject, inspected: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +230,9 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_ledger(
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            time.sleep(random.uniform(0.5, 2.5))
+            for _ in range(random.integers(1, 5)):
+                wait_for_change(tmp_path / SHARD_FILE, process)
+            time.sleep(random.uniform(0.0, 0.4))
             process.kill()
         assert process.returncode in (-signal.SIGKILL, 0)
         islands = read_islands(tmp_path / SHARD_FILE, lab.fingerprint) if (tmp_path / SHARD_FILE).exists() else {}
@@ -228,8 +241,8 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_ledger(
     share = ", ".join(f"{num / (CONFIG.max_mutants + CONFIG.sample_mutants):.0%}" for num in made)
     tell(capsys, f"killed when {share} were saved; ended after {time.monotonic() - started:.0f} s with {last.stdout.split()[1][:19]}...")
     assert made == sorted(made)
-    assert made[-1] > 0
-    assert made[0] < CONFIG.max_mutants
+    assert len(set(made)) > NUM_KILLS / 2
+    assert 0 < made[0] < CONFIG.max_mutants
     assert last.stdout.split()[1] == report.ledger_hash
     assert sorted(path.name for path in tmp_path.iterdir()) == [SHARD_FILE, "recipes.jsonl", "report.html"]
 
