@@ -22,7 +22,7 @@ from airflow_mlops.robustness.recipes import inputs_digest, kind_data
 
 MICRO_BATCH = 256
 GENERATION_BYTES = 64 << 20  # a generation of mutants and its references lie in memory together
-LARGEST_GENERATION = 1_024
+LARGEST_GENERATION = 2_048
 GENERATIONS = 10  # of an island at least, so that a schedule has something to learn from
 
 
