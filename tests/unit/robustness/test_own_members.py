@@ -136,3 +136,12 @@ def test_a_misspelt_own_name_is_answered_with_the_nearest(own, name):
     field = {"shades": "mutators", "both_halfs": "criteria", "unsur": "oracles"}.get(name)
     with pytest.raises(SpecError, match=r"Did you mean '(shade|both_halves|least_sure|unsure)'"):
         CampaignConfig(**({field: (name,)} if field else {"schedule": name}))
+
+
+def test_a_campaign_is_imported_from_the_room_itself():
+    from airflow_mlops import robustness
+    from airflow_mlops.robustness import CampaignConfig, campaign, run_campaign
+
+    assert (CampaignConfig, run_campaign) == (campaign.CampaignConfig, campaign.run_campaign)
+    with pytest.raises(AttributeError, match="no attribute 'run_campain'"):
+        robustness.run_campain  # noqa: B018
