@@ -130,7 +130,7 @@ def test_everything_public_says_what_it_is() -> None:
 
 
 def test_nothing_is_left_to_do() -> None:
-    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|raise NotImplementedError")
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|(?<!except )\bNotImplementedError\b")  # what Keras raises may be caught
     files = [*MODULES, *(ROOT / "dags").glob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "Makefile"]
     assert [str(path.relative_to(ROOT)) for path in files if marks.search(path.read_text())] == []
 

@@ -55,7 +55,10 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
 
 
 def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:
-    """Attack the model in one task, or in one for each shard and one that merges them: the result is the same."""
+    """Attack the model in one task, or in one for each shard and one that merges them.
+
+    The result is that of `num_islands` islands, whoever runs them: of four, unless there are more shards or `attack` says otherwise.
+    """
     options = {"num_islands": max(MIN_ISLANDS, spec.num_shards), **spec.attack}
     whole = robustness.Spec(
         training, spec.layout, spec.max_mutants, seed, options=options, code_path=str(spec.code_path), extensions=tuple(spec.extensions)

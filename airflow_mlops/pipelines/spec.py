@@ -13,6 +13,7 @@ from airflow_mlops.gates import ReleasePolicy
 
 Parameter = str | int | float | bool
 OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
+ATTACK_ELSEWHERE = {"max_mutants": "PipelineSpec.max_mutants", "seed": "the trigger form's field seed"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class PipelineSpec:
             raise SpecError(f"max_mutants is {self.max_mutants}; a campaign needs at least 1.")
         if self.num_shards < 1:
             raise SpecError(f"num_shards is {self.num_shards}; at least 1 task must attack the model.")
+        for name, place in ATTACK_ELSEWHERE.items():
+            if name in self.attack:
+                raise SpecError(f"attack names {name!r}, which {place} decides: set it there.")
         for name, value in self.params.items():
             if name in OWN_FIELDS:
                 raise SpecError(f"params names {name!r}, which the trigger form has already for the pipeline itself: choose another name.")

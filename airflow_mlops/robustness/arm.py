@@ -16,11 +16,10 @@ from airflow_mlops.robustness.draw import generator
 from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.mutators.base import Floats, Ints
 from airflow_mlops.robustness.schedules import SCHEDULES
-from airflow_mlops.robustness.schedules.base import Outcome, Proposals, Space, propose
+from airflow_mlops.robustness.schedules.base import LEVELS, Outcome, Proposals, Space, propose
 
 MAX_TRIES = 50  # candidates per mutant, DeepHunter's
 COUNTS = ("generation", "num_mutants", "num_candidates", "num_invalid", "num_unchanged", "num_new", "num_dropped")
-LEVELS = 5  # severities are tallied in this many equal parts of the range
 
 DEFECT_COLUMNS: Mapping[str, Any] = {
     "seed": np.int32,
@@ -113,11 +112,11 @@ class Arm:
         gained = [criterion.observe(answers) for criterion in self.criteria.values()]
         new = np.sum(gained, axis=0) > 0 if gained else np.zeros(len(mutants), dtype=np.bool_)
         distinct = self._first_of_pair(self.corpus["seed"][proposals.parent], answers.prediction, defect)
-        outcome = Outcome(defect, distinct, new, answers.prediction, answers.outputs)
+        outcome = Outcome(defect, distinct, new, mutants.expected, answers.prediction, answers.outputs)
         columns = {**vars(proposals), **vars(mutants), "seed": self.corpus["seed"][proposals.parent], "oracle": oracle, "distinct": distinct}
         columns |= {"prediction": answers.prediction, "confidence": answers.confidence, "order": self.num_mutants + np.arange(len(mutants))}
         self._defects.append({name: columns[name][defect].astype(dtype) for name, dtype in DEFECT_COLUMNS.items()})
-        level = np.minimum((proposals.severity * LEVELS).astype(np.intp), LEVELS - 1)
+        level = proposals.level
         np.add.at(self.tallies[0], (proposals.mutator, level), 1)
         np.add.at(self.tallies[1], (proposals.mutator[defect], level[defect]), 1)
         self.num_mutants, self.num_new = self.num_mutants + len(mutants), self.num_new + int(np.count_nonzero(new))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from airflow_mlops.artifacts import bytes_digest, write_atomically
+from airflow_mlops.artifacts import bytes_digest
 from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.robustness.models import LayerSpan, Probe
 from airflow_mlops.robustness.mutators.base import Floats
+from airflow_mlops.robustness.stored import UNREADABLE, write_arrays
 
 MICRO_BATCHES = 4  # looked at in one go; always as many, because sums are rounded by how they are grouped
 ARRAYS = ("low", "high", "mean", "std")
-# Whatever a cut or altered file makes of the zip and the arrays in it.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError, MemoryError, struct.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +77,7 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Write the profile as one .npz file, atomically."""
-        stream = io.BytesIO()
-        np.savez(stream, meta=np.array(self._meta()), low=self.low, high=self.high, mean=self.mean, std=self.std)
-        write_atomically(path, stream.getvalue())
+        write_arrays(path, {"meta": np.array(self._meta()), **{name: getattr(self, name) for name in ARRAYS}})
 
     @classmethod
     def load(cls, path: Path) -> Profile:

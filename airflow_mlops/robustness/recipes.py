@@ -1,4 +1,4 @@
-"""A defect is about a hundred bytes: the seed it came from and the steps that lead to it. Replaying them gives the same mutant, to the bit."""
+"""A defect is a line of text: the seed it came from, the steps that lead to it, what became of it. Replaying gives the same mutant, to the bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomical
 from airflow_mlops.exceptions import RobustnessError, unknown_name
 from airflow_mlops.robustness.kinds import KINDS, InputKind
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CHAINS = ("chain", "minimal")  # the fields of a recipe that are steps
 
 
@@ -35,7 +35,7 @@ class Recipe:
     """A defect: input number `seed` of class `label`, changed by `chain`, is answered with `prediction` (-1: NaN) at `confidence` (0 to 1).
 
     `expected` is the answer that is right after the chain (``~label``: any answer but the label); `oracle` is which one spoke; `l0` places of the
-    input changed, none by more than `linf` of the legal span (Eq. 2). `minimal` is true when no smaller severity was found that still fails,
+    input changed, none by more than `linf` of the legal span (Eq. 2). `minimal` is the smallest chain that was found to fail in the same way,
     `cluster` the number of the group of defects it belongs to; both are None for defects that were not examined.
     """
 
@@ -120,7 +120,7 @@ def inputs_digest(inputs: npt.NDArray[Any]) -> str:
 
 def kind_data(kind: InputKind) -> dict[str, Any]:
     """Return a kind and its options as JSON data."""
-    return {"name": kind.name, **asdict(kind)}  # type: ignore[call-overload]
+    return {"name": kind.name, **asdict(kind)}
 
 
 def kind_of(data: Mapping[str, Any]) -> InputKind:
@@ -151,9 +151,9 @@ def _replay_batch(chains: Sequence[Sequence[Step]], inputs: npt.NDArray[Any], ki
 def _data(recipe: Recipe) -> dict[str, Any]:
     # Not `asdict`, which copies every step deeply: a campaign has thousands.
     data = {name: value for name, value in vars(recipe).items() if value is not None}
-    return {**data, **{name: [vars(step) for step in data[name]] for name in CHAINS if name in data}}
+    return {**data, **{name: [(step.mutator, step.severity, step.key) for step in data[name]] for name in CHAINS if name in data}}
 
 
 def _recipe(data: Mapping[str, Any]) -> Recipe:
-    chains = {name: tuple(Step(**step) for step in data[name]) for name in CHAINS if name in data}
+    chains = {name: tuple(Step(*step) for step in data[name]) for name in CHAINS if name in data}
     return Recipe(**{**data, **chains})

@@ -6,23 +6,21 @@ for another. So the number of shards, their order and interruptions decide nothi
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from airflow_mlops.artifacts import write_atomically
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.coverage import CRITERIA
-from airflow_mlops.robustness.coverage.base import UNREADABLE
 from airflow_mlops.robustness.lab import Lab
+from airflow_mlops.robustness.stored import UNREADABLE, write_arrays
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ LOG_SECONDS = 5.0
 GUIDED, SAMPLE = "guided", "sample"
 STREAMS = {GUIDED: 0, SAMPLE: 1}
 
-State = Mapping[str, npt.NDArray[Any]]
+State = dict[str, npt.NDArray[Any]]
 Islands = dict[int, dict[str, State]]  # island -> arm -> state
 
 
@@ -161,11 +159,9 @@ def _duration(seconds: float) -> str:
 def write_islands(path: Path, fingerprint: str, islands: Islands) -> None:
     """Write the states of islands as one file, all of it or nothing; raise `RobustnessError` if the disk refuses."""
     arrays = {f"{island}|{arm}|{name}": array for island, arms in islands.items() for arm, state in arms.items() for name, array in state.items()}
-    stream = io.BytesIO()
-    # A damaged directory of a zip file can hide some of what is in it: the number of arrays tells.
-    np.savez(stream, fingerprint=np.array(fingerprint), num_arrays=np.array(len(arrays)), **arrays)  # type: ignore[arg-type]
     try:
-        write_atomically(path, stream.getvalue())
+        # A damaged directory of a zip file can hide some of what is in it: the number of arrays tells.
+        write_arrays(path, {"fingerprint": np.array(fingerprint), "num_arrays": np.array(len(arrays)), **arrays})
     except OSError as error:
         raise RobustnessError(
             f"The campaign's state can not be written to {path}: {error}. What was written before is whole; free the disk and start it again, "
@@ -185,8 +181,7 @@ def read_islands(path: Path, fingerprint: str) -> Islands:
             # Another campaign's may be large, and nobody wants it.
             for key in keys if found == fingerprint else ():
                 island, arm, name = key.split("|")
-                state = islands.setdefault(int(island), {}).setdefault(arm, {})
-                state[name] = stored[key]  # type: ignore[index]
+                islands.setdefault(int(island), {}).setdefault(arm, {})[name] = stored[key]
     except UNREADABLE as error:
         raise RobustnessError(f"{path} holds no islands of a campaign ({error}). Remove it, and run its shard again.") from error
     if found != fingerprint:

@@ -1,6 +1,6 @@
 """What a campaign costs beside the plain forward pass of as many inputs, how that grows, and what guidance is worth.
 
-LeNet-5 on scikit-learn's digits scaled to 28x28, KMNC with 1000 sections, DeepHunter's nine operators. Times of ours and of the plain pass are
+LeNet-5 of `tests.lenet`, KMNC with 1000 sections, DeepHunter's nine operators. Times of ours and of the plain pass are
 taken in turn, and the best of several rounds counts, because others may use the machine; each side has the best batch size of those tried.
 ``python -m tests.benchmarks.robustness`` is what a fresh process runs.
 """
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.benchmarks.row import Row, seconds
+from tests.lenet import TRAINED_ON, pictures, trained
 
 if TYPE_CHECKING:
     from airflow_mlops.robustness.campaign import CampaignConfig
     from airflow_mlops.robustness.lab import Lab
 
 ROOT = Path(__file__).parents[2]
-TRAINED_ON = 1_200
 ROUNDS = 4
 PLAIN_BATCHES = (256, 1_024, 4_096)
 MICRO_BATCHES = (256, 512, 1_024)
@@ -47,13 +47,13 @@ class Digits(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> Digits:
-        images, labels = _pictures()
+        images, labels = pictures()
         return cls(model, images[:TRAINED_ON], images[TRAINED_ON:], labels[TRAINED_ON:])
 
 
 def rows() -> Iterator[Row]:
     """Yield the rows of the section "Speed and memory"."""
-    digits = Digits.of(_trained())
+    digits = Digits.of(trained())
     with tempfile.TemporaryDirectory() as name:
         digits.model.save(Path(name) / "model.keras")
         yield from _end_to_end(digits)
@@ -62,42 +62,6 @@ def rows() -> Iterator[Row]:
     yield from _neurons()
     yield from _large()
     yield from _guidance(digits)
-
-
-def _pictures() -> tuple[Any, Any]:
-    """Return the digits (1797, 28, 28, 1) in [0, 1] in a fixed random order, and their labels."""
-    import numpy as np
-    import tensorflow as tf
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = tf.image.resize((digits.images[..., None] / 16).astype(np.float32), (28, 28)).numpy().clip(0, 1)
-    order = np.random.default_rng(0).permutation(len(images))
-    return images[order], digits.target[order].astype(np.int64)
-
-
-def _trained() -> Any:
-    import keras
-
-    keras.utils.set_random_seed(1)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Conv2D(6, 5, padding="same", activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(16, 5, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(120, activation="relu"),
-            layers.Dense(84, activation="relu"),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy")
-    images, labels = _pictures()
-    model.fit(images[:TRAINED_ON], labels[:TRAINED_ON], epochs=12, batch_size=64, verbose=0)
-    return model
 
 
 def _config(num: int, schedule: str, **options: Any) -> CampaignConfig:
@@ -201,7 +165,7 @@ def _neurons() -> Iterator[Row]:
     took = _timed({str(num): _observed(num) for num in NEURONS})
     least, *larger = ((num, took[str(num)] / num * 1e6) for num in NEURONS)
     for num, each in larger:
-        yield Row(f"KMNC of 1,024 inputs, {num:,} neurons, per neuron", each, f"the same, {least[0]:,} neurons", least[1], 2.0, unit="us")
+        yield Row(f"KMNC of 1,024 inputs, {num:,} neurons, per neuron", each, f"the same, {least[0]:,} neurons", least[1], 1.5, unit="us")
 
 
 def _observed(num: int) -> Callable[[], object]:

@@ -39,6 +39,8 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
         ({"suite": "missing.json"}, "There is no suite"),
         ({"max_mutants": 0}, "needs at least 1"),
         ({"num_shards": 0}, "at least 1 task"),
+        ({"attack": {"max_mutants": 10}}, "PipelineSpec.max_mutants decides"),
+        ({"attack": {"seed": 3}}, "the trigger form's field seed decides"),
         ({"params": {"seed": 42}}, "names 'seed', which the trigger form has already"),
         ({"params": {"dataset_version": "v1"}}, "names 'dataset_version', which the trigger form has already"),
         ({"params": {"repeat": True}}, "names 'repeat', which the trigger form has already"),

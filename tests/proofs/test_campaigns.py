@@ -15,9 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from scipy.stats import t as student
-from sklearn.datasets import load_digits
 
 from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.campaign import CampaignConfig, CampaignReport, RecipeBook, run_campaign
@@ -26,6 +24,7 @@ from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.models import Probe
 from airflow_mlops.robustness.profile import Profile
 from airflow_mlops.robustness.shards import SHARD_FILE, STREAMS, read_islands
+from tests.lenet import TRAINED_ON, pictures, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -53,31 +52,14 @@ class Subject:
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    keras.utils.set_random_seed(7)
-    rows, labels = load_digits(return_X_y=True)
-    images = tf.image.resize((rows / 16).astype(np.float32).reshape(-1, 8, 8, 1), (28, 28)).numpy().clip(0.0, 1.0)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            layers.Input((28, 28, 1)),
-            layers.Conv2D(6, 5, padding="same", activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(16, 5, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(120, activation="relu"),
-            layers.Dense(84, activation="relu"),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy")
-    model.fit(images[:1200], labels[:1200], epochs=8, verbose=0)
+    images, labels = pictures()
+    model = trained()
     home = tmp_path_factory.mktemp("subject")
     model.save(home / "model.keras")
-    np.savez(home / "inputs.npz", inputs=images[1200:], labels=labels[1200:])
-    profile = Profile.of(Probe(model), images[:1200])
+    np.savez(home / "inputs.npz", inputs=images[TRAINED_ON:], labels=labels[TRAINED_ON:])
+    profile = Profile.of(Probe(model), images[:TRAINED_ON])
     profile.save(home / "profile.npz")
-    return Subject(model, profile, images[1200:], labels[1200:], home)
+    return Subject(model, profile, images[TRAINED_ON:], labels[TRAINED_ON:], home)
 
 
 @dataclass

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,18 +12,18 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
+from airflow_mlops.artifacts import bytes_digest, canonical_json
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness.models import Answers
 from airflow_mlops.robustness.mutators.base import Floats, Ints
 from airflow_mlops.robustness.profile import Profile
+from airflow_mlops.robustness.stored import UNREADABLE, write_arrays
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Bits: TypeAlias = npt.NDArray[np.bool_]
 # Activations looked at in one go: what is computed of them stays in the cache, and below 10 MB for a network of 27,000 neurons.
 CHUNK = 1 << 15
 MIN_ROWS = 8
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError, MemoryError, struct.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,7 @@ class Criterion(ABC):
 
     def save(self, path: Path) -> None:
         """Write the state as one .npz file, atomically."""
-        stream = io.BytesIO()
-        np.savez(stream, **self.state())  # type: ignore[arg-type]
-        write_atomically(path, stream.getvalue())
+        write_arrays(path, self.state())
 
     def load(self, path: Path) -> None:
         """Replace what was seen by a file's, equal to the bit; raise `RobustnessError` if it is missing, half-written or of something else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +16,12 @@ from airflow_mlops.robustness import constraints
 from airflow_mlops.robustness.mutators.base import Floats, Ints, Mutator
 
 
+@dataclass(frozen=True)
 class InputKind(ABC):
-    """A frozen dataclass of what its mutators must know of the inputs (value range, joints, columns, synonyms); hashable, and JSON both ways.
+    """What mutators must know of the inputs (value range, joints, columns, synonyms); a member is a frozen dataclass, hashable, and JSON both ways.
+
+    mirrored_labels: pairs of classes that swap under a "mirrored" mutator ("left arm up" and "right arm up").
+    negated_labels: pairs of classes that swap under a "negated" one ("praise" and "complaint"); without its pair, any other answer is right.
 
     `mutators` is the visible dict that users add theirs to; `default` names those a campaign uses unless told otherwise.
     """
@@ -26,8 +31,8 @@ class InputKind(ABC):
     default: ClassVar[tuple[str, ...]]
     legend: ClassVar[str] = "Left the seed, right its mutant."  # what the report says of `show`
     shows_both: ClassVar[bool] = False  # `show` of a mutant holds what there is to see of its original
-    mirrored_labels: tuple[tuple[int, int], ...]  # pairs of classes that swap under a "mirrored" mutator
-    negated_labels: tuple[tuple[int, int], ...]  # pairs of classes that swap under a "negated" mutator; none: any other answer is right
+    mirrored_labels: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
+    negated_labels: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def checked(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:

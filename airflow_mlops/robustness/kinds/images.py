@@ -20,7 +20,7 @@ from airflow_mlops.robustness.mutators.base import Floats, Ints, Mutator, ValueR
 
 @dataclass(frozen=True)
 class Images(InputKind):
-    """Images with every value in `value_range`; `mirrored_labels` are pairs of classes that swap when an image is flipped."""
+    """Images with every value in `value_range`, which is black to white in the report."""
 
     name: ClassVar[str] = "images"
     mutators: ClassVar[dict[str, Mutator]] = {
@@ -33,8 +33,6 @@ class Images(InputKind):
     default: ClassVar[tuple[str, ...]] = (*pixel.MUTATORS, *affine.MUTATORS)  # DeepHunter's nine
 
     value_range: ValueRange = (0.0, 1.0)
-    mirrored_labels: tuple[tuple[int, int], ...] = ()
-    negated_labels: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.value_range
@@ -67,7 +65,7 @@ class Images(InputKind):
         return inputs[0].size
 
     def show(self, original: Any, shown: Any) -> str:
-        """Return an <img>: `value_range` as black to white; other than 3 channels are averaged to grey."""
+        """Return an <img>; other than 3 channels are averaged to grey."""
         low, high = self.value_range
         picture = shown if shown.shape[-1] == 3 else shown.mean(axis=-1, keepdims=True)
         pixels = np.rint((picture - low) / (high - low) * 255.0).clip(0, 255).astype(np.uint8)

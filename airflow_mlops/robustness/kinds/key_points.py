@@ -27,8 +27,6 @@ class KeyPoints(InputKind):
     missing: x and y of a joint that was not found; 0 is what pose estimators write.
     aspect: width of the picture divided by its height, which a rotation must know; 1.0 is a square.
     bones: pairs of joint numbers between which reports draw a line; without them a pose is dots.
-    mirrored_labels: pairs of classes that swap when the picture is mirrored ("left arm up", "right arm up").
-    negated_labels: no mutator of poses negates; a user's own may.
     """
 
     name: ClassVar[str] = "key_points"
@@ -43,8 +41,6 @@ class KeyPoints(InputKind):
     missing: float = 0.0
     aspect: float = 1.0
     bones: tuple[tuple[int, int], ...] = ()
-    mirrored_labels: tuple[tuple[int, int], ...] = ()
-    negated_labels: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         joints = [joint for pair in self.swapped_joints for joint in pair]

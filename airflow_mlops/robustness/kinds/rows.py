@@ -41,10 +41,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows(InputKind):
-    """Rows of `columns`, in the order of the model's input; raises `SpecError` for impossible columns.
-
-    mirrored_labels, negated_labels: no mutator of rows needs them; a user's own may.
-    """
+    """Rows of `columns`, in the order of the model's input; raises `SpecError` for impossible columns."""
 
     name: ClassVar[str] = "rows"
     mutators: ClassVar[dict[str, Mutator]] = rows.MUTATORS
@@ -53,8 +50,6 @@ class Rows(InputKind):
     shows_both: ClassVar[bool] = True
 
     columns: tuple[Column, ...] = ()
-    mirrored_labels: tuple[tuple[int, int], ...] = ()
-    negated_labels: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]

@@ -25,9 +25,7 @@ class Texts(InputKind):
     """English texts; raises `SpecError` for an impossible table.
 
     synonyms: (word, alternatives) of words that mean the same wherever they stand in these texts; without it, `synonyms` changes nothing.
-    mirrored_labels: no mutator of texts mirrors; a user's own may.
-    negated_labels: pairs of classes that swap under negation ("praise", "complaint"); without it any other answer is right. `negation` is no
-        default: it holds for classes of opinions and claims, not for topics.
+    `negation` is no default: it holds for classes of opinions and claims, not for topics.
     """
 
     name: ClassVar[str] = "texts"
@@ -37,8 +35,6 @@ class Texts(InputKind):
     shows_both: ClassVar[bool] = True
 
     synonyms: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    mirrored_labels: tuple[tuple[int, int], ...] = ()
-    negated_labels: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         words = [word.lower() for word, _ in self.synonyms]

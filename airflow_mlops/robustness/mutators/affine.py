@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import tensorflow as tf
 
-from airflow_mlops.robustness.mutators.base import Mutator, random_uniform
-from airflow_mlops.robustness.mutators.pictures import AXIS, random_sign, reciprocal
+from airflow_mlops.robustness.mutators.base import Mutator, random_sign, random_uniform
+from airflow_mlops.robustness.mutators.pictures import AXIS, DIRECTION, reciprocal
 
 if TYPE_CHECKING:
     from airflow_mlops.robustness.kinds.images import Images
@@ -47,20 +47,20 @@ def translation(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Im
     """Move along the width or the height, back or forth, as the key decides."""
     one, zero, along_x = tf.ones_like(severity), tf.zeros_like(severity), _horizontal(key)
     height, width = images.shape[1:3]
-    share = severity * TRANSLATION * random_sign(key)
+    share = severity * TRANSLATION * random_sign(key, DIRECTION)
     return _warp(images, ((one, zero), (zero, one)), (share * width * along_x, share * height * (1.0 - along_x)), kind.value_range[0])
 
 
 def scale(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
     """Enlarge or, as the key decides, reduce about the centre."""
-    zero, inverse = tf.zeros_like(severity), reciprocal(1.0 + severity * SCALE * random_sign(key))
+    zero, inverse = tf.zeros_like(severity), reciprocal(1.0 + severity * SCALE * random_sign(key, DIRECTION))
     return _warp(images, ((inverse, zero), (zero, inverse)), (zero, zero), kind.value_range[0])
 
 
 def shear(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
     """Slant along x or y, to either side, as the key decides."""
     one, zero, along_x = tf.ones_like(severity), tf.zeros_like(severity), _horizontal(key)
-    slant = severity * SHEAR * random_sign(key)
+    slant = severity * SHEAR * random_sign(key, DIRECTION)
     return _warp(images, ((one, slant * along_x), (slant * (1.0 - along_x), one)), (zero, zero), kind.value_range[0])
 
 
@@ -68,7 +68,7 @@ def rotation(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Image
     """Turn about the centre, one way or, as the key decides, the other."""
     # float64, rounded: TensorFlow's float32 cosine depends on the vector width in its last bit, and so on the row's place in the batch.
     angle = tf.cast(severity, tf.float64) * (ROTATION * math.pi / 180.0)
-    cosine, sine = tf.cast(tf.cos(angle), tf.float32), tf.cast(tf.sin(angle), tf.float32) * random_sign(key)
+    cosine, sine = tf.cast(tf.cos(angle), tf.float32), tf.cast(tf.sin(angle), tf.float32) * random_sign(key, DIRECTION)
     zero = tf.zeros_like(severity)
     return _warp(images, ((cosine, -sine), (sine, cosine)), (zero, zero), kind.value_range[0])
 

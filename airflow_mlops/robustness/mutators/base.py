@@ -54,6 +54,12 @@ def random_uniform(key: tf.Tensor, num: tf.Tensor | int, stream: int) -> tf.Tens
     return tf.cast(bits, tf.float32) * tf.constant(2.0**-24)
 
 
+def random_sign(key: tf.Tensor, stream: int) -> tf.Tensor:
+    """Return (N,) +1.0 or -1.0, a fair coin of each row's key: the direction in which it changes."""
+    top = tf.bitwise.right_shift(random_bits(key, 1, stream)[:, 0], tf.constant(31, tf.uint32))
+    return tf.cast(top, tf.float32) * 2.0 - 1.0
+
+
 def random_bell(key: tf.Tensor, num: tf.Tensor | int, stream: int) -> tf.Tensor:
     """Return (N, num) float32 of mean 0 and standard deviation 1, bell-shaped and within +-3.46.
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from airflow_mlops.robustness.constraints import ALPHA
-from airflow_mlops.robustness.mutators.base import Mutator, per_row, random_bell, random_bits, random_uniform
+from airflow_mlops.robustness.mutators.base import Mutator, per_row, random_bell, random_bits, random_sign, random_uniform
 from airflow_mlops.robustness.mutators.pictures import (
     AXIS,
     COLOUR,
     CORNER,
+    DIRECTION,
     NOISE,
     VALUES,
     neighbours,
     num_places,
-    random_sign,
     reciprocal,
     replaced,
     span,
@@ -85,7 +85,7 @@ def pixelate(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Image
 def gamma(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
     """Darken by mixing with the picture at gamma 2 (its square) or, as the key decides, lighten as much; black and white stay."""
     unit = _unit(images, kind)
-    return images + (unit * unit - unit) * per_row(severity * random_sign(key) * (GAMMA * span(kind.value_range)))
+    return images + (unit * unit - unit) * per_row(severity * random_sign(key, DIRECTION) * (GAMMA * span(kind.value_range)))
 
 
 def posterize(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
@@ -101,7 +101,7 @@ def saturate(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Image
         return images
     red, green, blue = (images[..., channel : channel + 1] for channel in range(3))
     grey = red * 0.299 + green * 0.587 + blue * 0.114  # ITU-R BT.601
-    return images + (images - grey) * per_row(severity * random_sign(key) * SATURATE)
+    return images + (images - grey) * per_row(severity * random_sign(key, DIRECTION) * SATURATE)
 
 
 def occlusion(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from airflow_mlops.robustness.mutators.base import Mutator, amount, drawn, random_bell, random_uniform
+from airflow_mlops.robustness.mutators.base import Mutator, amount, drawn, random_bell, random_sign, random_uniform
 
 if TYPE_CHECKING:
     from airflow_mlops.robustness.kinds.key_points import KeyPoints
@@ -67,15 +67,15 @@ def joint_dropout(points: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: 
 
 def scale(points: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: KeyPoints) -> tf.Tensor:
     """Make the pose larger or, as the key decides, smaller by `severity` * 0.2 about its centroid."""
-    growth = amount(severity, ENLARGED) * _sign(key, stream=3)
+    growth = amount(severity, ENLARGED) * random_sign(key, stream=3)
     places = points[..., :2]
     return _fitted(points, places + (places - _centroid(points, kind)) * growth[:, None, None], kind)
 
 
 def shift(points: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: KeyPoints) -> tf.Tensor:
     """Move the pose by `severity` * 0.2 of the picture along one axis, as the key decides, and by at most as much along the other."""
-    full, part = _sign(key, stream=4), 2.0 * random_uniform(key, 1, stream=5)[:, 0] - 1.0
-    along_x = _sign(key, stream=6) > 0.0
+    full, part = random_sign(key, stream=4), 2.0 * random_uniform(key, 1, stream=5)[:, 0] - 1.0
+    along_x = random_sign(key, stream=6) > 0.0
     direction = tf.stack([tf.where(along_x, full, part), tf.where(along_x, part, full)], axis=-1)
     return _fitted(points, points[..., :2] + amount(severity, SHIFTED)[:, None, None] * direction[:, None, :], kind)
 
@@ -83,7 +83,7 @@ def shift(points: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: KeyPoint
 def rotation(points: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: KeyPoints) -> tf.Tensor:
     """Turn the pose by `severity` * 15 degrees, either way, about its centroid; `kind.aspect` makes it a rotation of the picture's pixels."""
     # float64, rounded: TensorFlow's cos depends in its last bit on the vector width, and so on the row's place in the batch.
-    angle = tf.cast(severity * _sign(key, stream=7), tf.float64) * math.radians(DEGREES)
+    angle = tf.cast(severity * random_sign(key, stream=7), tf.float64) * math.radians(DEGREES)
     sine, shrunk = tf.sin(angle), tf.cos(angle) - 1.0
     down, right, both = (tf.cast(factor, tf.float32)[:, None] for factor in (sine * kind.aspect, sine * (-1.0 / kind.aspect), shrunk))
     away = points[..., :2] - _centroid(points, kind)
@@ -91,11 +91,6 @@ def rotation(points: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: KeyPo
     # What is added to a joint is 0 at severity 0, so that the joint stays to the bit.
     turned = tf.stack([x * both + y * right, x * down + y * both], axis=-1)
     return _fitted(points, points[..., :2] + turned, kind)
-
-
-def _sign(key: tf.Tensor, *, stream: int) -> tf.Tensor:
-    """A fair coin per row: 1.0 or -1.0."""
-    return tf.where(random_uniform(key, 1, stream)[:, 0] < 0.5, 1.0, -1.0)
 
 
 def _box(places: tf.Tensor, present: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

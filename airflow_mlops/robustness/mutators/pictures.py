@@ -19,12 +19,6 @@ def span(value_range: ValueRange) -> float:
     return value_range[1] - value_range[0]
 
 
-def random_sign(key: tf.Tensor) -> tf.Tensor:
-    """Return (N,) +1.0 or -1.0, a fair coin of each row's key: the direction in which it changes."""
-    top = tf.bitwise.right_shift(random_bits(key, 1, DIRECTION)[:, 0], tf.constant(31, tf.uint32))
-    return tf.cast(top, tf.float32) * 2.0 - 1.0
-
-
 def reciprocal(values: tf.Tensor) -> tf.Tensor:
     """Return 1 / `values` in float32, and 1 where they are 0.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from airflow_mlops.robustness.constraints import ALPHA
-from airflow_mlops.robustness.mutators.base import Mutator, per_row, random_bell, random_uniform
-from airflow_mlops.robustness.mutators.pictures import NOISE, VALUES, num_places, random_sign, replaced, span
+from airflow_mlops.robustness.mutators.base import Mutator, per_row, random_bell, random_sign, random_uniform
+from airflow_mlops.robustness.mutators.pictures import DIRECTION, NOISE, VALUES, num_places, replaced, span
 
 if TYPE_CHECKING:
     from airflow_mlops.robustness.kinds.images import Images
@@ -19,13 +19,13 @@ BRIGHTNESS, CONTRAST, BLUR, NOISE_DEVIATION = 0.15, 0.3, 0.1, 0.05
 
 def brightness(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
     """Make every value higher or, as the key decides, lower."""
-    return images + per_row(severity * random_sign(key) * (BRIGHTNESS * span(kind.value_range)))
+    return images + per_row(severity * random_sign(key, DIRECTION) * (BRIGHTNESS * span(kind.value_range)))
 
 
 def contrast(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:
     """Stretch values about the middle of the value range or, as the key decides, draw them together."""
     middle = sum(kind.value_range) / 2.0
-    return images + (images - middle) * per_row(severity * random_sign(key) * CONTRAST)
+    return images + (images - middle) * per_row(severity * random_sign(key, DIRECTION) * CONTRAST)
 
 
 def blur(images: tf.Tensor, severity: tf.Tensor, key: tf.Tensor, kind: Images) -> tf.Tensor:

@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from airflow_mlops.robustness.corpus import Corpus
 from airflow_mlops.robustness.mutators.base import Floats, Ints
-from airflow_mlops.robustness.schedules.base import Outcome, Proposals, Schedule, Space
+from airflow_mlops.robustness.schedules.base import LEVELS, Outcome, Proposals, Schedule, Space
 
-LEVELS = 5
 GAPS = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0])  # nats, edges of the bins in which parents are alike
 # What is believed of a bin before anything was tried: this many tries, won at a rate of exp(-gap / 2). A parent of which the model is sure is
 # seldom worth one; without the belief a whole generation would be spent to learn it.
@@ -55,20 +54,18 @@ class Bandit(Schedule):
 
     def keeps(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> npt.NDArray[np.bool_]:
         parent = proposals.parent
-        gap = gaps(outcome.outputs, corpus["expected"][parent], self._found(corpus)[corpus["seed"][parent]])
+        gap = gaps(outcome.outputs, outcome.expected, self._found(corpus)[corpus["seed"][parent]])
         return gap < self._gaps(corpus)[parent]
 
     def waste(self, proposals: Proposals) -> None:
         # A try that found nothing: without it, a mutator that finds nothing to change would be believed in for ever.
-        level = np.minimum((proposals.severity * LEVELS).astype(np.intp), LEVELS - 1)
-        np.add.at(self.losses, (proposals.mutator, level), 1.0)
+        np.add.at(self.losses, (proposals.mutator, proposals.level), 1.0)
 
     def learn(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> None:
         for counts in (self.wins, self.losses, self.gap_wins, self.gap_losses):
             counts *= FORGET
-        level = np.minimum((proposals.severity * LEVELS).astype(np.intp), LEVELS - 1)
         bins, won = self._bins(corpus)[proposals.parent], outcome.distinct
-        for wins, losses, places in ((self.wins, self.losses, (proposals.mutator, level)), (self.gap_wins, self.gap_losses, (bins,))):
+        for wins, losses, places in ((self.wins, self.losses, (proposals.mutator, proposals.level)), (self.gap_wins, self.gap_losses, (bins,))):
             np.add.at(wins, tuple(place[won] for place in places), 1.0)
             np.add.at(losses, tuple(place[~won] for place in places), 1.0)
         np.add.at(self.spent, proposals.mutator, proposals.severity)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from airflow_mlops.robustness.corpus import Corpus
 from airflow_mlops.robustness.mutators.base import Floats, Ints
 
+LEVELS = 5  # severities are tallied in this many equal parts of the range
+
 
 @dataclass(frozen=True)
 class Space:
@@ -40,14 +42,23 @@ class Proposals:
     def __len__(self) -> int:
         return len(self.parent)
 
+    @property
+    def level(self) -> Ints:
+        """Which of `LEVELS` equal parts of the range each severity is in (N,)."""
+        return np.minimum((self.severity * LEVELS).astype(np.intp), LEVELS - 1)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of N valid mutants, each column (N,): was it a defect, the first of its (seed, answer) pair, new to a criterion; the answer."""
+    """What came of N valid mutants, each column (N,): was it a defect, the first of its (seed, answer) pair, new to a criterion; the answers.
+
+    `expected` is the answer that would have been right (see `oracles.Evidence`), `prediction` the model's, `outputs` (N, C) its probabilities.
+    """
 
     defect: npt.NDArray[np.bool_]
     distinct: npt.NDArray[np.bool_]
     new: npt.NDArray[np.bool_]
+    expected: Ints
     prediction: Ints
     outputs: Floats
 

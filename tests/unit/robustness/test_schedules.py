@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from airflow_mlops.robustness.corpus import Corpus
 from airflow_mlops.robustness.draw import generator
 from airflow_mlops.robustness.schedules import SCHEDULES
-from airflow_mlops.robustness.schedules.bandit import LEVELS, gaps
-from airflow_mlops.robustness.schedules.base import Outcome, Proposals, Space, propose
+from airflow_mlops.robustness.schedules.bandit import gaps
+from airflow_mlops.robustness.schedules.base import LEVELS, Outcome, Proposals, Space, propose
 
 MOVES = np.array([False, False, True, True])
 OUTPUTS = np.array([[0.6, 0.3, 0.1]], np.float32)
@@ -26,7 +28,7 @@ def made(name, budget=0.5):
 
 def outcome(num, won=()):
     distinct = np.isin(np.arange(num), won)
-    return Outcome(distinct, distinct, np.zeros(num, bool), np.where(distinct, 1, 0), np.repeat(OUTPUTS, num, axis=0))
+    return Outcome(distinct, distinct, np.zeros(num, bool), np.zeros(num, int), np.where(distinct, 1, 0), np.repeat(OUTPUTS, num, axis=0))
 
 
 @pytest.fixture(params=sorted(SCHEDULES))
@@ -150,7 +152,7 @@ def test_the_bandit_learns_mutator_severity_and_parents():
         proposals = propose(schedule, corpus, 200, generator(0, 0, 0, generation))
         won = np.flatnonzero((proposals.mutator == 1) & (proposals.parent < 20))
         told = outcome(200, won=won)
-        schedule.learn(corpus, proposals, Outcome(told.defect, told.distinct, told.new, np.full(200, -1), told.outputs))
+        schedule.learn(corpus, proposals, replace(told, prediction=np.full(200, -1)))
     corpus["times_fuzzed"][:] = 0
     last = propose(schedule, corpus, 400, generator(0, 0, 0, 99))
     assert np.mean(last.mutator == 1) > 0.8
@@ -172,9 +174,17 @@ def test_the_bandit_spends_no_more_than_its_budget_per_mutator():
 def test_the_bandit_keeps_what_came_closer():
     schedule, corpus = made("bandit"), corpus_of(2)
     outputs = np.array([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]], np.float32)
-    told = Outcome(*np.zeros((3, 2), bool), np.zeros(2, int), outputs)
+    told = Outcome(*np.zeros((3, 2), bool), *np.zeros((2, 2), int), outputs)
     proposals = Proposals(np.array([0, 1]), np.array([0, 0]), np.array([0.1, 0.1]), np.array([1, 2]))
     assert schedule.keeps(corpus, proposals, told).tolist() == [True, False]
+
+
+def test_the_bandit_measures_a_mirrored_mutant_by_the_answer_expected_of_it():
+    schedule, corpus = made("bandit"), corpus_of(1)
+    told = Outcome(*np.zeros((3, 1), bool), np.array([1]), np.array([1]), np.array([[0.1, 0.85, 0.05]], np.float32))  # as sure as can be
+    proposals = Proposals(*np.zeros((4, 1), int))
+    assert not schedule.keeps(corpus, proposals, told).any()
+    assert schedule.keeps(corpus, proposals, replace(told, outputs=np.array([[0.4, 0.5, 0.1]], np.float32))).all()
 
 
 def test_every_step_of_every_arm_has_its_own_random_numbers():
