@@ -105,31 +105,30 @@ def finish(lab: Lab, files: Sequence[Path], out_dir: Path) -> CampaignReport:
         islands |= read_islands(file, lab.fingerprint)
     guided, sample = ([_restored(lab, islands, island, name) for island in range(lab.num_islands)] for name in (GUIDED, SAMPLE))
     criteria = _merged_criteria(lab, islands)
-    distinct = [recipe for arm in guided for recipe in recipes_of(arm, distinct_only=True)]
-    examined, clusters = clustered(lab, minimized(lab, distinct))
-    known = {recipe.id: recipe for recipe in examined}
     found = [recipe for arm in guided for recipe in recipes_of(arm)]
-    ids = tuple(recipe.id for recipe in found)
-    everything = tuple(known.get(name, recipe) for name, recipe in zip(ids, found, strict=True))
+    distinct = np.flatnonzero(np.concatenate([arm.defects()["distinct"] for arm in guided]))
+    examined, clusters = clustered(lab, minimized(lab, [found[at] for at in distinct]))
+    for at, recipe in zip(distinct, examined, strict=True):
+        found[at] = recipe
     result = CampaignReport(
         model_digest=lab.probe.digest,
         ledger_hash=_ledger_hash(lab, (*guided, *sample), criteria),
         num_seeds=len(lab.seeds),
         num_mutants=sum(arm.num_mutants for arm in guided),
-        num_defects=len(everything),
+        num_defects=len(found),
         num_distinct_defects=len(examined),
         coverage={name: criterion.value() for name, criterion in criteria.items()},
         defect_rates=_rates(lab, sample),
         sample=defect_rate(sum(int(arm.tallies[1].sum()) for arm in sample), sum(arm.num_mutants for arm in sample)),
         control=_control(guided, sample),
         defects=tuple(examined),
-        defect_ids=ids,
+        defect_ids=tuple(recipe.id for recipe in found),
         clusters=clusters,
         notes=tuple(_notes(lab, guided, sample)),
         recipes=out_dir / "recipes.jsonl",
         report=out_dir / "report.html",
     )
-    _write(result, everything, lab)
+    _write(result, tuple(found), lab)
     return result
 
 

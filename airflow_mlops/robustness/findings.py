@@ -10,11 +10,9 @@ from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.recipes import Recipe, Step
 
 
-def recipes_of(arm: Arm, *, distinct_only: bool = False) -> list[Recipe]:
-    """Return the defects of an arm in the order they were found: all of them, or the first of every (seed, wrong answer) pair."""
-    found = arm.defects()
-    rows = np.flatnonzero(found["distinct"]) if distinct_only else np.arange(len(found["seed"]))
-    columns: dict[str, list[Any]] = {name: column[rows].tolist() for name, column in found.items()}
+def recipes_of(arm: Arm) -> list[Recipe]:
+    """Return the defects of an arm in the order they were found."""
+    columns: dict[str, list[Any]] = {name: column.tolist() for name, column in arm.defects().items()}
     names, labels = arm.lab.config.mutator_names, arm.lab.labels
     steps = _Steps(arm)
     recipes = []

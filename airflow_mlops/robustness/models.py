@@ -64,6 +64,7 @@ class Probe:
             raise SpecError(f"micro_batch is {micro_batch}; expected how many rows, from 1 on, a forward pass has.")
         self.micro_batch = micro_batch
         self.model = model
+        self._pool = ThreadPoolExecutor(IN_FLIGHT)  # for all who ask at the same time
         self._shape, self._dtype = _input(model, micro_batch)
         self._forward, outputs, named = self._trace(layer_types)
         output = self._checked(outputs, named)
@@ -105,8 +106,7 @@ class Probe:
             outputs[start : start + len(rows)] = np.asarray(said)[: len(rows)]
             neurons[start : start + len(rows)] = np.asarray(seen)[: len(rows)]
 
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            list(pool.map(fill, range(0, len(inputs), self.micro_batch)))
+        list(self._pool.map(fill, range(0, len(inputs), self.micro_batch)))
         finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(outputs).all(axis=1))
         outputs = self._probabilities(outputs, finite)
         comparable = np.where(finite[:, None], outputs, 0.0)

@@ -54,7 +54,8 @@ class Recipe:
     @property
     def id(self) -> str:
         """12 hex digits that name this mutant of this seed, in whatever campaign it is found again."""
-        return hashlib.sha256(canonical_json([self.seed, [vars(step) for step in self.chain]])).hexdigest()[:12]
+        steps = "".join(f" {step.mutator} {step.severity!r} {step.key}" for step in self.chain)
+        return hashlib.sha256(f"{self.seed}{steps}".encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class RecipeBook:
         """Write JSON lines atomically: a header, then one recipe per line."""
         header = {"schema_version": SCHEMA_VERSION, "model_digest": self.model_digest, "inputs_digest": self.inputs_digest}
         header |= {"kind": kind_data(self.kind), "mutators": self.mutators}
-        lines = [json.dumps(item, separators=(",", ":")) for item in (header, *map(_data, self.recipes))]
-        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        line = json.JSONEncoder(separators=(",", ":")).encode
+        write_atomically(path, "".join(f"{line(item)}\n" for item in (header, *map(_data, self.recipes))).encode())
 
     @classmethod
     def load(cls, path: Path) -> RecipeBook:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ log = logging.getLogger(__name__)
 SHARD_FILE = "islands.npz"
 SAVE_SECONDS = 15.0  # a resumed campaign repeats at most this much
 LOG_SECONDS = 5.0
+AT_ONCE = 3  # arms: what one does in Python overlaps with what TensorFlow does for the others
+ROOM = 256 << 20  # bytes that the corpora of arms that run at once may take; one may take more
 GUIDED, SAMPLE = "guided", "sample"
 STREAMS = {GUIDED: 0, SAMPLE: 1}
 
 State = dict[str, npt.NDArray[Any]]
 Islands = dict[int, dict[str, State]]  # island -> arm -> state
+Arms = Mapping[tuple[int, str], Arm]  # (island, arm)
 
 
 def budget_of(lab: Lab, island: int, name: str) -> int:
@@ -66,19 +70,37 @@ def run_shard(
     mine = range(shard, lab.num_islands, num_shards)
     done = _begun(lab, path, mine, earlier)
     watch = _Watch(lab, mine, done, clock)
-    for island, name in itertools.product(mine, STREAMS):
-        arm = arm_of(lab, island, name)
-        if (known := done.setdefault(island, {}).get(name)) is not None:
-            arm.restore(known)
-        while not arm.done:
-            arm.step()
-            if watch.saw(arm):
-                done[island][name] = arm.state()
+    waiting, at_once = _unfinished(lab, mine, done), _at_once(lab)
+    running: dict[tuple[int, str], Arm] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        while running := {**running, **dict(itertools.islice(waiting, at_once - len(running)))}:
+            list(pool.map(Arm.step, running.values()))
+            to_save = watch.saw(running)
+            for (island, name), arm in running.items():
+                if to_save or arm.done:
+                    done[island][name] = arm.state()
+            if to_save:
                 write_islands(path, lab.fingerprint, done)
-        done[island][name] = arm.state()
+            running = {which: arm for which, arm in running.items() if not arm.done}
     write_islands(path, lab.fingerprint, done)
     watch.ended()
     return done
+
+
+def _at_once(lab: Lab) -> int:
+    return max(1, min(AT_ONCE, ROOM // (lab.inputs[:1].nbytes * lab.config.max_corpus // lab.num_islands + 1)))
+
+
+def _unfinished(lab: Lab, islands: Sequence[int], done: Islands) -> Iterator[tuple[tuple[int, str], Arm]]:
+    """Yield the arms that have mutants to make, as far as they are `done`."""
+    for island, name in itertools.product(islands, STREAMS):
+        arm = arm_of(lab, island, name)
+        if (known := done.setdefault(island, {}).get(name)) is not None:
+            arm.restore(known)
+        if not arm.done:
+            yield (island, name), arm
+        else:
+            done[island][name] = arm.state()
 
 
 def _begun(lab: Lab, path: Path, mine: Sequence[int], earlier: Sequence[Path]) -> Islands:
@@ -106,26 +128,26 @@ class _Watch:
     """Says in the log how the islands of a shard go, and when it is time to save; a `clock` tells seconds."""
 
     def __init__(self, lab: Lab, islands: Sequence[int], done: Islands, clock: Callable[[], float]) -> None:
-        self._clock, self._num_islands = clock, lab.num_islands
+        self._clock = clock
         self._started = self._logged = self._saved = clock()
         arms = [(island, name) for island in islands for name in STREAMS]
         self._total = sum(budget_of(lab, *arm) for arm in arms)
         known = {arm: state for arm in arms if (state := done.get(arm[0], {}).get(arm[1])) is not None}
-        self._made = {(island, STREAMS[name]): int(state["counts"][1]) for (island, name), state in known.items()}
+        self._made = {arm: int(state["counts"][1]) for arm, state in known.items()}
         self._distinct = {island: len(state["pairs"]) for (island, name), state in known.items() if name == GUIDED}
         self._before, self._covered = sum(self._made.values()), ""
         if self._before:
             log.info("Going on with %s of %s mutants, which an interrupted run has made.", f"{self._before:,}", f"{self._total:,}")
 
-    def saw(self, arm: Arm) -> bool:
-        """Take note of a step, and return whether it is time to save."""
-        self._made[arm.island, arm.stream] = arm.num_mutants
-        if arm.stream == STREAMS[GUIDED]:
-            self._distinct[arm.island] = arm.num_distinct
+    def saw(self, arms: Arms) -> bool:
+        """Take note of a step of each arm, and return whether it is time to save."""
+        self._made |= {which: arm.num_mutants for which, arm in arms.items()}
+        guided = [arm for (_, name), arm in arms.items() if name == GUIDED]
+        self._distinct |= {arm.island: arm.num_distinct for arm in guided}
         now = self._clock()
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
-            self._tell(arm, now - self._started)
+            self._tell(guided, now - self._started)
         if now - self._saved < SAVE_SECONDS:
             return False
         self._saved = now
@@ -137,18 +159,21 @@ class _Watch:
         made = sum(self._made.values())
         log.info("All %s mutants are made, the last %s in %s: %s.", f"{made:,}", f"{made - self._before:,}", _duration(seconds), self._found())
 
-    def _tell(self, arm: Arm, seconds: float) -> None:
+    def _tell(self, guided: Sequence[Arm], seconds: float) -> None:
         made = sum(self._made.values())
         rate = (made - self._before) / seconds
         left = _duration((self._total - made) / rate) if rate else "unknown time"
-        if arm.criteria:
-            values = (f"{name} {criterion.value():{'.1%' if criterion.is_ratio else ',.0f'}}" for name, criterion in arm.criteria.items())
-            self._covered = f"; island {arm.island + 1} of {self._num_islands} covers {', '.join(values)}"
         share, numbers = made / max(1, self._total), f"{made:,} of {self._total:,} mutants, {rate:,.0f} per second"
+        self._covered = "".join(map(_coverage, guided)) or self._covered
         log.info("%3.0f %% (%s), %s left: %s%s", 100 * share, numbers, left, self._found(), self._covered)
 
     def _found(self) -> str:
         return f"{sum(self._distinct.values()):,} distinct defects of the guided arm"
+
+
+def _coverage(arm: Arm) -> str:
+    values = (f"{name} {criterion.value():{'.1%' if criterion.is_ratio else ',.0f'}}" for name, criterion in arm.criteria.items())
+    return f"; island {arm.island + 1} of {arm.lab.num_islands} covers {', '.join(values)}"
 
 
 def _duration(seconds: float) -> str:

@@ -65,10 +65,11 @@ class InputKind(ABC):
         """
         sizes = np.bincount(mutator, minlength=len(names)).astype(np.int32)
         graph = _graph(self, tuple(self.mutators[name] for name in names), inputs.shape[1:])
+        columns = inputs, severity.astype(np.float32), key.astype(np.uint32)
         if (np.diff(mutator) >= 0).all():  # grouped already: the images need not be copied twice
-            return np.asarray(graph(inputs, sizes, severity.astype(np.float32), key.astype(np.uint32)))
+            return np.asarray(graph(tf.constant(sizes), *map(tf.constant, columns)))
         order = np.argsort(mutator, kind="stable")
-        grouped = graph(inputs[order], sizes, severity[order].astype(np.float32), key[order].astype(np.uint32)).numpy()
+        grouped = graph(tf.constant(sizes), *(tf.constant(column[order]) for column in columns)).numpy()
         mutants: npt.NDArray[Any] = np.empty_like(grouped)
         mutants[order] = grouped
         return mutants
@@ -81,15 +82,15 @@ def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...
     `shape` is that of one input, so that mutators know it while the graph is made.
     """
 
-    def apply(inputs: tf.Tensor, sizes: tf.Tensor, severity: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        columns = [tf.split(tensor, sizes, num=len(mutators)) for tensor in (inputs, severity, key)]
-        mutants = [mutator.apply(*rows, kind) for mutator, *rows in zip(mutators, *columns, strict=True)]
+    def apply(sizes: tf.Tensor, *columns: tf.Tensor) -> tf.Tensor:
+        parts = [tf.split(column, sizes, num=len(mutators)) for column in columns]
+        mutants = [mutator.apply(*rows, kind) for mutator, *rows in zip(mutators, *parts, strict=True)]
         return kind.legal(tf.concat(mutants, axis=0))
 
     signature = [
-        tf.TensorSpec((None, *shape), tf.float32),
         tf.TensorSpec((len(mutators),), tf.int32),
+        tf.TensorSpec((None, *shape), tf.float32),
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((None,), tf.uint32),
     ]
-    return tf.function(apply, input_signature=signature)  # type: ignore[no-any-return]
+    return tf.function(apply, input_signature=signature).get_concrete_function()  # type: ignore[no-any-return]

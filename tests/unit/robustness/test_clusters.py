@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tracemalloc
 
 import keras
@@ -65,7 +66,7 @@ def recipes(lab):
     arm = arm_of(lab, 0, GUIDED)
     while not arm.done:
         arm.step()
-    return recipes_of(arm, distinct_only=True)
+    return list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))
 
 
 def mutants(lab, recipes):
@@ -178,7 +179,7 @@ def test_defects_whose_activations_are_no_numbers_are_a_cluster_of_their_own(con
     broken = Lab.of(model, lab.inputs, labels, config, None)
     arm = arm_of(broken, 0, GUIDED)
     arm.step()
-    found = recipes_of(arm, distinct_only=True)
+    found = list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))
     lost = {row for row, recipe in enumerate(found) if recipe.prediction == -1}
     assert len(lost) > 10
     assert np.isnan(broken.probe.answer(mutants(broken, [found[min(lost)]])).neurons).all()

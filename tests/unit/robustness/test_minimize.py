@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import keras
 import numpy as np
@@ -32,7 +33,7 @@ def found_by(lab):
     arm = arm_of(lab, 0, GUIDED)
     while not arm.done:
         arm.step()
-    return recipes_of(arm, distinct_only=True)
+    return list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))
 
 
 class Case:
