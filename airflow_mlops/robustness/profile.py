@@ -67,6 +67,12 @@ class Profile:
         """``sha256:<hex>`` of everything in it."""
         return bytes_digest(self._meta().encode() + b"".join(getattr(self, name).tobytes() for name in ARRAYS))
 
+    def part(self, layers: tuple[LayerSpan, ...]) -> Profile:
+        """Return the profile of some `layers` that stand one after the other."""
+        start, stop = layers[0].start, layers[-1].stop
+        moved = tuple(LayerSpan(span.name, span.start - start, span.stop - start) for span in layers)
+        return Profile(self.model_digest, moved, self.num_inputs, *(getattr(self, name)[start:stop] for name in ARRAYS))
+
     def check(self, probe: Probe) -> None:
         """Raise `RobustnessError` unless this profile was taken of exactly this model."""
         if (self.model_digest, self.layers) != (probe.digest, probe.layers):

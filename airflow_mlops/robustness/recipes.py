@@ -21,7 +21,8 @@ SCHEMA_VERSION = 3
 CHAINS = ("chain", "minimal")  # the fields of a recipe that are steps
 
 
-@dataclass(frozen=True)
+# With slots: a campaign has tens of thousands.
+@dataclass(frozen=True, slots=True)
 class Step:
     """One mutation: `severity` in [0, 1] of the mutator's range, `key` the 32-bit random key."""
 
@@ -30,7 +31,7 @@ class Step:
     key: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A defect: input number `seed` of class `label`, changed by `chain`, is answered with `prediction` (-1: NaN) at `confidence` (0 to 1).
 
@@ -150,8 +151,8 @@ def _replay_batch(chains: Sequence[Sequence[Step]], inputs: npt.NDArray[Any], ki
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:
-    # Not `asdict`, which copies every step deeply: a campaign has thousands.
-    data = {name: value for name, value in vars(recipe).items() if value is not None}
+    # Not `asdict`, which copies every step deeply.
+    data = {name: value for name in Recipe.__slots__ if (value := getattr(recipe, name)) is not None}
     return {**data, **{name: [(step.mutator, step.severity, step.key) for step in data[name]] for name in CHAINS if name in data}}
 
 

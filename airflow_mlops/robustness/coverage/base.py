@@ -134,11 +134,15 @@ class Criterion(ABC):
     def _difference(self, theirs: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {theirs.get(name)} instead of {mine}" for name, mine in self.identity.items() if theirs.get(name) != mine)
 
-    def _chunks(self, answers: Answers) -> Iterator[tuple[slice, Floats]]:
-        """Yield the neuron values of a few inputs at a time, so that memory is bounded whatever the batch."""
+    def _check(self, answers: Answers) -> tuple[int, int]:
         num, width = answers.neurons.shape
         if width != len(self.profile.low):
             raise RobustnessError(f"The answers hold {width} neurons and the profile {len(self.profile.low)}. Use the profile of this very model.")
+        return num, width
+
+    def _chunks(self, answers: Answers) -> Iterator[tuple[slice, Floats]]:
+        """Yield the neuron values of a few inputs at a time, so that memory is bounded whatever the batch."""
+        num, width = self._check(answers)
         rows = max(MIN_ROWS, CHUNK // width)
         for start in range(0, num, rows):
             yield slice(start, start + rows), answers.neurons[start : start + rows]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from airflow_mlops.robustness.coverage.base import BitmapCriterion, Bits, CoverageOptions
+from airflow_mlops.robustness.models import Answers, LayerSpan
 from airflow_mlops.robustness.mutators.base import Floats
 from airflow_mlops.robustness.profile import Profile
+
+WIDE = 4_096  # neurons whose cells are looked up together: 4 MB of them stay in the cache, and a large network's do not
 
 
 class KMultisectionNeuronCoverage(BitmapCriterion):
@@ -29,6 +34,25 @@ class KMultisectionNeuronCoverage(BitmapCriterion):
         self._width = np.where(varies, profile.high - profile.low, 1.0)
         self._first = np.arange(len(profile.low)) * options.kmnc_sections
         self._values, self._cells = np.empty((0, len(profile.low))), np.empty((0, len(profile.low)), np.intp)
+        groups = [tuple(group) for _, group in itertools.groupby(profile.layers, lambda span: span.start // WIDE)]
+        self._parts = [self._part(layers) for layers in groups] if len(groups) > 1 else []
+
+    def _part(self, layers: tuple[LayerSpan, ...]) -> tuple[slice, KMultisectionNeuronCoverage]:
+        """Return the neurons of some layers, and a criterion for them whose bitmap is a part of this one's."""
+        neurons, k = slice(layers[0].start, layers[-1].stop), self.options.kmnc_sections
+        part = type(self)(self.profile.part(layers), self.options)
+        part.bitmap = self.bitmap[neurons.start * k : neurons.stop * k]
+        return neurons, part
+
+    def observe(self, answers: Answers) -> npt.NDArray[np.intp]:
+        """Cover the cells of N inputs, as every criterion does."""
+        if not self._parts:
+            return super().observe(answers)
+        self._check(answers)
+        gained = np.zeros(len(answers.neurons), dtype=np.intp)
+        for neurons, part in self._parts:
+            gained += part.observe(replace(answers, neurons=answers.neurons[:, neurons]))
+        return gained
 
     def num_cells(self) -> int:
         return len(self.profile.low) * self.options.kmnc_sections

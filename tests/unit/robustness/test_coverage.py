@@ -9,7 +9,7 @@ import pytest
 from dnn_tip import neuron_coverage as dnn_tip
 
 from airflow_mlops.exceptions import RobustnessError, SpecError
-from airflow_mlops.robustness.coverage import CRITERIA, CoverageOptions
+from airflow_mlops.robustness.coverage import CRITERIA, CoverageOptions, kmnc
 from airflow_mlops.robustness.models import Answers, LayerSpan
 from airflow_mlops.robustness.profile import Profile
 
@@ -85,6 +85,23 @@ def test_a_constant_neuron_covers_nothing_and_stays_in_the_denominator():
 def test_a_range_too_narrow_for_a_float32_takes_wide_values_without_a_warning(recwarn):
     assert covered(criterion_of("kmnc", [0.0], [1e-310], kmnc_sections=4), [3e38], [-3e38], [0.0]) == [0]
     assert not recwarn.list
+
+
+def test_a_wide_network_is_looked_at_in_parts_with_the_same_result(monkeypatch):
+    random = np.random.default_rng(0)
+    batches = [answers_of(random.uniform(-0.1, 1.1, (40, 7))) for _ in range(3)]
+    batches[1].neurons[5, 1], batches[2].neurons[7, 4] = np.nan, np.inf
+    whole = criterion_of("kmnc", np.zeros(7), np.ones(7), kmnc_sections=20)
+    monkeypatch.setattr(kmnc, "WIDE", 3)  # every layer is a part
+    parts = criterion_of("kmnc", np.zeros(7), np.ones(7), kmnc_sections=20)
+    for answers in batches:
+        assert parts.observe(answers).tolist() == whole.observe(answers).tolist()
+        stored, parts = parts.state(), criterion_of("kmnc", np.zeros(7), np.ones(7), kmnc_sections=20)
+        parts.restore(stored)
+    assert np.array_equal(parts.bitmap, whole.bitmap)
+    other = criterion_of("kmnc", np.zeros(7), np.ones(7), kmnc_sections=20)
+    other.merge(parts)
+    assert other.observe(batches[0]).sum() == 0 < whole.value() < 1.0
 
 
 def test_nc_is_strictly_above_the_threshold_and_a_constant_layer_is_zero():
