@@ -6,15 +6,23 @@ never in a DAG file. Definitions follow DeepXplore (SOSP 2017), DeepGauge (ASE 2
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-ENTRY = ("CampaignConfig", "CampaignReport", "run_campaign")
+if TYPE_CHECKING:
+    from airflow_mlops.robustness.campaign import CampaignReport, run_campaign
+    from airflow_mlops.robustness.config import CampaignConfig
+    from airflow_mlops.robustness.models import Probe
+    from airflow_mlops.robustness.profile import Profile
+    from airflow_mlops.robustness.recipes import RecipeBook
+
+__all__ = ["CampaignConfig", "CampaignReport", "Probe", "Profile", "RecipeBook", "run_campaign"]
+
+HOMES = {"CampaignConfig": "config", "Probe": "models", "Profile": "profile", "RecipeBook": "recipes"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the campaign, and TensorFlow with it, only when somebody asks for it."""
-    if name not in ENTRY:
+    """Import a public name, and TensorFlow with it, only when somebody asks for it."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from airflow_mlops.robustness import campaign
-
-    return getattr(campaign, name)
+    return getattr(importlib.import_module(f"{__name__}.{HOMES.get(name, 'campaign')}"), name)

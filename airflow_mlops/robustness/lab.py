@@ -63,7 +63,7 @@ class Lab:
         used.check(probe)
         criteria = {name: CRITERIA[name](used, config.coverage) for name in config.criteria}
         seeds, outputs = _seeds(probe, inputs, labels, criteria, config.batch_size)
-        other = Probe(reference, micro_batch=micro_batch) if reference is not None else None
+        other = _reference(reference, probe, inputs) if reference is not None else None
         parts = {"model": probe.digest, "reference": other.digest if other else None, "inputs": inputs_digest(inputs), "profile": used.digest}
         fingerprint = bytes_digest(canonical_json({**parts, "labels": bytes_digest(labels.tobytes()), "config": config_data(config)}))
         known = {name: criterion.state() for name, criterion in criteria.items()}
@@ -120,6 +120,19 @@ def _swapped(to: Ints, pairs: tuple[tuple[int, int], ...]) -> Ints:
     for one, other in pairs:
         swapped[one], swapped[other] = other, one
     return swapped
+
+
+def _reference(model: Any, probe: Probe, inputs: npt.NDArray[Any]) -> Probe:
+    """Return the independent model, which must answer the same question; whether it gives logits is decided by the same inputs in every shard."""
+    other = Probe(model, micro_batch=probe.micro_batch)
+    other.check(inputs)
+    if other.num_classes != probe.num_classes:
+        raise RobustnessError(
+            f"The reference model {model.name!r} has {other.num_classes} classes, and the model {probe.num_classes}. Pass one that was trained "
+            "on the same classes in the same order."
+        )
+    other.answer(inputs[: other.micro_batch])
+    return other
 
 
 def _checked_labels(probe: Probe, labels: Ints, inputs: npt.NDArray[Any], config: CampaignConfig) -> Ints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import tensorflow as tf
 
 from airflow_mlops.robustness import constraints
 from airflow_mlops.robustness.mutators.base import Floats, Ints, Mutator
+
+TRACING = threading.Lock()  # arms that begin at the same time wait for one graph instead of making it each
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class InputKind(ABC):
         `mutator` (N,) are positions in `names`; `severity` (N,) in [0, 1]; `key` (N,) random 32-bit keys.
         """
         sizes = np.bincount(mutator, minlength=len(names)).astype(np.int32)
-        graph = _graph(self, tuple(self.mutators[name] for name in names), inputs.shape[1:])
+        with TRACING:
+            graph = _graph(self, tuple(self.mutators[name] for name in names), inputs.shape[1:])
         columns = inputs, severity.astype(np.float32), key.astype(np.uint32)
         if (np.diff(mutator) >= 0).all():  # grouped already: the images need not be copied twice
             return np.asarray(graph(tf.constant(sizes), *map(tf.constant, columns)))

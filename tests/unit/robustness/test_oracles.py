@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness.campaign import CampaignConfig, RecipeBook, run_campaign
 from airflow_mlops.robustness.models import Answers
 from airflow_mlops.robustness.oracles import ORACLES, Evidence, verdicts
@@ -66,6 +66,17 @@ def test_disagreement_without_another_model_is_refused(digits, tmp_path):
     config = CampaignConfig(oracles=("misclassified", "disagrees"))
     with pytest.raises(SpecError, match="pass it as `reference`"):
         run_campaign(digits.model, digits.inputs, digits.labels, config=config, out_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_classes", "words"), [((8, 8, 1), 3, "has 3 classes, and the model 10"), ((4, 4, 1), 10, r"takes numbers of shape \(4, 4, 1\)")]
+)
+def test_another_model_that_answers_another_question_is_refused(digits, tmp_path, shape, num_classes, words):
+    import keras
+
+    other = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(num_classes)])
+    with pytest.raises(RobustnessError, match=words):
+        run_campaign(digits.model, digits.inputs, digits.labels, config=CampaignConfig(oracles=("disagrees",)), out_dir=tmp_path, reference=other)
 
 
 def test_an_own_oracle_is_one_function_and_one_entry(digits, tmp_path, monkeypatch):
