@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,7 +81,7 @@ def canonical_json(data: Any) -> bytes:
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that a reader sees all of it or none: temporary file in the same directory, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -91,3 +92,12 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def clear_abandoned(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it; what cannot be removed stays."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        writer = left.name.removeprefix(f".{path.name}.").partition(".")[0]
+        with contextlib.suppress(OSError):
+            if not (writer.isdigit() and Path(f"/proc/{writer}").exists()):
+                left.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.robustness import constraints
-from airflow_mlops.robustness.corpus import Corpus
+from airflow_mlops.robustness.corpus import Corpus, by_depth
 from airflow_mlops.robustness.draw import generator
 from airflow_mlops.robustness.lab import Lab
+from airflow_mlops.robustness.members import returned
 from airflow_mlops.robustness.mutators.base import Floats, Ints
 from airflow_mlops.robustness.schedules import SCHEDULES
 from airflow_mlops.robustness.schedules.base import LEVELS, Outcome, Proposals, Space, propose
+from airflow_mlops.robustness.stored import part_of
 
 MAX_TRIES = 50  # candidates per mutant, DeepHunter's
 COUNTS = ("generation", "num_mutants", "num_candidates", "num_invalid", "num_unchanged", "num_new", "num_dropped")
@@ -109,7 +111,8 @@ class Arm:
         answers, oracle = self.lab.judge(mutants.inputs, mutants.expected)
         defect = oracle >= 0
         # Every criterion sees every mutant: coverage says what was run, whether the answer was right or wrong.
-        gained = [criterion.observe(answers) for criterion in self.criteria.values()]
+        seen = {name: criterion.observe(answers) for name, criterion in self.criteria.items()}
+        gained = [returned(f"Criterion {name!r}", "gains", value, shape=defect.shape, kinds="iu") for name, value in seen.items()]
         new = np.sum(gained, axis=0) > 0 if gained else np.zeros(len(mutants), dtype=np.bool_)
         distinct = self._first_of_pair(self.corpus["seed"][proposals.parent], answers.prediction, defect)
         outcome = Outcome(defect, distinct, new, mutants.expected, answers.prediction, answers.outputs)
@@ -145,6 +148,9 @@ class Arm:
         l0_reference = np.where(moved, corpus["l0"][parent], corpus["l0_reference"][parent])
         linf_reference = np.where(moved, corpus["linf"][parent], corpus["linf_reference"][parent])
         l0, linf = constraints.accumulated(*kind.distances(reference, inputs), l0_reference, linf_reference)
+        if np.isnan(linf).any():
+            broken = sorted({self.lab.config.mutator_names[at] for at in proposals.mutator[np.isnan(linf)]})
+            raise RobustnessError(f"Mutators {', '.join(broken)} returned NaN; expected legal inputs at every severity from 0 to 1. Mend them.")
         changed = (inputs != parents).reshape(len(inputs), -1).any(axis=1)
         self.num_unchanged += int(np.count_nonzero(~changed))
         expected = self.lab.expected(corpus["expected"][parent], proposals.mutator)
@@ -168,7 +174,9 @@ class Arm:
         corpus, gain = self.corpus, outcome.new | outcome.distinct
         corpus["last_gain"][proposals.parent] = 0
         np.add.at(corpus["last_gain"], proposals.parent, gain)
-        wanted = ~outcome.defect & (mutants.expected >= 0) & self.schedule.keeps(corpus, proposals, outcome)
+        keeps = self.schedule.keeps(corpus, proposals, outcome)
+        keeps = returned(f"Schedule {type(self.schedule).__name__}", "what it keeps", keeps, shape=(len(mutants),), kinds="b")
+        wanted = ~outcome.defect & (mutants.expected >= 0) & keeps
         rows = np.flatnonzero(wanted)
         room = self.max_corpus - len(corpus)
         self.num_dropped += max(0, len(rows) - room)
@@ -218,7 +226,7 @@ class Arm:
             return
         inputs = np.empty((len(columns["seed"]), *self.corpus.inputs.shape[1:]), self.corpus.inputs.dtype)
         inputs[:num_seeds] = self.corpus.inputs
-        for rows in _by_depth(columns["depth"], self.lab.config.batch_size):
+        for rows in by_depth(columns["depth"], self.lab.config.batch_size):
             steps = (columns[name][rows] for name in ("mutator", "severity", "key"))
             inputs[rows] = self.lab.config.kind.mutate(inputs[columns["parent"][rows]], *steps, names=self.lab.config.mutator_names)
         self.corpus = Corpus(inputs, columns)
@@ -234,16 +242,3 @@ class Arm:
             f"Only {self.num_mutants} of {self.num_candidates} candidates satisfied the constraint (Eq. 1); expected at least one in {MAX_TRIES}. "
             f"Use gentler mutators than {names}, or check that {self.lab.config.kind} describes the inputs."
         )
-
-
-def part_of(state: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:
-    """Return one part of an arm's state: ``corpus``, ``schedule``, ``defects`` or ``criteria.<name>``."""
-    return {name.removeprefix(f"{part}/"): array for name, array in state.items() if name.startswith(f"{part}/")}
-
-
-def _by_depth(depth: Ints, size: int) -> Iterator[Ints]:
-    """Yield the entries of every depth from 1 on, in parts of `size`: a parent always comes before its mutants."""
-    for level in range(1, int(depth.max(initial=0)) + 1):
-        rows = np.flatnonzero(depth == level)
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size]

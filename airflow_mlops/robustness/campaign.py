@@ -12,10 +12,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from airflow_mlops.artifacts import clear_abandoned
 from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.results import DefectRate
 from airflow_mlops.robustness import report
-from airflow_mlops.robustness.arm import Arm, part_of
+from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.clusters import Cluster, clustered
 from airflow_mlops.robustness.config import CampaignConfig
 from airflow_mlops.robustness.coverage.base import Criterion
@@ -27,6 +28,7 @@ from airflow_mlops.robustness.profile import Profile
 from airflow_mlops.robustness.recipes import Recipe, RecipeBook, inputs_digest, replay
 from airflow_mlops.robustness.shards import GUIDED, SAMPLE, SHARD_FILE, Islands, arm_of, read_islands, run_shard
 from airflow_mlops.robustness.statistics import defect_rate
+from airflow_mlops.robustness.stored import part_of
 
 __all__ = ["CampaignConfig", "CampaignReport", "Control", "Lab", "Recipe", "RecipeBook", "finish", "replay", "run_campaign", "run_shard"]
 
@@ -90,7 +92,7 @@ def run_campaign(
     ``islands.npz`` files that interrupted runs left elsewhere. Raises `RobustnessError` for unusable inputs, model or profile, `SpecError` for a
     configuration that does not fit them.
     """
-    lab = Lab.of(model, inputs, labels, config, profile, reference)
+    lab, out_dir = Lab.of(model, inputs, labels, config, profile, reference), Path(out_dir)
     run_shard(lab, out_dir / SHARD_FILE, earlier=earlier)
     return finish(lab, [out_dir / SHARD_FILE], out_dir)
 
@@ -124,7 +126,7 @@ def finish(lab: Lab, files: Sequence[Path], out_dir: Path) -> CampaignReport:
         defects=tuple(examined),
         defect_ids=tuple(recipe.id for recipe in found),
         clusters=clusters,
-        notes=tuple(_notes(lab, guided, sample)),
+        notes=tuple(_notes(lab, guided, sample, examined)),
         recipes=out_dir / "recipes.jsonl",
         report=out_dir / "report.html",
     )
@@ -135,12 +137,14 @@ def finish(lab: Lab, files: Sequence[Path], out_dir: Path) -> CampaignReport:
 def _write(result: CampaignReport, recipes: tuple[Recipe, ...], lab: Lab) -> None:
     book = RecipeBook(lab.probe.digest, inputs_digest(lab.inputs), lab.config.kind, lab.config.mutator_names, recipes)
     try:
+        for path in (result.recipes, result.report):
+            clear_abandoned(path)
         book.save(result.recipes)
         report.write(result, lab)
     except OSError as error:
         raise RobustnessError(
-            f"The campaign's results can not be written to {result.report.parent}: {error}. Free the disk and start it again; what was found is "
-            "kept, and nothing is searched anew."
+            f"The campaign's results can not be written to {result.report.parent}: {error}. Make room, or a directory that can be written to, and "
+            "start it again: what was found is kept, and nothing is searched anew."
         ) from error
 
 
@@ -195,7 +199,7 @@ def _control(guided: Sequence[Arm], sample: Sequence[Arm]) -> Control:
     return Control(sum(budgets), *found)
 
 
-def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm]) -> list[str]:
+def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm], examined: Sequence[Recipe]) -> list[str]:
     """Return what a reader of the figures should know, as sentences."""
     notes = []
     if lab.own_profile:
@@ -215,6 +219,9 @@ def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm]) -> list[str]:
     if idle := [name for name, num in zip(lab.config.mutator_names, made, strict=True) if num == 0]:
         notes.append(f"Nothing is known of {', '.join(idle)}: no candidate was a valid mutant, because these inputs hold nothing to change by it.")
     num_broken = sum(int(np.count_nonzero(arm.defects()["prediction"] == -1)) for arm in arms)
+    if lost := [recipe for recipe in examined if recipe.minimal is None]:
+        names = ", ".join(sorted({step.mutator for recipe in lost for step in recipe.chain}))
+        notes.append(f"{len(lost):,} distinct defects were none when replayed: one of {names} depends on more than the row's own severity and key.")
     if num_broken:
         notes.append(f"{num_broken:,} mutants were answered with NaN or infinity; they count as defects.")
     return notes

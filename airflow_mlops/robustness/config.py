@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.robustness.coverage import CRITERIA, CoverageOptions
-from airflow_mlops.robustness.kinds import Images, InputKind
+from airflow_mlops.robustness.kinds import KINDS, Images, InputKind
 from airflow_mlops.robustness.oracles import ORACLES
 from airflow_mlops.robustness.recipes import kind_of
 from airflow_mlops.robustness.schedules import SCHEDULES
@@ -57,16 +57,23 @@ class CampaignConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_mutants", "batch_size", "sample_mutants", "max_corpus", "num_islands"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise SpecError(f"micro_batch is {self.micro_batch}; expected at least 1, or None.")
-        if self.seed < 0:
-            raise SpecError(f"seed is {self.seed}; expected a whole number from 0 on.")
-        if not 0.0 < self.severity_budget <= 1.0:
-            raise SpecError(f"severity_budget is {self.severity_budget}; expected a mean severity above 0 and up to 1.")
-        if not 0.0 <= self.tolerance < 1.0:
-            raise SpecError(f"tolerance is {self.tolerance}; expected a difference of probabilities in [0, 1).")
+            if not _is_whole(getattr(self, name), 1):
+                raise SpecError(f"{name} is {getattr(self, name)!r}; expected a whole number from 1 on.")
+        if self.micro_batch is not None and not _is_whole(self.micro_batch, 1):
+            raise SpecError(f"micro_batch is {self.micro_batch!r}; expected a whole number from 1 on, or None.")
+        if not _is_whole(self.seed, 0):
+            raise SpecError(f"seed is {self.seed!r}; expected a whole number from 0 on.")
+        if not (_is_number(self.severity_budget) and 0.0 < self.severity_budget <= 1.0):
+            raise SpecError(f"severity_budget is {self.severity_budget!r}; expected a mean severity above 0 and up to 1.")
+        if not (_is_number(self.tolerance) and 0.0 <= self.tolerance < 1.0):
+            raise SpecError(f"tolerance is {self.tolerance!r}; expected a difference of probabilities in [0, 1).")
+        if not isinstance(self.kind, InputKind) or not isinstance(self.coverage, CoverageOptions):
+            raise SpecError(f"kind is {self.kind!r} and coverage {self.coverage!r}; expected one of {', '.join(KINDS)}, and CoverageOptions.")
+        for name in ("criteria", "oracles", *(["mutators"] if self.mutators is not None else [])):
+            if not isinstance(getattr(self, name), tuple) or not all(isinstance(each, str) for each in getattr(self, name)):
+                raise SpecError(f"{name} is {getattr(self, name)!r}; expected a tuple of names, as JSON a list.")
+        if not isinstance(self.schedule, str):
+            raise SpecError(f"schedule is {self.schedule!r}; expected the name of one.")
         _check_names("coverage criterion", "criteria", self.criteria, CRITERIA)
         _check_names("mutator", "mutators", self.mutator_names, self.kind.mutators)
         _check_names("schedule", "schedule", (self.schedule,), SCHEDULES)
@@ -89,10 +96,12 @@ class CampaignConfig:
 
 def config_of(data: Mapping[str, Any]) -> CampaignConfig:
     """Return the configuration that JSON `data` describes, ``kind`` and ``coverage`` as objects; raise `SpecError` for what does not fit."""
+    if not isinstance(data, Mapping):
+        raise SpecError(f"The options of a campaign are {data!r}; expected an object with fields of CampaignConfig.")
     known = {field.name for field in fields(CampaignConfig)}
     for name in data:
         if name not in known:
-            raise unknown_name("field of CampaignConfig", name, known)
+            raise unknown_name("field of CampaignConfig", str(name), known)
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name not in ("kind", "coverage")
     }
@@ -101,6 +110,14 @@ def config_of(data: Mapping[str, Any]) -> CampaignConfig:
         return CampaignConfig(**plain, kind=kind, coverage=CoverageOptions(**data.get("coverage", {})))
     except TypeError as error:
         raise SpecError(f"These are no options of a campaign: {error}. Use the fields and types that CampaignConfig documents.") from error
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_names(what: str, field: str, names: tuple[str, ...], known: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,14 @@ class Corpus:
             entries.append(entry)
             entry = int(self["parent"][entry])
         return entries[::-1]
+
+
+def by_depth(depth: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield the entries of every depth from 1 on, in parts of `size`: a parent always comes before its mutants."""
+    for level in range(1, int(depth.max(initial=0)) + 1):
+        rows = np.flatnonzero(depth == level)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
 
 
 def _grown(array: npt.NDArray[Any], capacity: int) -> npt.NDArray[Any]:

@@ -14,11 +14,13 @@ from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness.config import CampaignConfig
 from airflow_mlops.robustness.coverage import CRITERIA
 from airflow_mlops.robustness.coverage.base import Criterion
+from airflow_mlops.robustness.members import code_digest
 from airflow_mlops.robustness.models import Answers, Probe
 from airflow_mlops.robustness.mutators.base import Floats, Ints
-from airflow_mlops.robustness.oracles import Evidence, verdicts
+from airflow_mlops.robustness.oracles import ORACLES, Evidence, verdicts
 from airflow_mlops.robustness.profile import Profile
 from airflow_mlops.robustness.recipes import inputs_digest, kind_data
+from airflow_mlops.robustness.schedules import SCHEDULES
 
 MICRO_BATCH = 256
 GENERATION_BYTES = 64 << 20  # a generation of mutants and its references lie in memory together
@@ -54,18 +56,24 @@ class Lab:
         """Check everything and ask the model about every input once; raise `RobustnessError` for unusable inputs, model or profile."""
         if "disagrees" in config.oracles and reference is None:
             raise SpecError("Oracle 'disagrees' compares with another model; pass it as `reference`, or leave the oracle out.")
-        inputs = config.kind.checked(np.asarray(inputs))
+        inputs = config.kind.checked(_array(inputs, "inputs"))
         micro_batch = config.micro_batch or fitting_micro_batch(inputs)
         probe = Probe(model, micro_batch=micro_batch)
         probe.check(inputs)
-        labels = _checked_labels(probe, np.asarray(labels), inputs, config)
+        labels = _checked_labels(probe, _array(labels, "labels"), inputs, config)
         used = profile or Profile.of(probe, inputs)
         used.check(probe)
         criteria = {name: CRITERIA[name](used, config.coverage) for name in config.criteria}
         seeds, outputs = _seeds(probe, inputs, labels, criteria, config.batch_size)
         other = _reference(reference, probe, inputs) if reference is not None else None
-        parts = {"model": probe.digest, "reference": other.digest if other else None, "inputs": inputs_digest(inputs), "profile": used.digest}
-        fingerprint = bytes_digest(canonical_json({**parts, "labels": bytes_digest(labels.tobytes()), "config": config_data(config)}))
+        parts: dict[str, Any] = {
+            "model": probe.digest,
+            "reference": other.digest if other else None,
+            "inputs": inputs_digest(inputs),
+            "profile": used.digest,
+        }
+        parts |= {"labels": bytes_digest(labels.tobytes()), "config": config_data(config), "code": _code(config)}
+        fingerprint = bytes_digest(canonical_json(parts))
         known = {name: criterion.state() for name, criterion in criteria.items()}
         return cls(config, probe, other, inputs, labels, seeds, outputs, used, profile is None, known, fingerprint)
 
@@ -131,8 +139,28 @@ def _reference(model: Any, probe: Probe, inputs: npt.NDArray[Any]) -> Probe:
             f"The reference model {model.name!r} has {other.num_classes} classes, and the model {probe.num_classes}. Pass one that was trained "
             "on the same classes in the same order."
         )
-    other.answer(inputs[: other.micro_batch])
+    if num_broken := sum(int(np.count_nonzero(answers.prediction == -1)) for answers in other.answer_all(inputs, LARGEST_GENERATION)):
+        raise RobustnessError(
+            f"The reference model {model.name!r} answers {num_broken} of {len(inputs)} unchanged inputs with NaN or infinity, with which nothing "
+            "disagrees. Pass a trained one."
+        )
     return other
+
+
+def _array(values: Any, what: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise RobustnessError(f"The {what} are no array: {error}. Expected rows that are all of the same shape.") from error
+
+
+def _code(config: CampaignConfig) -> dict[str, Any]:
+    """Return what tells the code of one campaign from another's: a resumed one must not go on by other rules than it began with."""
+    kind, schedule = config.kind, SCHEDULES[config.schedule]
+    mutators = [kind.mutators[name] for name in config.mutator_names]
+    rules = [(mutator.limit, mutator.relation, mutator.moves, mutator.counted) for mutator in mutators]
+    members: list[Any] = [type(kind), schedule, *(CRITERIA[name] for name in config.criteria), *(ORACLES[name] for name in config.oracles)]
+    return {"rules": rules, "members": [code_digest(member) for member in (*members, *(mutator.apply for mutator in mutators))]}
 
 
 def _checked_labels(probe: Probe, labels: Ints, inputs: npt.NDArray[Any], config: CampaignConfig) -> Ints:

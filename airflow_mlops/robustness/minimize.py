@@ -28,7 +28,7 @@ def minimized(lab: Lab, recipes: Sequence[Recipe]) -> list[Recipe]:
     what the campaign gave it, or to any lower multiple of an eighth of that. Failing is not monotone in severity, so a severity in between may.
 
     All recipes are worked on at once, each step by step from its last one, and again whatever may have become possible by a change elsewhere in
-    the chain. Every change lowers a whole number, which is why it ends. A recipe that does not fail when replayed stays as it is.
+    the chain. Every change lowers a whole number, which is why it ends. A recipe that does not fail when replayed stays without.
     """
     if not recipes:
         return []
@@ -45,7 +45,7 @@ def minimized(lab: Lab, recipes: Sequence[Recipe]) -> list[Recipe]:
             levels[rows, position] = found
             stale[changed] = levels[changed] > LEFT_OUT
             stale[rows, position] = False
-    return [replace(recipe, minimal=trial.chain(row, levels[row])) for row, recipe in enumerate(recipes)]
+    return [replace(recipe, minimal=trial.chain(row, levels[row])) if failing[row] else recipe for row, recipe in enumerate(recipes)]
 
 
 def _left_out(trial: _Trial, rows: Ints, levels: Ints, position: Ints) -> Ints:

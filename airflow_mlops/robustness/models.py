@@ -75,15 +75,20 @@ class Probe:
         self.digest = model_digest(model)
 
     def check(self, inputs: npt.NDArray[Any]) -> None:
-        """Raise `RobustnessError` unless the model takes inputs of this shape and type, numbers or texts."""
-        self._shaped(np.asarray(inputs))
+        """Raise `RobustnessError` unless the model takes inputs of this shape and type, numbers or texts, and casting them changes no value."""
+        inputs = self._shaped(np.asarray(inputs))
+        if self._dtype.is_integer and not np.array_equal(inputs, inputs.astype(self._dtype.as_numpy_dtype)):
+            raise RobustnessError(
+                f"The model takes {self._dtype.name}, and these inputs, from {inputs.min()} to {inputs.max()}, are other numbers when cast to it. "
+                "Pass them as the model was trained on, and name their value_range."
+            )
 
     def check_labels(self, labels: Ints) -> None:
         """Raise `RobustnessError` unless `labels` (N,) are numbers of classes that the model has an output for."""
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise RobustnessError(
-                f"The labels are {labels.dtype} of shape {labels.shape}; expected one class number per input. "
-                "Turn one-hot rows into numbers with labels.argmax(axis=1)."
+                f"The labels are {labels.dtype} of shape {labels.shape}; expected one class number per input, whole numbers of shape (N,). "
+                "Turn one-hot rows into them with labels.argmax(axis=1)."
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise RobustnessError(

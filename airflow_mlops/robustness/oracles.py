@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from airflow_mlops.robustness.members import returned
 from airflow_mlops.robustness.models import Answers
 from airflow_mlops.robustness.mutators.base import Floats, Ints
 
@@ -56,5 +57,6 @@ ORACLES: dict[str, Oracle] = {"misclassified": misclassified, "disagrees": disag
 
 def verdicts(names: Sequence[str], evidence: Evidence) -> Ints:
     """Return (N,) which oracle speaks first, as its position in `names`, or -1 where none does."""
-    spoken = np.stack([ORACLES[name](evidence) for name in names])
+    shape = (len(evidence.expected),)
+    spoken = np.stack([returned(f"Oracle {name!r}", "verdicts", ORACLES[name](evidence), shape=shape, kinds="b") for name in names])
     return np.where(spoken.any(axis=0), spoken.argmax(axis=0), -1)

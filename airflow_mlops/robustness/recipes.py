@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
-from airflow_mlops.exceptions import RobustnessError, unknown_name
+from airflow_mlops.exceptions import RobustnessError, SpecError, unknown_name
 from airflow_mlops.robustness.kinds import KINDS, InputKind
 
 SCHEMA_VERSION = 3
@@ -72,7 +72,7 @@ class RecipeBook:
     def save(self, path: Path) -> None:
         """Write JSON lines atomically: a header, then one recipe per line."""
         header = {"schema_version": SCHEMA_VERSION, "model_digest": self.model_digest, "inputs_digest": self.inputs_digest}
-        header |= {"kind": kind_data(self.kind), "mutators": self.mutators}
+        header |= {"kind": kind_data(self.kind), "mutators": self.mutators, "num_recipes": len(self.recipes)}
         line = json.JSONEncoder(separators=(",", ":")).encode
         write_atomically(path, "".join(f"{line(item)}\n" for item in (header, *map(_data, self.recipes))).encode())
 
@@ -83,6 +83,8 @@ class RecipeBook:
             header, *lines = (json.loads(line) for line in path.read_text().splitlines())
             if header.pop("schema_version") != SCHEMA_VERSION:
                 raise RobustnessError(f"{path} has another schema version than {SCHEMA_VERSION}. Read it with the version that wrote it.")
+            if (num := header.pop("num_recipes")) != len(lines):
+                raise ValueError(f"it has {len(lines)} recipes, expected {num}")
             kind = kind_of(header.pop("kind"))
             return cls(**{**header, "mutators": tuple(header["mutators"])}, kind=kind, recipes=tuple(map(_recipe, lines)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -126,14 +128,22 @@ def kind_data(kind: InputKind) -> dict[str, Any]:
 
 
 def kind_of(data: Mapping[str, Any]) -> InputKind:
-    """Return the kind that `kind_data` described; raise `SpecError` for an unknown one, `RobustnessError` for impossible options."""
-    name = data["name"]
+    """Return the kind that `kind_data` described; raise `SpecError` for an unknown one, and for unknown or impossible options."""
+    name = data.get("name") if isinstance(data, Mapping) else None
+    if not isinstance(name, str):
+        raise SpecError(f"The kind of inputs is {data!r}; expected an object with a name, such as {{'name': 'images', 'value_range': [0, 1]}}.")
     if name not in KINDS:
         raise unknown_name("kind of inputs", name, KINDS)
+    options = {key: value for key, value in data.items() if key != "name"}
+    known = {field.name for field in fields(KINDS[name])}
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of {name}", str(option), known)
     try:
-        return TypeAdapter(KINDS[name]).validate_python({key: value for key, value in data.items() if key != "name"})
+        return TypeAdapter(KINDS[name]).validate_python(options)
     except ValidationError as error:
-        raise RobustnessError(f"These are no options of inputs of kind {name!r}: {error}. Use those that its class documents.") from error
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise SpecError(f"These are no options of inputs of kind {name!r}: {wrong}. Use those that its class documents.") from error
 
 
 def _replay_batch(chains: Sequence[Sequence[Step]], inputs: npt.NDArray[Any], kind: InputKind, mutators: Sequence[str]) -> npt.NDArray[Any]:

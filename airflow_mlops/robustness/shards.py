@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from airflow_mlops.artifacts import clear_abandoned
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.coverage import CRITERIA
@@ -105,8 +106,7 @@ def _unfinished(lab: Lab, islands: Sequence[int], done: Islands) -> Iterator[tup
 
 def _begun(lab: Lab, path: Path, mine: Sequence[int], earlier: Sequence[Path]) -> Islands:
     """Return what is there of the islands in `path`, and of `mine` in the earlier files: of every arm the state that is furthest."""
-    for cut_off in path.parent.glob(f".{path.name}.*"):  # a process killed while it wrote
-        cut_off.unlink(missing_ok=True)
+    clear_abandoned(path)
     done = read_islands(path, lab.fingerprint) if path.exists() else {}
     for file in earlier:
         try:
@@ -189,8 +189,12 @@ def write_islands(path: Path, fingerprint: str, islands: Islands) -> None:
         write_arrays(path, {"fingerprint": np.array(fingerprint), "num_arrays": np.array(len(arrays)), **arrays})
     except OSError as error:
         raise RobustnessError(
-            f"The campaign's state can not be written to {path}: {error}. What was written before is whole; free the disk and start it again, "
-            "and it goes on from there."
+            f"The campaign's state can not be written to {path}: {error}. What was written before is whole; make room, or a directory that can be "
+            "written to, and start it again: it goes on from there."
+        ) from error
+    except ValueError as error:
+        raise RobustnessError(
+            f"The campaign's state can not be stored: {error}. Expected plain arrays from every schedule's and criterion's `state`; mend it."
         ) from error
 
 
@@ -205,7 +209,7 @@ def read_islands(path: Path, fingerprint: str) -> Islands:
                 raise ValueError(f"it has {len(keys)} arrays, expected {stored['num_arrays']}")
             # Another campaign's may be large, and nobody wants it.
             for key in keys if found == fingerprint else ():
-                island, arm, name = key.split("|")
+                island, arm, name = key.split("|", 2)
                 islands.setdefault(int(island), {}).setdefault(arm, {})[name] = stored[key]
     except UNREADABLE as error:
         raise RobustnessError(f"{path} holds no islands of a campaign ({error}). Remove it, and run its shard again.") from error

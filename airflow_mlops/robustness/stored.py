@@ -19,7 +19,15 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, Ru
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write `arrays` by name as one uncompressed file; raise `OSError`, and leave what was there, if the disk refuses."""
+    """Write `arrays` by name as one uncompressed file; raise `OSError`, and leave what was there, if the disk refuses.
+
+    Raises `ValueError` for arrays of objects, which could not be read back.
+    """
     stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    np.savez(stream, allow_pickle=False, **arrays)
     write_atomically(path, stream.getvalue())
+
+
+def part_of(state: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:
+    """Return one part of an arm's state: ``corpus``, ``schedule``, ``defects`` or ``criteria.<name>``."""
+    return {name.removeprefix(f"{part}/"): array for name, array in state.items() if name.startswith(f"{part}/")}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.layout import ArrayLayout
+from airflow_mlops.exceptions import SpecError
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import RobustnessResult, RobustnessShardResult, TrainingResult
 from airflow_mlops.stages.inputs import read_split
@@ -73,6 +74,8 @@ def prepared(spec: Spec) -> Lab:
     from airflow_mlops.robustness.profile import Profile
     from airflow_mlops.training.function import import_from
 
+    if twice := {"max_mutants", "seed"} & set(spec.options):
+        raise SpecError(f"options names {', '.join(sorted(twice))}, which the spec has fields for: set them there.")
     for module in spec.extensions:
         import_from(Path(spec.code_path).resolve(), module)
     config = config_of({"sample_mutants": spec.max_mutants, **spec.options, "max_mutants": spec.max_mutants, "seed": spec.seed})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
-from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError
+from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, StageError
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, StageFailure
 from airflow_mlops.results import from_data, to_data
 from airflow_mlops.stages import stage
@@ -66,7 +66,13 @@ def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
     else:
         log.info("%s", result.headline())
         record = Record(SCHEMA_VERSION, name, digest, result=data, inputs=inputs)
-    write_atomically(result_path, canonical_json(to_data(record)))
+    try:
+        write_atomically(result_path, canonical_json(to_data(record)))
+    except OSError as error:
+        raise StageError(
+            f"The record of stage {name!r} can not be written to {result_path}: {error}. Nothing is believed without it: make room, and run the "
+            "stage again."
+        ) from error
     return 0 if record.error is None else 1
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.robustness import constraints
 from airflow_mlops.robustness.mutators.base import Floats, Ints, Mutator
 
@@ -71,12 +72,18 @@ class InputKind(ABC):
             graph = _graph(self, tuple(self.mutators[name] for name in names), inputs.shape[1:])
         columns = inputs, severity.astype(np.float32), key.astype(np.uint32)
         if (np.diff(mutator) >= 0).all():  # grouped already: the images need not be copied twice
-            return np.asarray(graph(tf.constant(sizes), *map(tf.constant, columns)))
+            return _as_many(np.asarray(graph(tf.constant(sizes), *map(tf.constant, columns))), inputs, names)
         order = np.argsort(mutator, kind="stable")
-        grouped = graph(tf.constant(sizes), *(tf.constant(column[order]) for column in columns)).numpy()
-        mutants: npt.NDArray[Any] = np.empty_like(grouped)
+        grouped = _as_many(graph(tf.constant(sizes), *(tf.constant(column[order]) for column in columns)).numpy(), inputs, names)
+        mutants: npt.NDArray[Any] = np.empty(inputs.shape, grouped.dtype)
         mutants[order] = grouped
         return mutants
+
+
+def _as_many(mutants: npt.NDArray[Any], inputs: npt.NDArray[Any], names: Sequence[str]) -> npt.NDArray[Any]:
+    if len(mutants) != len(inputs):
+        raise RobustnessError(f"{', '.join(names)} made {len(mutants)} mutants of {len(inputs)} inputs; each must return a mutant for every row.")
+    return mutants
 
 
 @functools.lru_cache(maxsize=32)
@@ -88,7 +95,7 @@ def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...
 
     def apply(sizes: tf.Tensor, *columns: tf.Tensor) -> tf.Tensor:
         parts = [tf.split(column, sizes, num=len(mutators)) for column in columns]
-        mutants = [mutator.apply(*rows, kind) for mutator, *rows in zip(mutators, *parts, strict=True)]
+        mutants = [tf.ensure_shape(mutator.apply(*rows, kind), (None, *shape)) for mutator, *rows in zip(mutators, *parts, strict=True)]
         return kind.legal(tf.concat(mutants, axis=0))
 
     signature = [
@@ -97,4 +104,13 @@ def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((None,), tf.uint32),
     ]
-    return tf.function(apply, input_signature=signature).get_concrete_function()  # type: ignore[no-any-return]
+    try:
+        return tf.function(apply, input_signature=signature).get_concrete_function()  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a user's mutator raises
+        for mutator in mutators if len(mutators) > 1 else ():
+            _graph(kind, (mutator,), shape)  # raises for the one to blame
+        name = next((name for name, known in kind.mutators.items() if known is mutators[0]), "?")
+        raise RobustnessError(
+            f"Mutator {name!r} can not be applied: {' '.join(str(error).split())[-400:]} Expected a function, in TensorFlow, of inputs "
+            f"(N, {', '.join(map(str, shape))}) float32, severities (N,), keys (N,) and the kind, that returns mutants of the inputs' shape and type."
+        ) from error

@@ -6,13 +6,16 @@ own key: a counter-based hash (MurmurHash3's finaliser) of (key, counter), in in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
+from airflow_mlops.exceptions import SpecError, unknown_name
 
 ValueRange: TypeAlias = tuple[float, float]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -40,6 +43,12 @@ class Mutator:
     relation: Relation = "same"
     moves: bool = False
     counted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.relation not in get_args(Relation):
+            raise unknown_name("relation of a mutator", self.relation, get_args(Relation))
+        if isinstance(self.limit, bool) or not isinstance(self.limit, (int, float)) or not 0.0 < self.limit < math.inf:
+            raise SpecError(f"The limit of a mutator is {self.limit!r}; expected a number above 0, what severity 1 is in {self.unit!r}.")
 
 
 def random_bits(key: tf.Tensor, num: tf.Tensor | int, stream: int) -> tf.Tensor:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.robustness.corpus import Corpus
+from airflow_mlops.robustness.members import returned
 from airflow_mlops.robustness.mutators.base import Floats, Ints
 
 LEVELS = 5  # severities are tallied in this many equal parts of the range
@@ -112,14 +114,20 @@ def allowed(moves: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_], random: 
 
 def propose(schedule: Schedule, corpus: Corpus, num: int, random: np.random.Generator) -> Proposals:
     """Return `num` candidates and count them in the corpus; a chain spends at most one whole severity range per mutator."""
-    weights = schedule.weights(corpus)
+    who = f"Schedule {type(schedule).__name__}"
+    weights = returned(who, "weights", schedule.weights(corpus), shape=(len(corpus),), kinds="fiu")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise RobustnessError(f"{who} weighs entries from {weights.min()} to {weights.max()}; expected finite weights from 0 on, not all of them 0.")
     # A parent that moved can be followed by a mutator that does not move only: without any, it is no parent.
     weights = np.where(corpus["moved"], 0.0, weights) if schedule.space.moves.all() else weights
     num_parents = -(-num // schedule.mutants_per_parent)
     chosen = random.choice(len(corpus), size=num_parents, p=weights / weights.sum())
     np.add.at(corpus["times_fuzzed"], chosen, 1)
     parent = np.repeat(chosen, schedule.mutants_per_parent)[:num]
-    mutator, severity = schedule.steps(corpus, parent, random)
+    steps, names, kinds = schedule.steps(corpus, parent, random), ("mutators", "severities"), ("iu", "fiu")
+    mutator, severity = (returned(who, name, step, shape=(num,), kinds=kind) for name, step, kind in zip(names, steps, kinds, strict=True))
+    if not (0 <= mutator.min() <= mutator.max() < len(schedule.space.moves) and np.isfinite(severity).all()):
+        raise RobustnessError(f"{who} chose mutators {mutator.min()} to {mutator.max()} of {len(schedule.space.moves)}, or severities that are NaN.")
     left = 1.0 - corpus["spent"][parent, mutator]
     severity = np.clip(severity, 0.0, np.maximum(left, 0.0)).astype(np.float32)
     return Proposals(parent, mutator, severity, random.integers(0, 2**32, num, dtype=np.uint32))

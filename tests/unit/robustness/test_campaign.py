@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness import constraints
 from airflow_mlops.robustness.campaign import CampaignConfig, RecipeBook, finish, run_campaign
+from airflow_mlops.robustness.config import config_of
 from airflow_mlops.robustness.coverage import CoverageOptions
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.robustness.lab import Lab
@@ -280,6 +281,19 @@ def test_unusable_inputs_are_refused_with_advice(digits, tmp_path, change, messa
         run(digits.model, *change(digits.inputs, digits.labels), tmp_path)
 
 
+def test_pictures_that_a_model_of_whole_numbers_would_cut_off_are_refused(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1), dtype="uint8"), keras.layers.Rescaling(1 / 16), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")]
+    )
+    with pytest.raises(RobustnessError, match=r"takes uint8, and these inputs, from 0.0 to 0.5, are other numbers"):
+        run(model, np.linspace(0, 0.5, 128, dtype=np.float32).reshape(2, 8, 8, 1), np.zeros(2, int), str(tmp_path))
+
+
+def test_rows_of_different_lengths_are_no_array(digits, tmp_path):
+    with pytest.raises(RobustnessError, match="The inputs are no array"):
+        run(digits.model, [[1.0], [1.0, 2.0]], digits.labels, tmp_path)
+
+
 def test_another_campaign_in_the_same_directory_is_refused(digits, tmp_path):
     small = {"max_mutants": 40, "sample_mutants": 40}
     campaign(digits, tmp_path, **small)
@@ -316,11 +330,27 @@ def test_a_shard_that_does_not_exist_is_refused(digits, tmp_path):
         ("seed", -1, "seed is -1"),
         ("severity_budget", 0.0, "severity_budget"),
         ("tolerance", 1.0, "tolerance"),
+        ("tolerance", float("nan"), "tolerance is nan"),
+        ("max_mutants", 7.5, "max_mutants is 7.5; expected a whole number from 1 on"),
+        ("max_mutants", True, "max_mutants is True"),
+        ("seed", 1e3, "seed is 1000.0; expected a whole number from 0 on"),
+        ("batch_size", "64", "batch_size is '64'"),
+        ("criteria", "kmnc", "criteria is 'kmnc'; expected a tuple of names"),
+        ("mutators", (None,), "expected a tuple of names"),
+        ("schedule", None, "schedule is None; expected the name of one"),
+        ("kind", None, "kind is None"),
+        ("coverage", None, "coverage None; expected"),
     ],
 )
 def test_an_impossible_configuration_is_refused(field, value, message):
     with pytest.raises(SpecError, match=message):
         CampaignConfig(**{field: value})
+
+
+@pytest.mark.parametrize("data", [None, [], {1: 2}, {"max_mutant": 3}])
+def test_options_that_are_none_are_told(data):
+    with pytest.raises(SpecError, match=r"expected an object with fields|Unknown field"):
+        config_of(data)
 
 
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, float("inf"))])

@@ -79,6 +79,14 @@ def test_another_model_that_answers_another_question_is_refused(digits, tmp_path
         run_campaign(digits.model, digits.inputs, digits.labels, config=CampaignConfig(oracles=("disagrees",)), out_dir=tmp_path, reference=other)
 
 
+def test_another_model_that_answers_nan_is_refused(digits, tmp_path):
+    import keras
+
+    broken = keras.Model(digits.model.inputs, digits.model.outputs[0] * float("nan"))
+    with pytest.raises(RobustnessError, match=r"reference model .* with NaN or infinity, with which nothing disagrees"):
+        run_campaign(digits.model, digits.inputs, digits.labels, config=CampaignConfig(oracles=("disagrees",)), out_dir=tmp_path, reference=broken)
+
+
 def test_an_own_oracle_is_one_function_and_one_entry(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(ORACLES, "unsure", lambda evidence: evidence.answers.confidence < 0.5)
     config = CampaignConfig(max_mutants=400, sample_mutants=100, oracles=("unsure",))

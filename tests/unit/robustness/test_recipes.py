@@ -89,7 +89,14 @@ def test_other_inputs_are_refused():
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: "", lambda text: text[:-9], lambda text: text.replace('"seed"', '"sad"'), lambda text: "[1]\n" + text]
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[:-9],
+        lambda text: text.replace('"seed"', '"sad"'),
+        lambda text: "[1]\n" + text,
+        lambda text: text[: text.rindex("\n", 0, -1) + 1],
+    ],
 )
 def test_a_damaged_file_is_refused(damage, tmp_path):
     path = tmp_path / "recipes.jsonl"
@@ -120,8 +127,22 @@ def test_a_kind_survives_json_and_an_unknown_one_suggests_the_nearest():
         assert kind_of(kind_data(kind)) == kind
     with pytest.raises(SpecError, match="Did you mean 'images'"):
         kind_of({"name": "imags"})
-    with pytest.raises(RobustnessError, match="no options of inputs of kind 'images'"):
-        kind_of({"name": "images", "value_range": "wide"})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"name": "images", "value_range": "wide"}, "no options of inputs of kind 'images': value_range"),
+        ({"name": "images", "valuerange": [-1, 1]}, "Did you mean 'value_range'"),
+        ({"name": ["images"]}, "expected an object with a name"),
+        ({}, "expected an object with a name"),
+        ("images", "expected an object with a name"),
+        (None, "expected an object with a name"),
+    ],
+)
+def test_a_kind_that_is_none_is_told(data, words):
+    with pytest.raises(SpecError, match=words):
+        kind_of(data)
 
 
 def test_inputs_of_text_have_a_digest_of_their_own_words():

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from airflow_mlops.artifacts import clear_abandoned
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness import shards
 from airflow_mlops.robustness.campaign import CampaignConfig, finish, run_campaign
 from airflow_mlops.robustness.coverage import CoverageOptions
 from airflow_mlops.robustness.lab import Lab
+from airflow_mlops.robustness.schedules import SCHEDULES
 from airflow_mlops.robustness.shards import AT_ONCE, SAVE_SECONDS, SHARD_FILE, read_islands, run_shard, write_islands
 
 # Generations of 16 candidates, so that every arm takes several.
@@ -196,6 +198,22 @@ def test_what_a_killed_writer_left_is_cleared_away(lab, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [SHARD_FILE]
 
 
+def test_what_another_process_is_writing_is_left_alone(lab, monkeypatch, tmp_path):
+    with subprocess.Popen(["sleep", "60"]) as writer:
+        (tmp_path / f".{SHARD_FILE}.{writer.pid}.x1y2").write_bytes(b"half a file")
+        saved(lab, monkeypatch, tmp_path / SHARD_FILE, stop_after=1)
+        writer.kill()
+    assert len(list(tmp_path.iterdir())) == 2
+    clear_abandoned(tmp_path / SHARD_FILE)
+    assert [path.name for path in tmp_path.iterdir()] == [SHARD_FILE]
+
+
+def test_a_state_of_objects_is_refused_before_it_is_written(lab, monkeypatch, tmp_path):
+    monkeypatch.setattr(SCHEDULES[lab.config.schedule], "state", lambda schedule: {"seen": np.array([{}], dtype=object)})
+    with pytest.raises(RobustnessError, match=r"can not be stored.*schedule's and criterion's `state`"):
+        run_shard(lab, tmp_path / SHARD_FILE, clock=always())
+
+
 @contextmanager
 def disk_of(num_bytes):
     """A disk on which a file can have no more bytes than this."""
@@ -211,7 +229,7 @@ def test_a_full_disk_ends_with_advice_and_the_campaign_goes_on_when_there_is_roo
     path = tmp_path / SHARD_FILE
     with (
         disk_of(sum(map(len, whole[0].values()))),
-        pytest.raises(RobustnessError, match=r"can not be written to .*File too large.*free the disk and start it again"),
+        pytest.raises(RobustnessError, match=r"can not be written to .*File too large.*make room"),
     ):
         run_shard(lab, path, clock=always())
     begun = flat(read_islands(path, lab.fingerprint))
@@ -223,7 +241,7 @@ def test_a_full_disk_ends_with_advice_and_the_campaign_goes_on_when_there_is_roo
 
 def test_results_that_do_not_fit_on_the_disk_end_with_advice_too(digits, lab, whole, tmp_path):
     run_shard(lab, tmp_path / SHARD_FILE)
-    with disk_of(500), pytest.raises(RobustnessError, match=r"results can not be written to .*File too large.*Free the disk"):
+    with disk_of(500), pytest.raises(RobustnessError, match=r"results can not be written to .*File too large.*Make room"):
         finish(lab, [tmp_path / SHARD_FILE], tmp_path)
     assert ledger_hash(lab, [tmp_path / SHARD_FILE], tmp_path) == whole[1]
 

@@ -92,3 +92,12 @@ def test_the_command_says_what_is_wrong_with_a_request_and_leaves_no_record(
     assert main(["stage", name, "--spec", str(spec), "--result", str(result)]) == 1
     assert message in capsys.readouterr().err
     assert not result.exists()
+
+
+def test_a_record_that_can_not_be_written_ends_with_advice(scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, result = tmp_path / "spec.json", tmp_path / "result.json"
+    spec.write_text(json.dumps({"action": "leave_file"}))
+    (result / "in the way").mkdir(parents=True)
+    assert main(["stage", "scripted", "--spec", str(spec), "--result", str(result)]) == 1
+    assert "can not be written to" in (said := capsys.readouterr().err)
+    assert "make room, and run the stage again" in said
