@@ -69,7 +69,8 @@ class Arm:
         self.lab, self.island, self.budget, self.stream = lab, island, budget, stream
         kind, names = lab.config.kind, lab.config.mutator_names
         self.moves = np.array([kind.mutators[name].moves for name in names])
-        self.schedule = SCHEDULES[schedule](Space(self.moves, lab.probe.num_classes, lab.config.severity_budget))
+        self.counted = np.array([kind.mutators[name].counted for name in names])
+        self.schedule = SCHEDULES[schedule](Space(self.moves, self.counted, lab.probe.num_classes, lab.config.severity_budget))
         self.criteria = lab.criteria() if watched else {}
         own = slice(island, None, lab.num_islands)
         seeds = lab.seeds[own]
@@ -153,6 +154,9 @@ class Arm:
             raise RobustnessError(f"Mutators {', '.join(broken)} returned NaN; expected legal inputs at every severity from 0 to 1. Mend them.")
         changed = (inputs != parents).reshape(len(inputs), -1).any(axis=1)
         self.num_unchanged += int(np.count_nonzero(~changed))
+        if not self.schedule.samples:  # a counted mutator that found no place in this parent finds none the next time either
+            idle = ~changed & self.counted[proposals.mutator]
+            corpus["spent"][parent[idle], proposals.mutator[idle]] = 1.0
         expected = self.lab.expected(corpus["expected"][parent], proposals.mutator)
         valid = np.zeros(len(order), dtype=np.bool_)
         valid[order] = changed & kind.satisfied(l0, linf, kind.size(reference))

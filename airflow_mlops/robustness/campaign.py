@@ -204,6 +204,9 @@ def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm], examined: Seq
     notes = []
     if lab.own_profile:
         notes.append("No profile of the training data was given: neuron ranges are those of the campaign's own inputs.")
+    if lab.num_objected:
+        oracles = ", ".join(lab.config.oracles)
+        notes.append(f"{lab.num_objected:,} inputs are answered correctly and are no seeds: an oracle ({oracles}) objects to them as they are.")
     num_mutants, num_new = sum(arm.num_mutants for arm in guided), sum(arm.num_new for arm in guided)
     if num_new > num_mutants / 2 and lab.config.schedule not in ("bandit", "unguided"):
         notes.append(
@@ -214,7 +217,10 @@ def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm], examined: Seq
         notes.append(f"The corpus was full at {lab.config.max_corpus:,} entries; {dropped:,} mutants that should have been parents were not kept.")
     arms = (*guided, *sample)
     tried, valid = sum(arm.num_candidates for arm in arms), sum(arm.num_mutants for arm in arms)
-    notes.append(f"{tried - valid:,} of {tried:,} candidates changed nothing or too much (Eq. 1), and are not counted as mutants.")
+    notes.append(
+        f"{tried - valid:,} of {tried:,} candidates are not counted as mutants: they changed nothing, more than this kind of input allows, or had "
+        "spent their limits."
+    )
     made = np.sum([arm.tallies[0] for arm in arms], axis=(0, 2))
     if idle := [name for name, num in zip(lab.config.mutator_names, made, strict=True) if num == 0]:
         notes.append(f"Nothing is known of {', '.join(idle)}: no candidate was a valid mutant, because these inputs hold nothing to change by it.")

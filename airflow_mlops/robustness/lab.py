@@ -33,8 +33,9 @@ class Lab:
     """One campaign's fixed parts.
 
     `inputs` (N, ...) as the campaign computes with them; `labels` (N,); `seeds` (S,) the rows that the model answers correctly, `outputs` (S, C)
-    its answers to them; `own_profile` says that no profile was given, and it is that of the inputs; `known` the states of the criteria after all
-    seeds; `fingerprint` of everything a result depends on.
+    its answers to them; `num_objected` are others that it answers correctly, but an oracle objects without any change; `own_profile` says that no
+    profile was given, and it is that of the inputs; `known` the states of the criteria after all seeds; `fingerprint` of everything a result
+    depends on.
     """
 
     config: CampaignConfig
@@ -44,6 +45,7 @@ class Lab:
     labels: Ints
     seeds: Ints
     outputs: Floats
+    num_objected: int
     profile: Profile
     own_profile: bool
     known: Mapping[str, Mapping[str, npt.NDArray[Any]]]
@@ -64,8 +66,8 @@ class Lab:
         used = profile or Profile.of(probe, inputs)
         used.check(probe)
         criteria = {name: CRITERIA[name](used, config.coverage) for name in config.criteria}
-        seeds, outputs = _seeds(probe, inputs, labels, criteria, config.batch_size)
         other = _reference(reference, probe, inputs) if reference is not None else None
+        seeds, outputs, num_objected = _seeds(probe, other, inputs, labels, criteria, config)
         parts: dict[str, Any] = {
             "model": probe.digest,
             "reference": other.digest if other else None,
@@ -75,7 +77,7 @@ class Lab:
         parts |= {"labels": bytes_digest(labels.tobytes()), "config": config_data(config), "code": _code(config)}
         fingerprint = bytes_digest(canonical_json(parts))
         known = {name: criterion.state() for name, criterion in criteria.items()}
-        return cls(config, probe, other, inputs, labels, seeds, outputs, used, profile is None, known, fingerprint)
+        return cls(config, probe, other, inputs, labels, seeds, outputs, num_objected, used, profile is None, known, fingerprint)
 
     @property
     def num_islands(self) -> int:
@@ -174,17 +176,26 @@ def _checked_labels(probe: Probe, labels: Ints, inputs: npt.NDArray[Any], config
     return labels.astype(np.int64)
 
 
-def _seeds(probe: Probe, inputs: npt.NDArray[Any], labels: Ints, criteria: Mapping[str, Criterion], batch_size: int) -> tuple[Ints, Floats]:
-    """Return the rows that the model answers correctly and its answers to them; show them to the criteria."""
-    seeds, outputs, num_broken, start = [], [], 0, 0
-    for answers in probe.answer_all(inputs, batch_size):
-        correct = answers.prediction == labels[start : start + len(answers.prediction)]
+def _seeds(
+    probe: Probe, other: Probe | None, inputs: npt.NDArray[Any], labels: Ints, criteria: Mapping[str, Criterion], config: CampaignConfig
+) -> tuple[Ints, Floats, int]:
+    """Return the rows that the model answers correctly and no oracle objects to, and its answers; show them to the criteria.
+
+    The third is how many of the correct answers an oracle objects to: a defect is to come of a change.
+    """
+    seeds, outputs, num_broken, num_objected, start = [], [], 0, 0, 0
+    for answers in probe.answer_all(inputs, config.batch_size):
+        rows = slice(start, start + len(answers.prediction))
+        said = other.answer(inputs[rows]).outputs if other else None
+        correct = answers.prediction == labels[rows]
+        quiet = correct & (verdicts(config.oracles, Evidence(labels[rows], answers, said, config.tolerance)) < 0)
         num_broken += int(np.count_nonzero(answers.prediction == -1))
-        seeds.append(start + np.flatnonzero(correct))
-        outputs.append(answers.outputs[correct])
+        num_objected += int(np.count_nonzero(correct & ~quiet))
+        seeds.append(start + np.flatnonzero(quiet))
+        outputs.append(answers.outputs[quiet])
         for criterion in criteria.values():
-            criterion.observe(Answers(*(column[correct] for column in vars(answers).values())))
-        start += len(answers.prediction)
+            criterion.observe(Answers(*(column[quiet] for column in vars(answers).values())))
+        start = rows.stop
     if num_broken:
         raise RobustnessError(
             f"The model answers {num_broken} of {len(labels)} unchanged inputs with NaN or infinity. Train it again; a campaign would say nothing."
@@ -192,7 +203,9 @@ def _seeds(probe: Probe, inputs: npt.NDArray[Any], labels: Ints, criteria: Mappi
     found = np.concatenate(seeds)
     if len(found) == 0:
         raise RobustnessError(
-            f"The model answers none of the {len(labels)} inputs correctly, and only such inputs can be seeds. "
+            f"The model answers none of the {len(labels)} inputs correctly, with no oracle objecting, and only such inputs can be seeds. "
             "Check that the labels belong to these inputs and that the inputs are preprocessed as in training."
+            + f" {num_objected} are answered correctly, but one of the oracles {', '.join(config.oracles)} objects to them."
+            * (num_objected > 0)
         )
-    return found, np.concatenate(outputs)
+    return found, np.concatenate(outputs), num_objected

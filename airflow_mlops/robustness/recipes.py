@@ -37,7 +37,8 @@ class Recipe:
 
     `expected` is the answer that is right after the chain (``~label``: any answer but the label); `oracle` is which one spoke; `l0` places of the
     input changed, none by more than `linf` of the legal span (Eq. 2). `minimal` is the smallest chain that was found to fail in the same way,
-    `cluster` the number of the group of defects it belongs to; both are None for defects that were not examined.
+    `cluster` the number of the group of defects it belongs to; both are None for defects that were not examined. `minimal` is None as well for one
+    that was no defect when replayed.
     """
 
     seed: int
@@ -80,7 +81,7 @@ class RecipeBook:
     def load(cls, path: Path) -> RecipeBook:
         """Read a recipes file; raise `RobustnessError` if it is missing, half-written or of another schema."""
         try:
-            header, *lines = (json.loads(line) for line in path.read_text().splitlines())
+            header, *lines = (json.loads(line) for line in Path(path).read_text().splitlines())
             if header.pop("schema_version") != SCHEMA_VERSION:
                 raise RobustnessError(f"{path} has another schema version than {SCHEMA_VERSION}. Read it with the version that wrote it.")
             if (num := header.pop("num_recipes")) != len(lines):

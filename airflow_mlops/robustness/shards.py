@@ -215,7 +215,7 @@ def read_islands(path: Path, fingerprint: str) -> Islands:
         raise RobustnessError(f"{path} holds no islands of a campaign ({error}). Remove it, and run its shard again.") from error
     if found != fingerprint:
         raise RobustnessError(
-            f"{path} belongs to another campaign ({found[:19]}..., this is {fingerprint[:19]}...): another model, other inputs or another "
-            "configuration. Give every campaign a directory of its own, or remove the file."
+            f"{path} belongs to another campaign ({found[:19]}..., this is {fingerprint[:19]}...): another model, other inputs, another "
+            "configuration or other code. Give every campaign a directory of its own, or remove the file."
         )
     return islands

@@ -25,7 +25,7 @@ class NearestAnswer(Criterion):
     kept depends on the order, so shards can not be merged. TensorFuzz asks an approximate index; here the nearest is exact.
     """
 
-    title: ClassVar[str] = "Distance to the nearest kept answer (ANN)"
+    title: ClassVar[str] = "Answers kept as far from each other (ANN)"
     mergeable: ClassVar[bool] = False
     is_ratio: ClassVar[bool] = False
 

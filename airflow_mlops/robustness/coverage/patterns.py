@@ -23,7 +23,7 @@ class TopKNeuronPatterns(Criterion):
     and are then counted once, with a probability of n^2 / 2^129: 1e-27 for a million. An input with NaN or infinity in any neuron has no pattern.
     """
 
-    title: ClassVar[str] = "Top-k neuron patterns (TKNP)"
+    title: ClassVar[str] = "Top-k neuron patterns seen (TKNP)"
     is_ratio: ClassVar[bool] = False
 
     def __init__(self, profile: Profile, options: CoverageOptions) -> None:

@@ -39,6 +39,8 @@ class Texts(InputKind):
     def __post_init__(self) -> None:
         words = [word.lower() for word, _ in self.synonyms]
         for word, alternatives in self.synonyms:
+            if isinstance(alternatives, str):
+                raise SpecError(f"The synonyms of {word!r} are the text {alternatives!r}; expected a tuple of words: ({alternatives!r},).")
             same = word.lower() in map(str.lower, alternatives)
             if texts.tokens(word) != [word] or not texts.is_word(word) or not alternatives or not all(map(str.strip, alternatives)) or same:
                 raise SpecError(f"The synonyms of {word!r} are {alternatives}; expected one word, and other words that mean the same.")

@@ -33,7 +33,7 @@ class Mutator:
     `relation` states: "same", "mirrored" (the label's partner in the kind's `mirrored_labels`, or itself) or "negated" (any other answer, or
     the partner in `negated_labels`). A mutator that `moves` (affine maps) becomes the reference that later steps are measured from; a chain
     holds at most one such step (DeepHunter, section 3.2). One that is `counted` changes whole places, or all, and one at least above severity 0:
-    what the smallest severity comes to is then seen in the mutant, and its number says nothing.
+    a chain holds it once, so that no sum of small severities exceeds the limit, and what a severity comes to is seen in the mutant.
     """
 
     apply: Apply

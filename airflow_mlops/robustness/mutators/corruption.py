@@ -125,7 +125,7 @@ def _unit(images: tf.Tensor, kind: Images) -> tf.Tensor:
 MUTATORS: dict[str, Mutator] = {
     "defocus_blur": Mutator(defocus_blur, DEFOCUS, "px of radius beyond the pixel", "each pixel keeps at least two thirds of itself"),
     "motion_blur": Mutator(motion_blur, MOTION, "px to either side", "each pixel keeps at least three quarters of itself"),
-    "shot_noise": Mutator(shot_noise, SHOT, "of the range, in white", "bounded at 3.46 deviations, so under 0.18 of the range"),
+    "shot_noise": Mutator(shot_noise, SHOT, "of the range, as deviation in white", "bounded at 3.46 deviations, so under 0.18 of the range"),
     "impulse_noise": Mutator(impulse_noise, ALPHA, "of the values", "Eq. 1 allows free values in fewer than 2 % of the places"),
     "pixelate": Mutator(pixelate, PIXELATE, "of the way to 2x2 blocks", "each pixel keeps at least 0.77 of itself"),
     "gamma": Mutator(gamma, GAMMA, "of gamma 2", "no value moves by more than 0.19 of the range, and their order stays"),

@@ -120,7 +120,9 @@ def _fitted(points: tf.Tensor, places: tf.Tensor, kind: KeyPoints) -> tf.Tensor:
 
 
 MUTATORS: dict[str, Mutator] = {
-    "jitter": Mutator(jitter, JITTER, "of the pose's size", "people who mark joints differ by more than that from each other (COCO: 0.025 to 0.107)"),
+    "jitter": Mutator(
+        jitter, JITTER, "of the pose's size, as deviation", "people who mark joints differ by more than that from each other (COCO: 0.025 to 0.107)"
+    ),
     "joint_dropout": Mutator(joint_dropout, SHARE, "of the joints found", "a person sees the pose when one joint in five is hidden", counted=True),
     "mirror": Mutator(
         mirror, 1.0, "whole", "the mirrored picture shows the same pose with left and right exchanged", "mirrored", moves=True, counted=True

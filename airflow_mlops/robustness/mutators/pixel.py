@@ -54,6 +54,6 @@ MUTATORS: dict[str, Mutator] = {
     "brightness": Mutator(brightness, BRIGHTNESS, "of the range", "a uniform offset under Eq. 1's limit of 0.2 hides no stroke"),
     "contrast": Mutator(contrast, CONTRAST, "of the distance from grey", "no value moves by more than 0.15 of the range"),
     "blur": Mutator(blur, BLUR, "neighbour weight", "each pixel keeps at least 0.64 of itself"),
-    "noise": Mutator(noise, NOISE_DEVIATION, "of the range", "bounded at 3.46 deviations, so under 0.18 of the range"),
+    "noise": Mutator(noise, NOISE_DEVIATION, "of the range, as deviation", "bounded at 3.46 deviations, so under 0.18 of the range"),
     "pixel_change": Mutator(pixel_change, ALPHA, "of the values", "Eq. 1 allows free values in fewer than 2 % of the places", counted=True),
 }

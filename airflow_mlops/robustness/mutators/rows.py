@@ -98,7 +98,7 @@ def _codes(kind: Rows) -> tf.Tensor:
 
 
 MUTATORS: dict[str, Mutator] = {
-    "within_range_noise": Mutator(within_range_noise, NOISE, "of the span", "a repeated measurement differs by a fiftieth of the span"),
+    "within_range_noise": Mutator(within_range_noise, NOISE, "of the span, as deviation", "repeated measurements scatter by a fiftieth of the span"),
     "unit_slip": Mutator(
         unit_slip, 1.0, "whole", "the case is the same when one value was entered in another unit that looks plausible", counted=True
     ),

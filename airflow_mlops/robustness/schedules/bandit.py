@@ -47,7 +47,7 @@ class Bandit(Schedule):
 
     def steps(self, corpus: Corpus, parent: Ints, random: np.random.Generator) -> tuple[Ints, Floats]:
         draws = random.beta(1.0 + self.wins, 1.0 + self.losses, size=(len(parent), *self.wins.shape))
-        draws[np.logical_and.outer(corpus["moved"][parent], self.space.moves)] = -1.0
+        draws[self.space.barred(corpus, parent)] = -1.0
         best = draws.reshape(len(parent), -1).argmax(axis=1)
         mutator, level = np.divmod(best, LEVELS)
         return mutator, self._within_budget(mutator, (level + random.random(len(parent))) / LEVELS)

@@ -19,14 +19,20 @@ LEVELS = 5  # severities are tallied in this many equal parts of the range
 
 @dataclass(frozen=True)
 class Space:
-    """What a schedule may choose from: M mutators of which some `moves` (M,), on seeds with `num_classes` answers.
+    """What a schedule may choose from: M mutators, of which some `moves` (M,) and some are `counted` (M,), on seeds with `num_classes` answers.
 
     `severity_budget` is the mean severity per mutator that a schedule which learns may reach.
     """
 
     moves: npt.NDArray[np.bool_]
+    counted: npt.NDArray[np.bool_]
     num_classes: int
     severity_budget: float
+
+    def barred(self, corpus: Corpus, parent: Ints) -> npt.NDArray[np.bool_]:
+        """Return (N, M) which mutators may not follow N parents: a chain moves once, and counts once, as every step rounds up to a place."""
+        moved, used = corpus["moved"][parent], corpus["spent"][parent] > 0.0
+        return np.asarray(np.logical_and.outer(moved, self.moves) | (used & self.counted))
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Schedule:
     """
 
     mutants_per_parent: ClassVar[int] = 20  # DeepHunter's
+    samples: ClassVar[bool] = False  # draws as if nothing had been tried before, so that its mutants are a random sample
 
     def __init__(self, space: Space) -> None:
         self.space = space
@@ -82,9 +89,8 @@ class Schedule:
         return np.ones(len(corpus))
 
     def steps(self, corpus: Corpus, parent: Ints, random: np.random.Generator) -> tuple[Ints, Floats]:
-        """Return mutator and severity, each (N,), for N parents; a parent that has moved gets a mutator that does not move."""
-        mutator = allowed(self.space.moves, corpus["moved"][parent], random)
-        return mutator, random.random(len(parent))
+        """Return mutator and severity, each (N,), for N parents: by default any that is not `Space.barred`."""
+        return allowed(~self.space.barred(corpus, parent), random), random.random(len(parent))
 
     def keeps(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> npt.NDArray[np.bool_]:
         """Return (N,) which mutants that are no defects become parents: by default those new to a criterion."""
@@ -104,12 +110,10 @@ class Schedule:
         """Replace what was learned by a `state`."""
 
 
-def allowed(moves: npt.NDArray[np.bool_], moved: npt.NDArray[np.bool_], random: np.random.Generator) -> Ints:
-    """Return one mutator for each parent, uniform among those that may follow it."""
-    still = np.flatnonzero(~moves)
-    draw = random.random(len(moved))
-    free = (draw * len(moves)).astype(np.intp)
-    return free if not len(still) else np.where(moved, still[(draw * len(still)).astype(np.intp)], free)
+def allowed(free: npt.NDArray[np.bool_], random: np.random.Generator) -> Ints:
+    """Return (N,) one mutator for each parent, uniform among those that are `free` (N, M) to follow it."""
+    draw = (random.random(len(free)) * np.count_nonzero(free, axis=1)).astype(np.intp)
+    return np.asarray(np.argmax(np.cumsum(free, axis=1) > draw[:, None], axis=1))
 
 
 def propose(schedule: Schedule, corpus: Corpus, num: int, random: np.random.Generator) -> Proposals:
@@ -118,8 +122,9 @@ def propose(schedule: Schedule, corpus: Corpus, num: int, random: np.random.Gene
     weights = returned(who, "weights", schedule.weights(corpus), shape=(len(corpus),), kinds="fiu")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise RobustnessError(f"{who} weighs entries from {weights.min()} to {weights.max()}; expected finite weights from 0 on, not all of them 0.")
-    # A parent that moved can be followed by a mutator that does not move only: without any, it is no parent.
-    weights = np.where(corpus["moved"], 0.0, weights) if schedule.space.moves.all() else weights
+    # What no mutator may follow is no parent; where that leaves none, the candidates are tried in vain, and `Arm` says so.
+    going_on = np.where(schedule.space.barred(corpus, np.arange(len(corpus))).all(axis=1), 0.0, weights)
+    weights = going_on if going_on.any() else weights
     num_parents = -(-num // schedule.mutants_per_parent)
     chosen = random.choice(len(corpus), size=num_parents, p=weights / weights.sum())
     np.add.at(corpus["times_fuzzed"], chosen, 1)
@@ -128,6 +133,6 @@ def propose(schedule: Schedule, corpus: Corpus, num: int, random: np.random.Gene
     mutator, severity = (returned(who, name, step, shape=(num,), kinds=kind) for name, step, kind in zip(names, steps, kinds, strict=True))
     if not (0 <= mutator.min() <= mutator.max() < len(schedule.space.moves) and np.isfinite(severity).all()):
         raise RobustnessError(f"{who} chose mutators {mutator.min()} to {mutator.max()} of {len(schedule.space.moves)}, or severities that are NaN.")
-    left = 1.0 - corpus["spent"][parent, mutator]
+    left = np.where(schedule.space.barred(corpus, parent)[np.arange(num), mutator], 0.0, 1.0 - corpus["spent"][parent, mutator])
     severity = np.clip(severity, 0.0, np.maximum(left, 0.0)).astype(np.float32)
     return Proposals(parent, mutator, severity, random.integers(0, 2**32, num, dtype=np.uint32))

@@ -25,6 +25,7 @@ class Unguided(Schedule):
     """
 
     mutants_per_parent: ClassVar[int] = 1
+    samples: ClassVar[bool] = True
 
     def weights(self, corpus: Corpus) -> Floats:
         return np.asarray(corpus["depth"] == 0, dtype=np.float64)

@@ -87,6 +87,16 @@ def test_another_model_that_answers_nan_is_refused(digits, tmp_path):
         run_campaign(digits.model, digits.inputs, digits.labels, config=CampaignConfig(oracles=("disagrees",)), out_dir=tmp_path, reference=broken)
 
 
+def test_an_input_to_which_an_oracle_objects_unchanged_is_no_seed(digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(ORACLES, "unsure", lambda evidence: evidence.answers.confidence < 0.9)
+    config = CampaignConfig(max_mutants=400, sample_mutants=100, oracles=("unsure",))
+    answers = digits.probe.answer(digits.inputs)
+    right = answers.prediction == digits.labels
+    found = run_campaign(digits.model, digits.inputs, digits.labels, config=config, out_dir=tmp_path)
+    assert found.num_seeds == np.count_nonzero(right & (answers.confidence >= 0.9)) < np.count_nonzero(right)
+    assert any(note.startswith(f"{np.count_nonzero(right) - found.num_seeds} inputs are answered correctly and are no seeds") for note in found.notes)
+
+
 def test_an_own_oracle_is_one_function_and_one_entry(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(ORACLES, "unsure", lambda evidence: evidence.answers.confidence < 0.5)
     config = CampaignConfig(max_mutants=400, sample_mutants=100, oracles=("unsure",))

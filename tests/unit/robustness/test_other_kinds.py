@@ -225,6 +225,15 @@ def test_rates_are_of_single_steps_of_the_random_sample(trial: Trial, result: An
     assert 0.0 < result.sample_rate < 0.5
 
 
+def test_a_chain_counts_places_once(trial: Trial, result: Any) -> None:
+    mutators = trial.config.kind.mutators
+    chains = [chain for recipe in RecipeBook.load(result.recipes).recipes for chain in (recipe.chain, recipe.minimal or ())]
+    assert max(map(len, chains)) > 1
+    for chain in chains:
+        names = [step.mutator for step in chain if mutators[step.mutator].counted]
+        assert len(names) == len(set(names))
+
+
 def test_the_number_of_shards_decides_nothing(trial: Trial, result: Any, tmp_path: Path) -> None:
     files = [tmp_path / f"shard-{shard}.npz" for shard in range(2)]
     for shard, file in enumerate(files):

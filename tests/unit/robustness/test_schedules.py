@@ -14,6 +14,7 @@ from airflow_mlops.robustness.schedules.bandit import gaps
 from airflow_mlops.robustness.schedules.base import LEVELS, Outcome, Proposals, Space, propose
 
 MOVES = np.array([False, False, True, True])
+COUNTED = np.array([False, True, False, False])
 OUTPUTS = np.array([[0.6, 0.3, 0.1]], np.float32)
 
 
@@ -23,7 +24,7 @@ def corpus_of(num):
 
 
 def made(name, budget=0.5):
-    return SCHEDULES[name](Space(MOVES, 3, budget))
+    return SCHEDULES[name](Space(MOVES, COUNTED, 3, budget))
 
 
 def outcome(num, won=()):
@@ -63,10 +64,23 @@ def test_a_parent_that_moved_draws_mutators_that_do_not(schedule):
     assert set(proposals.mutator[proposals.parent == 1]) == {0, 1, 2, 3}
 
 
+def test_a_counted_mutator_is_used_once_in_a_chain(schedule):
+    corpus = corpus_of(2)
+    corpus["spent"][0, 1] = 0.01
+    proposals = propose(schedule, corpus, 2000, generator(0, 0, 0, 0))
+    assert set(proposals.mutator[proposals.parent == 0]) == {0, 2, 3}
+    assert set(proposals.mutator[proposals.parent == 1]) == {0, 1, 2, 3}
+
+
 def test_a_parent_that_moved_is_none_where_everything_moves():
     corpus = corpus_of(2)
     corpus["moved"][0] = True
-    proposals = propose(SCHEDULES["uniform"](Space(np.array([True, True]), 3, 0.5)), corpus_of_two_movers(corpus), 100, generator(0, 0, 0, 0))
+    proposals = propose(
+        SCHEDULES["uniform"](Space(np.array([True, True]), np.array([False, False]), 3, 0.5)),
+        corpus_of_two_movers(corpus),
+        100,
+        generator(0, 0, 0, 0),
+    )
     assert set(proposals.parent) == {1}
 
 

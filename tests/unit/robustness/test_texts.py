@@ -261,7 +261,16 @@ def test_inputs_that_are_no_texts_are_refused(inputs, message):
 
 
 @pytest.mark.parametrize(
-    "synonyms", [(("two words", ("a",)),), (("a", ()),), (("a", (" ",)),), (("a", ("A",)),), (("!", ("a",)),), (("a", ("b",)), ("A", ("c",)))]
+    "synonyms",
+    [
+        (("good", "fine"),),
+        (("two words", ("a",)),),
+        (("a", ()),),
+        (("a", (" ",)),),
+        (("a", ("A",)),),
+        (("!", ("a",)),),
+        (("a", ("b",)), ("A", ("c",))),
+    ],
 )
 def test_impossible_synonyms_are_refused(synonyms):
     with pytest.raises(SpecError, match="synonyms"):
