@@ -69,6 +69,10 @@ class CampaignConfig:
             raise SpecError(f"tolerance is {self.tolerance!r}; expected a difference of probabilities in [0, 1).")
         if not isinstance(self.kind, InputKind) or not isinstance(self.coverage, CoverageOptions):
             raise SpecError(f"kind is {self.kind!r} and coverage {self.coverage!r}; expected one of {', '.join(KINDS)}, and CoverageOptions.")
+        try:
+            hash(self.kind)
+        except TypeError as error:
+            raise SpecError(f"The options of {self.kind.name} can not be compared ({error}); expected tuples where {self.kind} has lists.") from error
         for name in ("criteria", "oracles", *(["mutators"] if self.mutators is not None else [])):
             if not isinstance(getattr(self, name), tuple) or not all(isinstance(each, str) for each in getattr(self, name)):
                 raise SpecError(f"{name} is {getattr(self, name)!r}; expected a tuple of names, as JSON a list.")

@@ -339,6 +339,7 @@ def test_a_shard_that_does_not_exist_is_refused(digits, tmp_path):
         ("mutators", (None,), "expected a tuple of names"),
         ("schedule", None, "schedule is None; expected the name of one"),
         ("kind", None, "kind is None"),
+        ("kind", Images(mirrored_labels=[[0, 1]]), "expected tuples where"),
         ("coverage", None, "coverage None; expected"),
     ],
 )
