@@ -291,7 +291,9 @@ def _live(lab: Lab) -> int:
     total = sum(array.nbytes for array in vars(lab.profile).values() if isinstance(array, np.ndarray))
     for criterion in lab.criteria().values():
         criterion.observe(lab.probe.answer(lab.inputs))
-        total += sum(array.nbytes for array in vars(criterion).values() if isinstance(array, np.ndarray))
+        held = [criterion, *(part for _, part in getattr(criterion, "_parts", ()))]
+        arrays = [array for owner in held for array in vars(owner).values() if isinstance(array, np.ndarray)]
+        total += sum(array.nbytes for array in arrays if array.base is None)  # a part's bitmap is the whole's
     return int(total)
 
 

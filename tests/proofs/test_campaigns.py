@@ -185,7 +185,7 @@ data = np.load(home / "inputs.npz")
 model = keras.models.load_model(home / "model.keras")
 lab = Lab.of(model, data["inputs"], data["labels"], CONFIG, Profile.load(home / "profile.npz"))
 print("ready", flush=True)
-run_shard(lab, out_dir / SHARD_FILE, clock=lambda: 50 * time.monotonic())
+run_shard(lab, out_dir / SHARD_FILE, clock=lambda: 1_000 * time.monotonic())
 print(finish(lab, [out_dir / SHARD_FILE], out_dir).ledger_hash, flush=True)
 """
 
@@ -212,9 +212,9 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_ledger(
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            for _ in range(random.integers(1, 5)):
+            for _ in range(random.integers(1, 4)):
                 wait_for_change(tmp_path / SHARD_FILE, process)
-            time.sleep(random.uniform(0.0, 0.4))
+            time.sleep(random.uniform(0.0, 0.1))
             process.kill()
         assert process.returncode in (-signal.SIGKILL, 0)
         islands = read_islands(tmp_path / SHARD_FILE, lab.fingerprint) if (tmp_path / SHARD_FILE).exists() else {}
