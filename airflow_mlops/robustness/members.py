@@ -35,6 +35,6 @@ def returned(member: str, what: str, value: Any, *, shape: tuple[int, ...], kind
 
 def code_digest(member: Callable[..., Any]) -> str:
     """Return the name of a function or class with the digest of the file that defines it: a campaign that was begun with other code is another."""
-    home = sys.modules.get(member.__module__ or "")
-    file = Path(getattr(home, "__file__", None) or "")
-    return f"{member.__module__}.{getattr(member, '__qualname__', '')} {file_digest(file) if file.is_file() else ''}"
+    module, name = (str(getattr(member, attribute, None)) for attribute in ("__module__", "__qualname__"))
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return f"{module}.{name} {file_digest(file) if file.is_file() else ''}"
