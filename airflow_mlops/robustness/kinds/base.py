@@ -105,7 +105,7 @@ def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...
         tf.TensorSpec((None,), tf.uint32),
     ]
     try:
-        return tf.function(apply, input_signature=signature).get_concrete_function()  # type: ignore[no-any-return]
+        graph: Callable[..., tf.Tensor] = tf.function(apply, input_signature=signature).get_concrete_function()
     except Exception as error:  # whatever a user's mutator raises
         for mutator in mutators if len(mutators) > 1 else ():
             _graph(kind, (mutator,), shape)  # raises for the one to blame
@@ -114,3 +114,4 @@ def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...
             f"Mutator {name!r} can not be applied: {' '.join(str(error).split())[-400:]} Expected a function, in TensorFlow, of inputs "
             f"(N, {', '.join(map(str, shape))}) float32, severities (N,), keys (N,) and the kind, that returns mutants of the inputs' shape and type."
         ) from error
+    return graph

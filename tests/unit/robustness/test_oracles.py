@@ -97,6 +97,12 @@ def test_an_input_to_which_an_oracle_objects_unchanged_is_no_seed(digits, tmp_pa
     assert any(note.startswith(f"{np.count_nonzero(right) - found.num_seeds} inputs are answered correctly and are no seeds") for note in found.notes)
 
 
+def test_inputs_that_an_oracle_objects_to_one_and_all_are_no_campaign(digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(ORACLES, "never", lambda evidence: evidence.answers.confidence < 2.0)
+    with pytest.raises(RobustnessError, match=r"with no oracle objecting.* are answered correctly, but one of the oracles never objects"):
+        run_campaign(digits.model, digits.inputs, digits.labels, config=CampaignConfig(oracles=("never",)), out_dir=tmp_path)
+
+
 def test_an_own_oracle_is_one_function_and_one_entry(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(ORACLES, "unsure", lambda evidence: evidence.answers.confidence < 0.5)
     config = CampaignConfig(max_mutants=400, sample_mutants=100, oracles=("unsure",))

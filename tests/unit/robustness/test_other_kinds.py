@@ -234,6 +234,18 @@ def test_a_chain_counts_places_once(trial: Trial, result: Any) -> None:
         assert len(names) == len(set(names))
 
 
+def test_the_random_sample_draws_as_if_nothing_had_been_tried(trial: Trial) -> None:
+    lab = trial.lab()
+    guided, sample = (shards.arm_of(lab, 0, name) for name in shards.STREAMS)
+    for arm in (guided, sample):
+        while not arm.done:
+            arm.step()
+    assert sample.num_unchanged > 0 or trial.config.kind.name == "key_points"
+    assert not sample.corpus["spent"].any()
+    assert len(sample.corpus) == len(lab.seeds[:: lab.num_islands])
+    assert guided.corpus["spent"].any()
+
+
 def test_the_number_of_shards_decides_nothing(trial: Trial, result: Any, tmp_path: Path) -> None:
     files = [tmp_path / f"shard-{shard}.npz" for shard in range(2)]
     for shard, file in enumerate(files):

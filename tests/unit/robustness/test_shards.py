@@ -301,6 +301,11 @@ def test_earlier_files_of_this_campaign_are_gone_on_with_and_others_passed_over(
     assert flat(read_islands(path, lab.fingerprint)) == whole[0] != first
 
 
+def test_arms_run_at_once_as_far_as_their_corpora_have_room(digits, lab):
+    assert shards._at_once(lab) == AT_ONCE
+    assert shards._at_once(lab_of(digits, max_corpus=4 * shards.ROOM // digits.inputs[0].nbytes)) == 1
+
+
 def test_a_shard_takes_its_own_islands_from_the_files_of_another_share_out(lab, whole, tmp_path):
     run_shard(lab, tmp_path / "whole.npz")
     path = tmp_path / SHARD_FILE
