@@ -48,14 +48,22 @@ def _load(name: str) -> Any:
 
 
 with _bare_tensorflow():
+    classification_pb2 = _load("tensorflow_serving.apis.classification_pb2")
     get_model_metadata_pb2 = _load("tensorflow_serving.apis.get_model_metadata_pb2")
     get_model_status_pb2 = _load("tensorflow_serving.apis.get_model_status_pb2")
+    inference_pb2 = _load("tensorflow_serving.apis.inference_pb2")
+    input_pb2 = _load("tensorflow_serving.apis.input_pb2")
     model_management_pb2 = _load("tensorflow_serving.apis.model_management_pb2")
     model_pb2 = _load("tensorflow_serving.apis.model_pb2")
     model_service_pb2_grpc = _load("tensorflow_serving.apis.model_service_pb2_grpc")
     model_server_config_pb2 = _load("tensorflow_serving.config.model_server_config_pb2")
     predict_pb2 = _load("tensorflow_serving.apis.predict_pb2")
+    prediction_log_pb2 = _load("tensorflow_serving.apis.prediction_log_pb2")
     prediction_service_pb2_grpc = _load("tensorflow_serving.apis.prediction_service_pb2_grpc")
+    regression_pb2 = _load("tensorflow_serving.apis.regression_pb2")
+    example_pb2 = _load("tensorflow.core.example.example_pb2")
+    feature_pb2 = _load("tensorflow.core.example.feature_pb2")
+    config_pb2 = _load("tensorflow.core.protobuf.config_pb2")
     meta_graph_pb2 = _load("tensorflow.core.protobuf.meta_graph_pb2")
     saved_model_pb2 = _load("tensorflow.core.protobuf.saved_model_pb2")
     tensor_pb2 = _load("tensorflow.core.framework.tensor_pb2")
