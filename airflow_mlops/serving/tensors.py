@@ -34,7 +34,7 @@ _KNOWN: dict[int, tuple[Any, str]] = {
     _TYPES.DT_STRING: (np.object_, "string_val"),
 }
 DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(kind) for code, (kind, _) in _KNOWN.items()}
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 # A few bytes may stand for a large tensor of one value; a request must not make the server allocate without limit.
 _MAX_REPEATED = 1 << 26
 
@@ -75,9 +75,9 @@ def to_proto(array: Array, *, as_content: bool = True) -> Any:
     """
     if array.dtype.kind in "US":
         array = array.astype(object)
-    code = _CODES.get(array.dtype)
+    code = CODES.get(array.dtype)
     if code is None:
-        raise SpecError(f"An array of {array.dtype} can not be sent to a model server. Convert it to one of {sorted(map(str, _CODES))}.")
+        raise SpecError(f"An array of {array.dtype} can not be sent to a model server. Convert it to one of {sorted(map(str, CODES))}.")
     tensor = protos.tensor_pb2.TensorProto(dtype=code)
     tensor.tensor_shape.SetInParent()
     for size in array.shape:

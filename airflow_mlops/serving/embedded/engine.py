@@ -1,50 +1,95 @@
-"""One loaded SavedModel. TensorFlow is imported here and nowhere else in the server."""
+"""One loaded SavedModel: named arrays in, named arrays out, by the rules of its signatures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-import tensorflow as tf
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.embedded.refusal import CODES, Refusal, invalid
+from airflow_mlops.serving.embedded.tensorflow_c import Endpoint, Session, TensorFlowError
+from airflow_mlops.serving.tensors import DTYPES, Array, type_name
 
-SERVING_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-Tensors = Mapping[str, np.ndarray[Any, Any]]
+Tensors = Mapping[str, Array]
+
+
+class Port(NamedTuple):
+    """An input or output of a signature: where it is in the graph, its type, and its shape (-1: any size, None: any shape)."""
+
+    endpoint: Endpoint | None
+    code: int
+    shape: tuple[int, ...] | None
+
+
+class Signature(NamedTuple):
+    """What a signature takes and gives, by name."""
+
+    inputs: Mapping[str, Port]
+    outputs: Mapping[str, Port]
 
 
 class Servable:
-    """The SavedModel in directory `path`; `signatures` maps names to `SignatureDef` messages. Raises what TensorFlow raises on a bad one."""
+    """The SavedModel in directory `path`, its graph tagged with exactly `tags`. Raises `TensorFlowError` on one that can not be loaded."""
 
-    def __init__(self, path: Path) -> None:
-        self._model = tf.saved_model.load(str(path), tags=[SERVING_TAG])
-        saved = protos.saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
-        graph = next(graph for graph in saved.meta_graphs if SERVING_TAG in graph.meta_info_def.tags)
-        self.signatures: Mapping[str, Any] = dict(graph.signature_def)
+    def __init__(self, path: Path, tags: Sequence[str], config: bytes) -> None:
+        self._session = Session(path, tags, config)
+        graph = protos.meta_graph_pb2.MetaGraphDef.FromString(self._session.meta_graph)
+        self.signature_defs: Mapping[str, Any] = dict(graph.signature_def)
+        self.signatures = {name: self._signature(definition) for name, definition in self.signature_defs.items()}
 
     def input_types(self, signature: str) -> dict[str, np.dtype[Any]]:
-        """Return the NumPy type of each input of a signature; strings are objects."""
-        return {name: np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype) for name, info in self.signatures[signature].inputs.items()}
+        """Return the NumPy type of each input of a signature; strings are objects. Raises `Refusal` on a type that is not supported."""
+        return {name: _dtype(name, port) for name, port in self.signatures[signature].inputs.items()}
 
-    def run(self, signature: str, inputs: Tensors) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the outputs of a signature; raise `Refusal` if names, types or shapes of `inputs` do not fit it."""
-        expected = self.signatures[signature].inputs
-        if inputs.keys() != expected.keys():
-            raise invalid(_names_differ(set(inputs), set(expected)))
-        feeds = {name: _feed(name, inputs[name], info) for name, info in expected.items()}
+    def run(self, signature: str, inputs: Tensors, wanted: Collection[str]) -> dict[str, Array]:
+        """Return the outputs `wanted` of a signature; raise `Refusal` if `inputs` do not fit it, or with what TensorFlow says."""
+        definition = self.signatures[signature]
+        if inputs.keys() != definition.inputs.keys():
+            raise invalid(_names_differ(set(inputs), set(definition.inputs)))
+        feeds = [(_placed(name, definition.inputs[name]), _typed(name, array, definition.inputs[name])) for name, array in inputs.items()]
         try:
-            outputs = self._model.signatures[signature](**feeds)
-            return {name: tensor.numpy() for name, tensor in outputs.items()}
-        except tf.errors.OpError as error:
-            raise Refusal(_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), error.message) from error
-        except (TypeError, ValueError) as error:  # what tf.function raises on arguments it can not bind
-            raise invalid(str(error)) from error
+            fetched = self._session.run(feeds, [_placed(name, definition.outputs[name]) for name in wanted])
+        except TensorFlowError as error:
+            hint = _shapes_differ(definition, inputs) if error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] else ""
+            raise Refusal(CODES.get(error.code, grpc.StatusCode.UNKNOWN), f"{error.message or 'TensorFlow gave no reason'}{hint}") from error
+        return dict(zip(wanted, fetched, strict=True))
+
+    def _signature(self, definition: Any) -> Signature:
+        inputs = {name: self._port(info) for name, info in definition.inputs.items()}
+        return Signature(inputs, {name: self._port(info) for name, info in definition.outputs.items()})
+
+    def _port(self, info: Any) -> Port:
+        shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+        # Sparse and other composite tensors have no single name; they are refused when asked for, as their signature's neighbours work.
+        return Port(self._session.endpoint(info.name) if info.name else None, info.dtype, shape)
+
+
+def _placed(name: str, port: Port) -> Endpoint:
+    if port.endpoint is None:
+        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Tensor {name!r} is sparse or composite, which this server does not support.")
+    return port.endpoint
+
+
+def _dtype(name: str, port: Port) -> np.dtype[Any]:
+    if port.code not in DTYPES:
+        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Input {name!r} is of type {type_name(port.code)}, which this server does not support.")
+    return DTYPES[port.code]
+
+
+def _typed(name: str, array: Array, port: Port) -> Array:
+    expected = _dtype(name, port)
+    if array.dtype != expected:
+        raise invalid(f"Input {name!r} is of type {_shown(array.dtype)}; the signature expects {_shown(expected)}.")
+    return array
+
+
+def _shown(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.kind == "O" else dtype.name
 
 
 def _names_differ(sent: set[str], expected: set[str]) -> str:
@@ -57,11 +102,15 @@ def _names_differ(sent: set[str], expected: set[str]) -> str:
     )
 
 
-def _feed(name: str, array: np.ndarray[Any, Any], info: Any) -> Any:
-    dtype = tf.as_dtype(info.dtype)
-    if array.dtype != dtype.as_numpy_dtype:
-        raise invalid(f"Input {name!r} is of type {tf.as_dtype(array.dtype).name}; the signature expects {dtype.name}.")
-    shape = tf.TensorShape(info.tensor_shape)
-    if not shape.is_compatible_with(array.shape):
-        raise invalid(f"Input {name!r} has shape {list(array.shape)}; the signature expects {[-1 if size is None else size for size in shape]}.")
-    return tf.constant(array, dtype)
+def _shapes_differ(definition: Signature, inputs: Tensors) -> str:
+    """Say which inputs have another shape than the signature, because TensorFlow speaks of operations that no client knows."""
+    words = ""
+    for name, array in inputs.items():
+        shape = definition.inputs[name].shape
+        if shape is not None and not _fits(array.shape, shape):
+            words += f" Input {name!r} has shape {list(array.shape)}; the signature expects {list(shape)}."
+    return words
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(want in (-1, got) for got, want in zip(shape, expected, strict=True))

@@ -1,73 +1,84 @@
-"""JSON values to tensors and back, by the rules of TensorFlow Serving's REST interface (util/json_tensor.cc, g3doc/api_rest.md)."""
+"""JSON values to tensors, by the rules of TensorFlow Serving's REST interface (util/json_tensor.cc, g3doc/api_rest.md)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from airflow_mlops.serving.embedded.refusal import invalid
+from airflow_mlops.serving.tensors import Array
 
 MAX_RANK = 32
-Array = np.ndarray[Any, Any]
+Types = Mapping[str, np.dtype[Any]]
 
 
-def parse(body: bytes) -> dict[str, Any]:
+class Document(NamedTuple):
+    """A request's JSON object; `has_bools` says whether a true or a false may be in it, which NumPy would take for numbers."""
+
+    data: dict[str, Any]
+    has_bools: bool
+
+
+def parse(body: bytes) -> Document:
     """Return the JSON object at the start of `body`; what follows it is ignored, as the original does."""
+    has_bools = b"true" in body or b"false" in body
     try:
-        document, _ = json.JSONDecoder().raw_decode(body.decode().lstrip(" \t\r\n"))
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:  # NaN, or something behind the object, or really no JSON
+        document = _parse_leniently(body)
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {show(document)} Is not object")
+    return Document(document, has_bools)
+
+
+def _parse_leniently(body: bytes) -> Any:
+    try:
+        return json.JSONDecoder().raw_decode(body.decode().lstrip(" \t\r\n"))[0]
     except UnicodeDecodeError as error:
         raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from error
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg if body else 'The document is empty'} at offset: {error.pos}") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of more than 4300 digits
         raise invalid(f"JSON Parse error: {error}") from error
-    if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {_show(document)} Is not object")
-    return document
 
 
-def inputs_of(document: Mapping[str, Any], types: Mapping[str, np.dtype[Any]]) -> tuple[dict[str, Array], bool]:
+def signature_name(document: Document) -> str:
+    """Return the signature that a request asks for, by default the empty text."""
+    name = document.data.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid("'signature_name' key must be a string value.")
+    return name
+
+
+def inputs_of(document: Document, types: Types) -> tuple[dict[str, Array], bool]:
     """Return (tensors by input name, whether they came as rows); `types` are the signature's inputs."""
-    keys = {"instances", "inputs"} & document.keys()
+    data = document.data
+    keys = {"instances", "inputs"} & data.keys()
     if not keys:
         raise invalid("Missing 'inputs' or 'instances' key")
     if len(keys) > 1:
         raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
     if not types:
         raise invalid("Failed to get input map for signature: it has no inputs")
+    read = functools.partial(_tensor, has_bools=document.has_bools)
     if "inputs" in keys:
-        return _columns(document["inputs"], types), False
-    instances = document["instances"]
+        return {name: read(value, name, types[name]) for name, value in _columns(data["inputs"], types).items()}, False
+    instances = data["instances"]
     if not isinstance(instances, list):
         raise invalid("Excepting 'instances' to be an list/array")  # sic
     if not instances:
         raise invalid("No values in 'instances' array")
-    return _rows(instances, types), True
+    return {name: read(value, name, types[name]) for name, value in _rows(instances, types).items()}, True
 
 
-def answer(outputs: Mapping[str, Array], *, as_rows: bool) -> dict[str, Any]:
-    """Return ``{"predictions": [...]}`` or ``{"outputs": ...}``: objects by output name when there is more than one."""
-    if not as_rows:
-        columns = {name: _values(name, array) for name, array in outputs.items()}
-        return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
-    sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
-    for name, size in sizes.items():
-        if size is None:
-            raise invalid(f"Tensor name: {name} has no shape information")
-    if len(set(sizes.values())) > 1:
-        raise invalid(f"Tensors have inconsistent batch sizes: {sizes}; use the column format ('inputs')")
-    columns = {name: _values(name, array) for name, array in outputs.items()}
-    if len(columns) == 1:
-        return {"predictions": next(iter(columns.values()))}
-    return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
-
-
-def _rows(instances: list[Any], types: Mapping[str, np.dtype[Any]]) -> dict[str, Array]:
+def _rows(instances: list[Any], types: Types) -> dict[str, Any]:
     as_objects = _is_object(instances[0])
     if not as_objects and len(types) > 1:
         raise invalid(
@@ -80,37 +91,59 @@ def _rows(instances: list[Any], types: Mapping[str, np.dtype[Any]]) -> dict[str,
             raise invalid(f"Expecting {wanted} but got {got} at item {number} of input list")
         if as_objects and item.keys() != types.keys():
             raise invalid(
-                f"Failed to process element: {number} of 'instances' list. JSON object: {_show(item)} keys must be equal to: "
+                f"Failed to process element: {number} of 'instances' list. JSON object: {show(item)} keys must be equal to: "
                 + ",".join(sorted(types))
             )
     if as_objects:
-        return {name: _tensor([item[name] for item in instances], name, dtype) for name, dtype in types.items()}
-    (name, dtype), *_ = types.items()
-    return {name: _tensor(instances, name, dtype)}
+        return {name: [item[name] for item in instances] for name in types}
+    return {next(iter(types)): instances}
 
 
-def _columns(inputs: Any, types: Mapping[str, np.dtype[Any]]) -> dict[str, Array]:
+def _columns(inputs: Any, types: Types) -> dict[str, Any]:
     if not _is_object(inputs):
         if len(types) > 1:
             raise invalid("inputs is a plain value/list, but expecting an object as multiple input tensors required as per tensorinfo_map")
-        (name, dtype), *_ = types.items()
-        return {name: _tensor(inputs, name, dtype)}
+        return {next(iter(types)): inputs}
     for name in types:
         if name not in inputs:
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
-    return {name: _tensor(inputs[name], name, dtype) for name, dtype in types.items()}
+    return {name: inputs[name] for name in types}
 
 
 def _is_object(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Return whether a JSON value stands for bytes: an object with the one key ``b64``."""
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _tensor(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
+def _tensor(value: Any, name: str, dtype: np.dtype[Any], *, has_bools: bool) -> Array:
     """Return a JSON value or nested list as one dense tensor."""
+    quick = None if has_bools or dtype.kind not in "fiu" else _numbers(value, dtype)
+    return _checked(value, name, dtype) if quick is None else quick
+
+
+def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
+    """Return plain numbers of one shape as NumPy reads them, None for anything that needs a closer look or a good reason."""
+    try:
+        array: Array = np.array(value)
+    except ValueError:  # lists of different lengths
+        return None
+    if array.ndim > MAX_RANK:
+        return None
+    if dtype in (np.float32, np.float64) and array.dtype.kind in "fiu":
+        with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
+            return array.astype(dtype)
+    if dtype.kind in "iu" and array.dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        fits = not array.size or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+        return array.astype(dtype) if fits else None
+    return None
+
+
+def _checked(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
     shape: list[int] = []
     first = value
     while isinstance(first, list):
@@ -132,7 +165,7 @@ def _leaves(value: Any, shape: tuple[int, ...], level: int) -> Iterator[Any]:
         yield value
         return
     if not isinstance(value, list):
-        raise invalid(f"JSON Value: {_show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}")
+        raise invalid(f"JSON Value: {show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}")
     if len(value) != shape[level]:
         raise invalid(f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}")
     for item in value:
@@ -142,8 +175,8 @@ def _leaves(value: Any, shape: tuple[int, ...], level: int) -> Iterator[Any]:
 def _scalar(value: Any, name: str, dtype: np.dtype[Any]) -> Any:
     if dtype.kind == "O" and isinstance(value, str):
         return value.encode()
-    if dtype.kind == "O" and _is_base64(value):
-        return _decode(value["b64"])
+    if dtype.kind == "O" and is_base64(value):
+        return decoded(value["b64"])
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if dtype in (np.float32, np.float64) and number:
         return _as_float(value, name)
@@ -151,7 +184,7 @@ def _scalar(value: Any, name: str, dtype: np.dtype[Any]) -> Any:
         return value
     if dtype.kind == "b" and isinstance(value, bool):
         return value
-    raise invalid(f"JSON Value: {_show(value)} of input {name!r} is not of expected type: {'string' if dtype.kind == 'O' else dtype}")
+    raise invalid(f"JSON Value: {show(value)} of input {name!r} is not of expected type: {'string' if dtype.kind == 'O' else dtype}")
 
 
 def _as_float(value: float, name: str) -> float:
@@ -161,30 +194,15 @@ def _as_float(value: float, name: str) -> float:
         raise invalid(f"Input {name!r} holds an integer that is too large for a float") from error
 
 
-def _decode(text: str) -> bytes:
+def decoded(text: str) -> bytes:
+    """Return the bytes of a base64 text."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise invalid(f"Unable to base64 decode: {error}") from error
 
 
-def _values(name: str, array: Array) -> Any:
-    """Return an output as JSON values; `astype(str)` gives the shortest digits that mean the same float32."""
-    if array.dtype.kind == "O":
-        return _strings(array.tolist(), as_base64=name.endswith("_bytes"))
-    if array.dtype == np.float32:
-        return array.astype(str).astype(np.float64).tolist()
-    if array.dtype.kind in "iub" or array.dtype == np.float64:
-        return array.tolist()
-    raise invalid(f"Output {name!r} is of type {array.dtype}, for which JSON has no form; ask by gRPC")
-
-
-def _strings(value: Any, *, as_base64: bool) -> Any:
-    if isinstance(value, list):
-        return [_strings(item, as_base64=as_base64) for item in value]
-    return {"b64": base64.b64encode(value).decode()} if as_base64 else value.decode(errors="replace")
-
-
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a JSON value for an error's words, cut to 100 characters."""
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:100] + "..."

@@ -25,6 +25,8 @@ HTTP_STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
+CODES = {code.value[0]: code for code in grpc.StatusCode}  # by number, which TensorFlow shares
+
 
 class Refusal(ServingError):
     """A request that is answered with `code` (a `grpc.StatusCode`) and `message`."""

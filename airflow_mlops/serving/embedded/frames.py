@@ -1,0 +1,136 @@
+"""What the front and a model's process say to each other over one socket: frames with a fixed head and raw bytes.
+
+A call carries its number, its kind, its deadline (seconds of the machine's monotonic clock, which all its processes share) and the client's
+bytes untouched. An answer carries the number, a gRPC status code, the microseconds the model ran, and the bytes for the client or the words
+of the error. Number 0 is the process itself: its signatures once it is ready, or an error when it could not load.
+"""
+
+from __future__ import annotations
+
+import enum
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_CALL = struct.Struct("<QQBd")
+_ANSWER = struct.Struct("<QQHI")
+_CHUNK = 1 << 18
+HUNG = 86  # exit status of a model's process that ended itself because a run took too long
+
+
+class Kind(enum.IntEnum):
+    """What a call's bytes are."""
+
+    PREDICT = 1
+    CLASSIFY = 2
+    REGRESS = 3
+    MULTI_INFERENCE = 4
+    REST_PREDICT = 5
+    REST_CLASSIFY = 6
+    REST_REGRESS = 7
+
+
+class Call(NamedTuple):
+    """One request of one client."""
+
+    number: int
+    kind: Kind
+    deadline: float
+    payload: bytes
+
+
+class Answer(NamedTuple):
+    """One answer; `code` 0 is OK."""
+
+    number: int
+    code: int
+    run_micros: int
+    payload: bytes
+
+
+def pack_call(call: Call) -> bytes:
+    """Return a call as one frame."""
+    return _CALL.pack(len(call.payload), call.number, call.kind, call.deadline) + call.payload
+
+
+def pack_answer(answer: Answer) -> bytes:
+    """Return an answer as one frame."""
+    return _ANSWER.pack(len(answer.payload), answer.number, answer.code, min(answer.run_micros, 2**32 - 1)) + answer.payload
+
+
+class CallReader:
+    """Reads calls from a blocking socket; only one thread at a time may use it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def read(self) -> Call | None:
+        """Wait for a call and return it, or None when the front is gone."""
+        head = self._take(_CALL.size)
+        if head is None:
+            return None
+        length, number, kind, deadline = _CALL.unpack(head)
+        payload = self._take(length)
+        return None if payload is None else Call(number, Kind(kind), deadline, payload)
+
+    def waiting(self, seconds: float) -> bool:
+        """Return whether another call has begun to arrive within `seconds`."""
+        return bool(self._buffer) or bool(self._poll.poll(seconds * 1000))
+
+    def _take(self, size: int) -> bytes | None:
+        while len(self._buffer) < min(size, _CHUNK):
+            chunk = self._socket.recv(_CHUNK)
+            if not chunk:
+                return None
+            self._buffer += chunk
+        if size <= len(self._buffer):
+            taken = bytes(self._buffer[:size])
+            del self._buffer[:size]
+            return taken
+        return self._take_large(size)
+
+    def _take_large(self, size: int) -> bytes | None:
+        """Receive a large body in place: a buffer that grows would be copied again and again."""
+        body = bytearray(size)
+        filled = len(self._buffer)
+        body[:filled] = self._buffer
+        self._buffer.clear()
+        with memoryview(body) as view:
+            while filled < size:
+                received = self._socket.recv_into(view[filled:])
+                if not received:
+                    return None
+                filled += received
+        return bytes(body)
+
+
+class AnswerParser:
+    """Takes bytes as they come and gives whole answers."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = _ANSWER.size
+
+    def feed(self, data: bytes) -> Iterator[Answer]:
+        """Add `data` and yield the answers that are whole now."""
+        self._parts.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return  # joined only when something is whole, so that a large answer is copied once
+        buffer = b"".join(self._parts)
+        place = 0
+        while len(buffer) - place >= _ANSWER.size:
+            length, number, code, run_micros = _ANSWER.unpack_from(buffer, place)
+            end = place + _ANSWER.size + length
+            if end > len(buffer):
+                self._need = end - place
+                break
+            yield Answer(number, code, run_micros, buffer[place + _ANSWER.size : end])
+            place, self._need = end, _ANSWER.size
+        self._parts, self._have = [buffer[place:]], len(buffer) - place

@@ -1,0 +1,77 @@
+"""Loading one model version in its process, at low priority, up to and including its own warm-up requests."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import grpc
+
+from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.serving import warmup
+from airflow_mlops.serving.embedded.engine import Servable
+from airflow_mlops.serving.embedded.frames import Kind
+from airflow_mlops.serving.embedded.orders import Order
+from airflow_mlops.serving.embedded.refusal import CODES, Refusal
+from airflow_mlops.serving.embedded.requests import Model
+from airflow_mlops.serving.embedded.runner import METHODS
+from airflow_mlops.serving.embedded.tensorflow_c import TensorFlowError, load_library, start_threads
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+_NICENESS = 19
+_LOGGED = {
+    "predict_log": Kind.PREDICT,
+    "classify_log": Kind.CLASSIFY,
+    "regress_log": Kind.REGRESS,
+    "multi_inference_log": Kind.MULTI_INFERENCE,
+}
+
+
+def load(order: Order) -> Model:
+    """Return the model, ready to answer; raise `Refusal` with TensorFlow's code and words if it can not be loaded or warmed up.
+
+    TensorFlow's threads are started first and keep their priority, for they will serve; what loads beside them must not slow others down.
+    """
+    result: list[Model | Exception] = []
+
+    def slowly() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        try:
+            model = Model(order.name, order.version, Servable(Path(order.path), order.tags, order.config), order.as_content)
+            if order.warm_up:
+                _warm_up(model, Path(order.path) / WARMUP_FILE)
+            result.append(model)
+        except Exception as error:
+            result.append(error)
+
+    try:
+        for library in order.libraries:
+            load_library(library)
+        start_threads(order.config)
+        thread = threading.Thread(target=slowly, name="load")
+        thread.start()
+        thread.join()
+        if isinstance(result[0], Exception):
+            raise result[0]
+        return result[0]
+    except Refusal:
+        raise
+    except TensorFlowError as error:
+        raise Refusal(CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message or "TensorFlow gave no reason") from error
+    except Exception as error:  # whatever a SavedModel can do to its loader is that version's end, and nobody else's
+        words = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
+        raise Refusal(grpc.StatusCode.UNKNOWN, words) from error
+
+
+def _warm_up(model: Model, path: Path) -> None:
+    """Answer the version's own warm-up requests; one that fails raises `Refusal`, and the version is not served."""
+    for number, record in enumerate(warmup.read(path) if path.exists() else ()):
+        kind = record.WhichOneof("log_type")
+        if kind not in _LOGGED:
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Warm-up request {number} is a {kind}; expected one of {', '.join(_LOGGED)}")
+        try:
+            prepared = METHODS[_LOGGED[kind]](model, getattr(record, kind).request.SerializeToString())
+            prepared.answer([model.servable.run(*run) for run in prepared.runs])
+        except Refusal as error:
+            raise Refusal(error.code, f"Warm-up request {number} failed: {error}") from error

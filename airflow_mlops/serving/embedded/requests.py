@@ -1,0 +1,97 @@
+"""From a client's bytes to runs of the model and from their outputs to the answer's bytes: Predict by gRPC and by REST.
+
+Nothing here runs the model: what is prepared may be joined with other requests first (`batching`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from airflow_mlops.serving import protos
+from airflow_mlops.serving.embedded import json_answers, json_tensors
+from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable
+from airflow_mlops.serving.embedded.refusal import invalid, precondition
+from airflow_mlops.serving.embedded.wire import parsed
+from airflow_mlops.serving.tensors import Array, to_array, to_proto
+
+Outputs = Mapping[str, Array]
+
+
+class Run(NamedTuple):
+    """One run of the model: a signature, its inputs, and the outputs wanted."""
+
+    signature: str
+    inputs: Mapping[str, Array]
+    wanted: tuple[str, ...]
+
+
+class Prepared(NamedTuple):
+    """A request: its runs, and what makes the answer's bytes of their outputs, in the same order."""
+
+    runs: tuple[Run, ...]
+    answer: Callable[[Sequence[Outputs]], bytes]
+
+
+class Model(NamedTuple):
+    """The model version that a process serves."""
+
+    name: str
+    version: int
+    servable: Servable
+    as_content: bool = False  # whether answers hold raw bytes instead of ``*_val`` fields (--enable_serialization_as_tensor_content)
+
+    def spec(self, signature: str) -> Any:
+        """Return the `ModelSpec` of an answer: the number of the version, however it was asked for."""
+        spec = protos.model_pb2.ModelSpec(name=self.name, signature_name=signature)
+        spec.version.value = self.version
+        return spec
+
+
+def predict(model: Model, payload: bytes) -> Prepared:
+    """Prepare a serialized `PredictRequest`; raises `Refusal`."""
+    request = parsed(protos.predict_pb2.PredictRequest, payload)
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = model.servable.signatures.get(name)
+    if signature is None:
+        raise precondition(f'Serving signature key "{name}" not found.')
+    inputs = {key: _array(key, tensor) for key, tensor in request.inputs.items()}
+    run = Run(name, inputs, tuple(_wanted(request.output_filter, signature.outputs)))
+
+    def answer(outputs: Sequence[Outputs]) -> bytes:
+        response = protos.predict_pb2.PredictResponse(model_spec=model.spec(name))
+        for key, array in outputs[0].items():
+            response.outputs[key].CopyFrom(to_proto(array, as_content=model.as_content))
+        return bytes(response.SerializeToString())
+
+    return Prepared((run,), answer)
+
+
+def rest_predict(model: Model, payload: bytes) -> Prepared:
+    """Prepare the JSON body of a ``:predict`` request; raises `Refusal`."""
+    document = json_tensors.parse(payload)
+    name = json_tensors.signature_name(document) or DEFAULT_SIGNATURE
+    if name not in model.servable.signatures:
+        raise invalid(f'Serving signature name: "{name}" not found in signature def')
+    inputs, as_rows = json_tensors.inputs_of(document, model.servable.input_types(name))
+    run = Run(name, inputs, tuple(model.servable.signatures[name].outputs))
+    if not run.wanted:
+        raise invalid(f"Signature {name!r} has no outputs to answer with")
+    return Prepared((run,), lambda outputs: json_answers.predictions(outputs[0], as_rows=as_rows))
+
+
+def _wanted(names: Iterable[str], outputs: Iterable[str]) -> list[str]:
+    asked, known = list(names), list(outputs)
+    for name in asked:
+        if name not in known:
+            raise invalid(f"output tensor alias not found in signature: {name} Outputs expected to be in the set {{{','.join(sorted(known))}}}.")
+    if len(set(asked)) != len(asked):
+        raise invalid(f"duplicate output tensor alias: {', '.join(asked)}")
+    return asked or known
+
+
+def _array(name: str, tensor: Any) -> Array:
+    try:
+        return to_array(tensor)
+    except ValueError as error:
+        raise invalid(f"Input {name!r} is not a whole tensor: {error}") from error

@@ -1,0 +1,106 @@
+"""The process of one model version: load, then answer calls until the front is gone.
+
+A model that crashes or hangs TensorFlow takes its own process with it and nothing else, and unloading is the end of a process, so that memory
+comes back whole. Several threads take turns at reading: one reads what has come, lets the next one read, and answers. Nothing is handed from
+thread to thread, and what arrives while a run is under way is the next batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+
+from airflow_mlops.serving import protos
+from airflow_mlops.serving.embedded.frames import HUNG, Answer, Call, CallReader, pack_answer
+from airflow_mlops.serving.embedded.load import load
+from airflow_mlops.serving.embedded.orders import Order
+from airflow_mlops.serving.embedded.refusal import Refusal
+from airflow_mlops.serving.embedded.requests import Model
+from airflow_mlops.serving.embedded.runner import Runner
+
+log = logging.getLogger(__name__)
+_SWITCH_SECONDS = 0.0005  # a thread that only passes bytes on must not wait 5 ms for one that parses
+
+
+def serve(order: Order, sock: socket.socket) -> None:
+    """Load what `order` names, say so, and answer until the other end of `sock` is closed; ends the process."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    worker = Worker(order, sock)
+    # Already while it loads: a front that is gone, or has given up, needs no model.
+    threading.Thread(target=worker.watch, name="watch", daemon=True).start()
+    try:
+        model = load(order)
+    except Refusal as error:
+        worker.send([Answer(0, error.code.value[0], 0, str(error).encode(errors="replace"))])
+        os._exit(1)
+    worker.answer_with(model)
+
+
+class Worker:
+    """Answers calls from `sock` in as many threads as `order` says."""
+
+    def __init__(self, order: Order, sock: socket.socket) -> None:
+        self._order = order
+        self._socket = sock
+        self._reader = CallReader(sock)
+        self._runner: Runner | None = None
+        self._turn = threading.Lock()
+        self._sending = threading.Lock()
+
+    def answer_with(self, model: Model) -> None:
+        """Say that the model is ready, with its signatures, and answer calls until the front is gone."""
+        runner = self._runner = Runner(model, self._order.batching)
+        signatures = protos.get_model_metadata_pb2.SignatureDefMap()
+        for name, definition in model.servable.signature_defs.items():
+            signatures.signature_def[name].CopyFrom(definition)
+        self.send([Answer(0, 0, 0, signatures.SerializeToString())])
+        num_threads = self._order.batching.num_batch_threads if self._order.batching else self._order.num_threads
+        for number in range(num_threads - 1):
+            threading.Thread(target=self._work, args=(runner,), name=f"run-{number}", daemon=True).start()
+        self._work(runner)
+
+    def send(self, answers: Iterable[Answer]) -> None:
+        """Write answers to the front."""
+        frames = b"".join(map(pack_answer, answers))
+        with self._sending:
+            self._socket.sendall(frames)
+
+    def watch(self) -> None:
+        """End the process when the front is gone, even while every thread runs, or when a run exceeds its limit."""
+        limit = self._order.run_timeout_seconds
+        gone = select.poll()
+        gone.register(self._socket, select.POLLRDHUP)
+        while not gone.poll(min(1000.0, limit * 250) if limit else None):
+            if self._runner is not None and self._runner.longest() > limit:
+                log.error("model %s version %s: a run took more than %g s", self._order.name, self._order.version, limit)
+                os._exit(HUNG)
+        os._exit(0)
+
+    def _work(self, runner: Runner) -> None:
+        try:
+            while calls := self._next():
+                self.send(runner.answers(calls))
+        except OSError:  # the front closed the socket while this thread wrote
+            os._exit(0)
+        os._exit(0)
+
+    def _next(self) -> list[Call]:
+        """Return the next call, and with batching those that have come with it; none when the front is gone."""
+        batching = self._order.batching
+        with self._turn:
+            first = self._reader.read()
+            if first is None or batching is None:
+                return [first] if first else []
+            calls = [first]
+            until = time.monotonic() + batching.batch_timeout_micros / 1e6
+            while len(calls) < batching.max_batch_size and self._reader.waiting(max(0.0, until - time.monotonic())):
+                if (call := self._reader.read()) is None:
+                    break
+                calls.append(call)
+            return calls

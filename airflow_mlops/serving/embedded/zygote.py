@@ -1,0 +1,103 @@
+"""The process that model processes are forked from: it has TensorFlow's library open and everything imported, but has run nothing of it.
+
+A fork takes milliseconds and shares what was loaded; a fresh process would take a second of CPU, just when a new version is to be loaded
+beside serving ones. Forking is only safe while there is a single thread, so nothing here may start one (`_check_alone`).
+
+It obeys one socket: a `Start` with the model's end of a socket pair starts a process, a `Kill` ends one. It tells what it started and how each
+ended, and ends with the front.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from airflow_mlops.serving.embedded import worker
+from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, Order, Start, Started
+from airflow_mlops.serving.embedded.tensorflow_c import library
+
+
+def main(control: socket.socket) -> None:
+    """Obey `control` (SOCK_SEQPACKET) until its other end is closed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    library()
+    _check_alone()
+    gc.freeze()  # what is there now stays shared: collecting it would copy every page that holds a reference count
+    woken, wake = socket.socketpair()
+    for end in (woken, wake):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all; the front decides
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    children: dict[int, int] = {}
+    while True:
+        readable, _, _ = select.select([control, woken], [], [])
+        if woken in readable:
+            with contextlib.suppress(BlockingIOError):
+                woken.recv(4096)
+            _reap(control, children)
+        if control in readable:
+            message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
+            if not message:
+                return
+            _obey(pickle.loads(message), descriptors, control, children)  # noqa: S301 - from our own parent, through a socket pair
+
+
+def _obey(message: Start | Kill, descriptors: list[int], control: socket.socket, children: dict[int, int]) -> None:
+    if isinstance(message, Kill):
+        for pid in [pid for pid, number in children.items() if number == message.number]:
+            os.kill(pid, signal.SIGKILL)
+        return
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        _become(message.order, descriptors[0])
+    os.close(descriptors[0])
+    children[pid] = message.number
+    _tell(control, Started(message.number, pid))
+
+
+def _become(order: Order, descriptor: int) -> None:
+    """Turn the forked process into the model's."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # if memory runs out, better one model than the front
+            Path("/proc/self/oom_score_adj").write_text("500")
+        worker.serve(order, socket.socket(fileno=descriptor))
+    except BaseException:
+        logging.exception("model %s version %s", order.name, order.version)
+    finally:
+        os._exit(1)
+
+
+def _reap(control: socket.socket, children: dict[int, int]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        _tell(control, Ended(children.pop(pid), os.waitstatus_to_exitcode(status)))
+
+
+def _tell(control: socket.socket, message: Started | Ended) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then the front is gone, and reading ends this process
+        control.send(pickle.dumps(message))
+
+
+def _check_alone() -> None:
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        logging.warning("%d threads run where none should: a library started them, and forking may not be safe", threads)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
