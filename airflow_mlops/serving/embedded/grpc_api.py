@@ -1,181 +1,151 @@
-"""The gRPC interface: `PredictionService` and `ModelService`. Methods that are not here answer UNIMPLEMENTED."""
+"""The gRPC interface: `PredictionService` and `ModelService`. Methods that are not here (SessionRun) answer UNIMPLEMENTED.
+
+Requests for a model stay bytes here: which version they are for is read off them (`wire`), the model's own process parses them.
+"""
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import numpy as np
-import tensorflow as tf
 
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.config import ServerConfig
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable
-from airflow_mlops.serving.embedded.manager import VersionManager
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid, precondition
+from airflow_mlops.serving.embedded import wire
+from airflow_mlops.serving.embedded.frames import Kind
+from airflow_mlops.serving.embedded.gateway import Gateway, Target, target_of
+from airflow_mlops.serving.embedded.loader import Loader
+from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 
 log = logging.getLogger(__name__)
+PREDICTION_SERVICE, MODEL_SERVICE = "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"
 _PLATFORM = "tensorflow"
-_INTEGERS = ("int8", "int16", "int32", "uint8", "uint16")
-_VALUE_FIELDS = {
-    "float32": "float_val",
-    "float64": "double_val",
-    "int64": "int64_val",
-    "uint32": "uint32_val",
-    "uint64": "uint64_val",
-    "bool": "bool_val",
-    **dict.fromkeys(_INTEGERS, "int_val"),
-}
+Method = Callable[[bytes, Any], Awaitable[bytes]]
 
 
-def _answering(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+def handlers(gateway: Gateway, loader: Loader[Any]) -> list[grpc.GenericRpcHandler]:
+    """Return the services' handlers for `grpc.aio.Server.add_generic_rpc_handlers`."""
+    prediction = PredictionService(gateway)
+    model = ModelService(gateway, loader)
+    methods: dict[str, dict[str, Method]] = {
+        PREDICTION_SERVICE: {
+            "Predict": prediction.asking(Kind.PREDICT, _single_spec),
+            "Classify": prediction.asking(Kind.CLASSIFY, _single_spec),
+            "Regress": prediction.asking(Kind.REGRESS, _single_spec),
+            "MultiInference": prediction.asking(Kind.MULTI_INFERENCE, _first_task_spec),
+            "GetModelMetadata": prediction.metadata,
+        },
+        MODEL_SERVICE: {"GetModelStatus": model.status, "HandleReloadConfigRequest": model.reload},
+    }
+    return [
+        grpc.method_handlers_generic_handler(
+            service, {name: grpc.unary_unary_rpc_method_handler(_answering(name, method)) for name, method in table.items()}
+        )
+        for service, table in methods.items()
+    ]
+
+
+def _answering(name: str, method: Method) -> Method:
     """Turn refusals into gRPC statuses, and everything unforeseen into INTERNAL with its reason."""
 
-    @functools.wraps(method)
-    def call(self: Any, request: Any, context: Any) -> Any:
+    async def call(request: bytes, context: Any) -> bytes:
         try:
-            return method(self, request)
+            return await method(request, context)
         except Refusal as refusal:
             code, words = refusal.code, str(refusal)
         except Exception as error:
-            log.exception("%s failed", method.__name__)
+            log.exception("%s failed", name)
             code, words = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
-        return context.abort(code, words)
+        await context.abort(code, words)
+        return b""
 
     return call
 
 
-class PredictionService(protos.prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+class PredictionService:
     """Answers of the loaded models."""
 
-    def __init__(self, manager: VersionManager) -> None:
-        self._manager = manager
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
-    @_answering
-    def Predict(self, request: Any) -> Any:
-        """Run one signature on the request's tensors."""
-        number, servable = _servable(self._manager, request)
-        signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        if signature not in servable.signatures:
-            raise precondition(f'Serving signature key "{signature}" not found.')
-        wanted = _filtered(request.output_filter, servable.signatures[signature].outputs)
-        outputs = servable.run(signature, {name: _array(name, tensor) for name, tensor in request.inputs.items()})
-        response = protos.predict_pb2.PredictResponse()
-        _set_spec(response.model_spec, request.model_spec.name, number, signature)
-        for name in wanted:
-            response.outputs[name].CopyFrom(_tensor(outputs[name]))
-        return response
+    def asking(self, kind: Kind, spec_of: Callable[[bytes], bytes | None]) -> Method:
+        """Return the method that sends requests of `kind` to their model; `spec_of` finds the `ModelSpec` in a request."""
 
-    @_answering
-    def GetModelMetadata(self, request: Any) -> Any:
-        """Return the signatures of one version."""
-        for field in request.metadata_field:
+        async def ask(request: bytes, context: Any) -> bytes:
+            return await self._gateway.ask(kind, _target(spec_of(request)), request, context.time_remaining())
+
+        return ask
+
+    async def metadata(self, request: bytes, context: Any) -> bytes:
+        """Return the signatures of one version (GetModelMetadata)."""
+        message = wire.parsed(protos.get_model_metadata_pb2.GetModelMetadataRequest, request)
+        if not message.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        target = target_of(message.model_spec)
+        if not message.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in message.metadata_field:
             if field != "signature_def":
                 raise invalid(f"Metadata field {field} is not supported")
-        if not request.metadata_field:
-            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
-        number, servable = _servable(self._manager, request)
+        version, signatures = self._gateway.signatures(target)
         response = protos.get_model_metadata_pb2.GetModelMetadataResponse()
-        _set_spec(response.model_spec, request.model_spec.name, number, "")
-        response.metadata["signature_def"].Pack(signature_map(servable))
-        return response
+        response.model_spec.name, response.model_spec.version.value = target.name, version
+        response.metadata["signature_def"].Pack(signatures)
+        return bytes(response.SerializeToString())
 
 
-class ModelService(protos.model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+class ModelService:
     """States of the versions and the configuration in force."""
 
-    def __init__(self, manager: VersionManager) -> None:
-        self._manager = manager
+    def __init__(self, gateway: Gateway, loader: Loader[Any]) -> None:
+        self._gateway = gateway
+        self._loader = loader
 
-    @_answering
-    def GetModelStatus(self, request: Any) -> Any:
-        """Return the states of a model's versions; a label in the request is ignored, as the original does."""
-        spec = _named(request)
-        return status_response(self._manager, spec.name, spec.version.value if spec.HasField("version") else None)
+    async def status(self, request: bytes, context: Any) -> bytes:
+        """Return the states of a model's versions; a label in the request is ignored, as the original does (GetModelStatus)."""
+        message = wire.parsed(protos.get_model_status_pb2.GetModelStatusRequest, request)
+        if not message.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        target = target_of(message.model_spec)
+        return bytes(self._gateway.status(target.name, target.version).SerializeToString())
 
-    @_answering
-    def HandleReloadConfigRequest(self, request: Any) -> Any:
+    async def reload(self, request: bytes, context: Any) -> bytes:
         """Serve the request's configuration, or refuse it and keep the present one; does not wait for models to load."""
-        if request.config.WhichOneof("config") != "model_config_list":
+        message = wire.parsed(protos.model_management_pb2.ReloadConfigRequest, request)
+        if message.config.WhichOneof("config") != "model_config_list":
             raise invalid("ServerRequest config must be a model_config_list")
-        for model in request.config.model_config_list.config:
-            if (model.model_platform and model.model_type) or model.model_platform not in ("", _PLATFORM):
-                raise invalid(f"Model {model.name} must have model_platform: '{_PLATFORM}' and no model_type")
-        try:
-            config = ServerConfig.from_proto(request.config)
-        except SpecError as error:
-            raise invalid(str(error)) from error
-        self._manager.configure(config)
-        return protos.model_management_pb2.ReloadConfigResponse()
+        await self._loader.configure(server_config(message.config))
+        return bytes(protos.model_management_pb2.ReloadConfigResponse().SerializeToString())
 
 
-def status_response(manager: VersionManager, name: str, version: int | None) -> Any:
-    """Return the `GetModelStatusResponse` of a model or of one version."""
-    response = protos.get_model_status_pb2.GetModelStatusResponse()
-    for number, state, error in manager.states(name, version):
-        entry = response.model_version_status.add(version=number, state=state)
-        entry.status.error_message = error
-        entry.status.error_code = 2 if error else 0  # UNKNOWN, or OK
-    return response
-
-
-def signature_map(servable: Servable) -> Any:
-    """Return all signatures of a servable as a `SignatureDefMap` message."""
-    signatures = protos.get_model_metadata_pb2.SignatureDefMap()
-    for name, signature in servable.signatures.items():
-        signatures.signature_def[name].CopyFrom(signature)
-    return signatures
-
-
-def _named(request: Any) -> Any:
-    if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
-    if not request.model_spec.name:
-        raise invalid("ModelSpec has no name specified.")
-    return request.model_spec
-
-
-def _servable(manager: VersionManager, request: Any) -> tuple[int, Servable]:
-    spec = _named(request)
-    version = spec.version.value if spec.HasField("version") else None
-    return manager.resolve(spec.name, version, spec.version_label if spec.HasField("version_label") else None)
-
-
-def _set_spec(spec: Any, name: str, number: int, signature: str) -> None:
-    spec.name, spec.signature_name = name, signature
-    spec.version.value = number
-
-
-def _filtered(names: Iterable[str], outputs: Iterable[str]) -> list[str]:
-    asked, known = list(names), list(outputs)
-    for name in asked:
-        if name not in known:
-            raise invalid(f"output tensor alias not found in signature: {name} Outputs expected to be in the set {{{','.join(sorted(known))}}}.")
-    if len(set(asked)) != len(asked):
-        raise invalid(f"duplicate output tensor alias: {', '.join(asked)}")
-    return asked or known
-
-
-def _array(name: str, tensor: Any) -> np.ndarray[Any, Any]:
+def server_config(message: Any) -> ServerConfig:
+    """Return the configuration of a `ModelServerConfig` as a client may send it; raise `Refusal` where the original does."""
+    for model in message.model_config_list.config:
+        if model.model_platform and model.model_type:
+            raise invalid(f"Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform: {model.name}")
+        if not (model.model_platform or model.model_type):
+            raise invalid(f"Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform: {model.name}")
+        if model.model_platform not in ("", _PLATFORM) or model.model_type not in (0, protos.model_server_config_pb2.ModelType.TENSORFLOW):
+            raise invalid(f"Model {model.name} has platform {model.model_platform or model.model_type!r}; expected model_platform: '{_PLATFORM}'")
     try:
-        array: np.ndarray[Any, Any] = tf.make_ndarray(tensor)
-    except (TypeError, ValueError, KeyError) as error:
-        raise invalid(f"Input {name!r} is not a whole tensor: {error}") from error
-    return array
+        return ServerConfig.from_proto(message)
+    except SpecError as error:
+        raise invalid(str(error)) from error
 
 
-def _tensor(array: np.ndarray[Any, Any]) -> Any:
-    """Return a TensorProto with its values in the ``*_val`` field of its type, as the original answers."""
-    field = _VALUE_FIELDS.get(array.dtype.name)
-    if field is None:
-        return tf.make_tensor_proto(array)
-    tensor = protos.tensor_pb2.TensorProto(dtype=tf.as_dtype(array.dtype).as_datatype_enum)
-    tensor.tensor_shape.SetInParent()
-    for size in array.shape:
-        tensor.tensor_shape.dim.add(size=size)
-    getattr(tensor, field).extend(array.ravel().tolist())
-    return tensor
+def _single_spec(request: bytes) -> bytes | None:
+    return wire.field(request, 1)
+
+
+def _first_task_spec(request: bytes) -> bytes | None:
+    tasks = wire.fields(request, 1)
+    return wire.field(tasks[0], 1) if tasks else None
+
+
+def _target(spec: bytes | None) -> Target:
+    if spec is None:
+        raise invalid("Missing ModelSpec")
+    return target_of(wire.parsed(protos.model_pb2.ModelSpec, spec))

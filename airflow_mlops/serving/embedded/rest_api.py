@@ -1,106 +1,143 @@
-"""The REST interface: ``/v1/models/NAME[/versions/N|/labels/L]`` with ``:predict`` by POST, status and ``/metadata`` by GET."""
+"""The REST interface: ``/v1/models/NAME[/versions/N|/labels/L]`` with ``:predict``, ``:classify`` and ``:regress`` by POST, status and
+``/metadata`` by GET, and Prometheus metrics. A request's JSON is read, and its answer's written, by the model's own process.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+import time
+import zlib
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+import grpc
+from starlette.types import Receive, Scope, Send
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded import json_tensors
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable
-from airflow_mlops.serving.embedded.grpc_api import signature_map, status_response
-from airflow_mlops.serving.embedded.manager import VersionManager
+from airflow_mlops.serving.embedded.frames import Kind
+from airflow_mlops.serving.embedded.gateway import Gateway, Target
+from airflow_mlops.serving.embedded.metrics import Metrics
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 
 log = logging.getLogger(__name__)
 _CHOICE = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 # The path ignores case, the method word does not (http_rest_api_util.cc).
-_PREDICT = re.compile(rf"(?i:/v1/models)/(?P<name>[^/:]+)(?i:{_CHOICE}):predict", re.ASCII)
+_ASK = re.compile(rf"(?i:/v1/models)/(?P<name>[^/:]+)(?i:{_CHOICE}):(?P<method>classify|regress|predict)", re.ASCII)
 _LOOK = re.compile(rf"(?i:/v1/models)(?:/(?P<name>[^/:]+))?(?i:{_CHOICE})(?P<metadata>(?i:/metadata))?", re.ASCII)
+_KINDS = {"predict": Kind.REST_PREDICT, "classify": Kind.REST_CLASSIFY, "regress": Kind.REST_REGRESS}
+_JSON, _TEXT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class Target(NamedTuple):
-    """What a path asks for: at most one of `version` and `label`."""
+class RestOptions(NamedTuple):
+    """Seconds that a request may take to arrive, to be answered and to be taken; most bytes of its body; the path of the metrics, if any."""
 
-    name: str
-    version: int | None
-    label: str | None
+    timeout_seconds: float = 30.0
+    max_body_bytes: int = 256 << 20
+    metrics_path: str | None = None
+
+
+class TooLarge(Refusal):
+    """A body of more bytes than the server takes."""
+
+    http_status = 413
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(grpc.StatusCode.RESOURCE_EXHAUSTED, f"The request's body has more than {limit} bytes (--rest_max_body_bytes)")
 
 
 class RestApi:
-    """Answers (HTTP status, JSON body) for a method, a raw path and a body."""
+    """The ASGI application."""
 
-    def __init__(self, manager: VersionManager) -> None:
-        self._manager = manager
+    def __init__(self, gateway: Gateway, metrics: Metrics, options: RestOptions) -> None:
+        self._gateway = gateway
+        self._metrics = metrics
+        self._options = options
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """Return the HTTP status and the JSON body; never raises."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["raw_path"].decode("latin-1")
+        until = time.monotonic() + self._options.timeout_seconds
+        kind, headers = _JSON, []
         try:
-            return 200, json.dumps(self._answer(method, path, body)).encode()
+            if method == "GET" and path == self._options.metrics_path:
+                status, body, kind = 200, self._metrics.text().encode(), _TEXT
+            elif not path.lower().startswith("/v1/"):
+                status, body = 404, _error(f"Not found: {method} {path}. Models are under /v1/models/.")
+            else:
+                status, body = 200, await self._answer(method, path, scope, receive, until)
         except Refusal as refusal:
-            return refusal.http_status, _error(str(refusal))
+            status, body = refusal.http_status, _error(str(refusal))
+            headers = [(b"connection", b"close")] if status in (413, 504) else []  # what was not read can not be answered again
         except Exception as error:
             log.exception("%s %s failed", method, path)
-            return 500, _error(f"{type(error).__name__}: {error}")
+            status, body = 500, _error(f"{type(error).__name__}: {error}")
+        headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        async with asyncio.timeout(self._options.timeout_seconds):  # a client that does not read must not keep the answer for ever
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
-    def _answer(self, method: str, path: str, body: bytes) -> Any:
-        if method == "POST" and (match := _PREDICT.fullmatch(path)):
-            return self._predict(_target(match), body)
+    async def _answer(self, method: str, path: str, scope: Scope, receive: Receive, until: float) -> bytes:
+        if method == "POST" and (match := _ASK.fullmatch(path)):
+            target, kind = _target(match), _KINDS[match["method"]]
+            body = await self._body(scope, receive, until)
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    return await self._gateway.ask(kind, target, body, until - time.monotonic())
+            except TimeoutError as error:
+                words = f"Model {target.name} did not answer within {self._options.timeout_seconds:g} s (--rest_api_timeout_in_ms)"
+                raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, words) from error
         if method == "GET" and (match := _LOOK.fullmatch(path)):
             target = _target(match)
-            return self._metadata(target) if match["metadata"] else self._status(target)
+            return _message_json(self._metadata(target) if match["metadata"] else _plain(self._gateway.status(target.name, target.version)))
         raise invalid(f"Malformed request: {method} {path}")
 
-    def _predict(self, target: Target, body: bytes) -> Any:
-        document = json_tensors.parse(body)
-        signature = document.get("signature_name", "")
-        if not isinstance(signature, str):
-            raise invalid("'signature_name' key must be a string value.")
-        signature = signature or DEFAULT_SIGNATURE
-        _, servable = self._resolve(target)
-        if signature not in servable.signatures:
-            raise invalid(f'Serving signature name: "{signature}" not found in signature def')
-        inputs, as_rows = json_tensors.inputs_of(document, servable.input_types(signature))
-        return json_tensors.answer(servable.run(signature, inputs), as_rows=as_rows)
-
-    def _status(self, target: Target) -> Any:
-        response = status_response(self._manager, target.name, target.version)
-        return protos.json_format.MessageToDict(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-
     def _metadata(self, target: Target) -> Any:
-        number, servable = self._resolve(target)
-        signatures = protos.json_format.MessageToDict(
-            signature_map(servable), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        spec = {"name": target.name, "signature_name": "", "version": str(number)}
-        return {"model_spec": spec, "metadata": {"signature_def": signatures}}
+        version, signatures = self._gateway.signatures(target)
+        spec = {"name": target.name, "signature_name": "", "version": str(version)}
+        return {"model_spec": spec, "metadata": {"signature_def": _plain(signatures)}}
 
-    def _resolve(self, target: Target) -> tuple[int, Servable]:
-        return self._manager.resolve(target.name, target.version, target.label)
+    async def _body(self, scope: Scope, receive: Receive, until: float) -> bytes:
+        """Return the whole body; raise `Refusal` if it comes too slowly or is too large."""
+        limit, parts, size = self._options.max_body_bytes, [], 0
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refusal(grpc.StatusCode.CANCELLED, "The client went away")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise TooLarge(limit)
+                    if not message.get("more_body"):
+                        break
+        except TimeoutError as error:
+            words = f"The request did not arrive within {self._options.timeout_seconds:g} s; {size} bytes of its body did"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, words) from error
+        body = b"".join(parts)
+        zipped = any(name == b"content-encoding" and value.strip().lower() == b"gzip" for name, value in scope["headers"])
+        return _unzipped(body, limit) if zipped else body
 
 
-def application(manager: VersionManager) -> ASGIApp:
-    """Return the ASGI application; models run in worker threads, so that one slow model holds up no status request."""
-    api = RestApi(manager)
+def _unzipped(body: bytes, limit: int) -> bytes:
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        plain = unpacker.decompress(body, limit)
+    except zlib.error as error:
+        raise invalid(f"The body is not gzip, as its content-encoding says: {error}") from error
+    if unpacker.unconsumed_tail:
+        raise TooLarge(limit)
+    return plain
 
-    async def everything(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        path = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
-        if path.lower().startswith("/v1/"):
-            status, body = await run_in_threadpool(api.answer, request.method, path, await request.body())
-        else:
-            status, body = 404, _error(f"Not found: {request.method} {path}. Models are under /v1/models/.")
-        await Response(body, status, media_type="application/json")(scope, receive, send)
 
-    return everything
+def _message_json(answer: Any) -> bytes:
+    return json.dumps(answer, indent=1).encode()
+
+
+def _plain(message: Any) -> Any:
+    return protos.json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def _target(match: re.Match[str]) -> Target:

@@ -1,0 +1,155 @@
+"""Makes true what `versions` wants: looks at the disk, starts and ends model processes, tries again. Runs beside the requests, in their loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from airflow_mlops.serving.config import ServerConfig
+from airflow_mlops.serving.embedded import source
+from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.embedded.versions import Version, Versions
+
+log = logging.getLogger(__name__)
+_LISTING_SECONDS = 5.0  # a look at a base path takes milliseconds; a dead network disk must not hold up the others
+
+
+class Servable(Protocol):
+    """What answers requests: `gone` ends with the reason when it can no longer, `retire` lets it end."""
+
+    @property
+    def gone(self) -> asyncio.Future[str]: ...
+
+    def retire(self) -> None: ...
+
+
+S = TypeVar("S", bound=Servable)
+
+
+class LoaderOptions(NamedTuple):
+    """Seconds between looks at the disk (0 or less: only on a reload), and how many versions may be loaded at the same time."""
+
+    poll_seconds: float = 1.0
+    num_load_threads: int = 4
+
+
+class Loader(Generic[S]):
+    """Keeps `versions` and the processes behind them in step; `start` loads one version or raises `Refusal`."""
+
+    def __init__(self, versions: Versions[S], start: Callable[[Version[S]], Awaitable[S]], options: LoaderOptions) -> None:
+        self._versions = versions
+        self._start = start
+        self._options = options
+        self._listings = Listings()
+        self._configuring = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._num_loading = 0
+
+    async def configure(self, config: ServerConfig, *, at_start: bool = False) -> None:
+        """Serve `config`, or raise `Refusal` and change nothing; does not wait for versions to load."""
+        for model in config.models:
+            if not model.base_path.startswith("/"):
+                raise invalid(f"base_path of model {model.name} is {model.base_path}; this server reads absolute paths of its own machine only")
+        async with self._configuring:
+            listings = await self._listings.of(config)
+            self._versions.configure(config, listings, at_start=at_start)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        if self._options.poll_seconds > 0:
+            self._begin(self._poll())
+        while True:
+            self._release()
+            while self._num_loading < self._options.num_load_threads and (entry := self._versions.due(time.monotonic())):
+                self._versions.begin(entry)
+                self._num_loading += 1
+                self._begin(self._load(entry))
+            due_at = self._versions.due_at() if self._num_loading < self._options.num_load_threads else None
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), None if due_at is None else max(0.01, due_at - time.monotonic()))
+            except TimeoutError:
+                continue
+
+    def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _begin(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.poll_seconds)
+            try:
+                async with self._configuring:
+                    self._versions.look(await self._listings.of(self._versions.config))
+            except RuntimeError:  # no thread could be started: memory is short, and the next look may find it freed
+                log.exception("the base paths could not be looked at")
+            self._wake.set()
+
+    async def _load(self, entry: Version[S]) -> None:
+        try:
+            servable = await self._start(entry)
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                log.exception("model %s version %s could not be loaded", entry.name, entry.number)
+            self._versions.failed(entry, str(error) or type(error).__name__, time.monotonic())
+        else:
+            self._versions.loaded(entry, servable, time.monotonic())
+            servable.gone.add_done_callback(lambda gone: self._lost(entry, servable, gone))
+        finally:
+            self._num_loading -= 1
+            self._wake.set()
+
+    def _lost(self, entry: Version[S], servable: S, gone: asyncio.Future[str]) -> None:
+        if not gone.cancelled():
+            self._versions.lost(entry, servable, gone.result(), time.monotonic())
+            self._wake.set()
+
+    def _release(self) -> None:
+        while self._versions.released:
+            self._versions.released.pop().retire()
+
+
+class Listings:
+    """What lies under each base path, looked at in threads of their own, of which a hanging disk keeps at most one per path."""
+
+    def __init__(self) -> None:
+        self._looking: dict[str, asyncio.Future[dict[int, Path]]] = {}
+
+    async def of(self, config: ServerConfig) -> dict[str, dict[int, Path]]:
+        """Return version directories by model, none for a path that can not be read now."""
+        paths = {model.base_path for model in config.models}
+        for path in paths - self._looking.keys():
+            self._looking[path] = self._look(path)
+        if paths:
+            await asyncio.wait([self._looking[path] for path in paths], timeout=_LISTING_SECONDS)
+        found = {path: self._taken(path) for path in paths}
+        return {model.name: found[model.base_path] for model in config.models}
+
+    def _look(self, path: str) -> asyncio.Future[dict[int, Path]]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[dict[int, Path]] = loop.create_future()
+
+        def look() -> None:
+            loop.call_soon_threadsafe(future.set_result, source.versions_on_disk(Path(path)))
+
+        threading.Thread(target=look, name=f"look {path}", daemon=True).start()
+        return future
+
+    def _taken(self, path: str) -> dict[int, Path]:
+        if self._looking[path].done():
+            return self._looking.pop(path).result()
+        log.warning("base path %s does not answer within %g s, so nothing changes for its model", path, _LISTING_SECONDS)
+        return {}
