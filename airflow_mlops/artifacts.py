@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,14 @@ def path_digest(path: Path) -> tuple[str, int]:
         return file_digest(path), path.stat().st_size
     if not path.is_dir():
         raise ResultInvalid(f"{path} is neither a file nor a directory; expected one of them. Run the step that writes it again.")
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    lines = "".join(f"{file_digest(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
-    return bytes_digest(lines.encode()), sum(p.stat().st_size for p in files)
+    files = [p for p in path.rglob("*") if p.is_file()]
+    return tree_digest({p.relative_to(path).as_posix(): file_digest(p) for p in files}), sum(p.stat().st_size for p in files)
+
+
+def tree_digest(digests: Mapping[str, str]) -> str:
+    """Return what `path_digest` says of a directory, from the digests of its files by relative path with forward slashes."""
+    paths = sorted(digests, key=lambda path: path.split("/"))
+    return bytes_digest("".join(f"{digests[path]}  {path}\n" for path in paths).encode())
 
 
 @with_config(ConfigDict(extra="forbid", allow_inf_nan=False))

@@ -21,7 +21,7 @@ def get_provider_info() -> dict[str, Any]:
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
         "operators": modules("operators", "dataset", "model", "serving", "stage"),
-        "sensors": modules("sensors", "dataset"),
+        "sensors": modules("sensors", "dataset", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
         "triggers": modules("triggers", "dataset", "tf_serving"),
         "notifications": ["airflow_mlops.notifications.slack.PipelineNotifier", "airflow_mlops.notifications.slack.ApprovalNotifier"],
@@ -56,14 +56,35 @@ def _tf_serving() -> dict[str, Any]:
         },
         "conn-fields": {
             "rest_url": _field("REST URL", "For instance http://serving:8501"),
+            "replicas": {
+                "label": "Replicas",
+                "description": 'Several, instead of host, port and REST URL: [{"grpc": "serving-0:8500", "rest": "http://serving-0:8501"}, ...]',
+                "schema": {"type": ["array", "null"], "items": {"type": "object"}},
+            },
             "base_path": _field("Base path", "Directory the server loads models from; each model has its own below it"),
             "config_path": _field("Config file", "The server's --model_config_file, writable by the workers"),
+            "storage_options": {
+                "label": "Storage options",
+                "description": "What fsspec needs to write to a base path in an object store: credentials, endpoint",
+                "schema": {"type": ["object", "null"]},
+            },
             "deadline_seconds": {
                 "label": "Deadline",
                 "description": "Seconds each call may take",
                 "schema": {"type": "number", "default": 10, "exclusiveMinimum": 0},
             },
+            **_tls(),
         },
+    }
+
+
+def _tls() -> dict[str, Any]:
+    return {
+        "tls": {"label": "TLS", "description": "Encrypt gRPC and REST", "schema": {"type": "boolean", "default": False}},
+        "ca_cert": _field("CA certificate", "PEM, or the path of a file with it; empty: the public authorities", "multiline"),
+        "client_cert": _field("Client certificate", "PEM, or the path of a file with it; where the server asks for one", "multiline"),
+        "client_key": _field("Client key", "PEM without a password, or the path of a file with it", "password"),
+        "tls_server_name": _field("Server name", "Name in the server's certificate, where it is not the host's"),
     }
 
 
@@ -81,8 +102,9 @@ def _ledger() -> dict[str, Any]:
     }
 
 
-def _field(label: str, description: str) -> dict[str, Any]:
-    return {"label": label, "description": description, "schema": {"type": ["string", "null"]}}
+def _field(label: str, description: str, format_: str | None = None) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": ["string", "null"], **({"format": format_} if format_ else {})}
+    return {"label": label, "description": description, "schema": schema}
 
 
 def _options() -> dict[str, Any]:

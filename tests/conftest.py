@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    import psutil
+
     from airflow_mlops.ledger.store import Store
+    from tests.conformance.serving_target import Target
     from tests.servers import EmbeddedServer
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-mlops-tests-"))
@@ -93,3 +97,63 @@ def starting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
     yield server
     if server.process.poll() is None:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def building_models(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The directory of the SavedModels for tests of serving, and the process that builds them, once for all processes of the session."""
+    from tests import serving_models
+
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if hasattr(pytestconfig, "workerinput") else base) / "serving-models"
+    building = serving_models.start_building(home)
+    yield home, building
+    building.kill()
+    building.wait()
+
+
+@pytest.fixture(scope="session")
+def serving_models(building_models: tuple[Path, subprocess.Popen[bytes]]) -> Path:
+    """The directory of the SavedModels of `tests.serving_models`, all of them built."""
+    home, building = building_models
+    assert building.wait(300) == 0, (home / "build.log").read_text()
+    return home
+
+
+@pytest.fixture(scope="session")
+def fuzzed(building_models: object, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Target]:
+    """A model server of its own for requests that nobody meant to send."""
+    from tests.conformance.serving_target import Target
+    from tests.servers import EmbeddedServer
+
+    home = tmp_path_factory.mktemp("fuzzed")
+    (home / "models.config").write_text("model_config_list {}")
+    server = EmbeddedServer(home / "models.config")
+    server.start(wait=False)
+    target = Target(server.grpc_address, server.rest_url, home, request.getfixturevalue("serving_models"))
+    try:
+        server.wait_ready()
+        target.publish("linear", {1: "linear1", 2: "linear2"})
+        for name in ("two", "many", "examples1"):
+            target.publish(name, {1: name})
+        linear = target.config("linear", policy="all {}")
+        target.reload(linear, *(target.config(name) for name in ("two", "many", "examples1")))
+        target.await_states("linear", {1: "AVAILABLE", 2: "AVAILABLE"})
+        for name in ("two", "many", "examples1"):
+            target.await_states(name, {1: "AVAILABLE"})
+        target.reload(target.config("linear", policy="all {}", labels={"stable": 1, "canary": 2}))
+        target.process_id = server.process.pid
+        yield target
+        assert server.process.poll() is None, server.log.read_text()[-5000:]
+    finally:
+        target.close()
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def fuzzed_processes(fuzzed: Target) -> set[psutil.Process]:
+    """All processes of the server ``fuzzed``, none of which may end."""
+    import psutil
+
+    front = psutil.Process(fuzzed.process_id)
+    return {front, *front.children(recursive=True)}

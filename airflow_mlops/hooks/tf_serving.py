@@ -1,23 +1,30 @@
-"""Connection type ``tf_serving``: a model server that speaks TensorFlow Serving's protocol."""
+"""Connection type ``tf_serving``: a model server that speaks TensorFlow Serving's protocol, with all its replicas."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
+from airflow.sdk.log import mask_secret
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
-    from airflow_mlops.serving.client import ServingClient
+    from airflow_mlops.serving.endpoint import ConnectionFields
+    from airflow_mlops.serving.fleet import ServingFleet
 
 
 class TFServingHook(BaseHook):
-    """Opens a client for the model server that a connection names.
+    """Opens clients for all replicas of the model server that a connection names.
 
-    Connection fields: `host` and `port` are the gRPC address; extras `rest_url` (``http://serving:8501``), `base_path` (directory the server
-    loads versions from, below which each model has its own), `config_path` (the server's ``--model_config_file``) and `deadline_seconds`
-    of each call (10: a reload answers in well under a second, a loaded machine may take a few).
+    Connection fields: `host` and `port` are the gRPC address of a single replica and the extra `rest_url` (``http://serving:8501``) its REST
+    interface; several replicas stand in the extra `replicas`, a list of ``{"grpc": "host:port", "rest": "http://host:port"}``, instead. On
+    Kubernetes these are the pods' own addresses, for a Service answers for whichever pod it likes. Extras: `base_path` (directory the server
+    loads versions from, below which each model has its own), `config_path` (the server's ``--model_config_file``), `storage_options` (what
+    fsspec needs to write to `base_path`, where that is an object store), `deadline_seconds` of each call (10: a reload answers in well under a
+    second, a loaded machine may take a few), and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it)
+    and `tls_server_name`.
     """
 
     conn_name_attr = "tf_serving_conn_id"
@@ -31,41 +38,52 @@ class TFServingHook(BaseHook):
 
     def extra(self, name: str) -> str:
         """Return a required extra of the connection; raise `SpecError` naming it when it is not set."""
-        return self._extra(self.get_connection(self.tf_serving_conn_id), name)
+        return str(self._fields(self.get_connection(self.tf_serving_conn_id)).required(name))
 
-    def get_conn(self) -> ServingClient:
-        """Return a client with a deadline on every call."""
-        return self._client(self.get_connection(self.tf_serving_conn_id))
+    def storage_options(self) -> dict[str, Any]:
+        """Return what fsspec needs to reach the base path, nothing for a directory; raise `SpecError` when it is no JSON object."""
+        options = self._fields(self.get_connection(self.tf_serving_conn_id)).options("storage_options")
+        mask_secret(options)
+        return options
 
-    async def aget_conn(self) -> ServingClient:
-        """Return a client from a trigger, whose event loop must not wait."""
-        return self._client(await self.aget_connection(self.tf_serving_conn_id))
+    def get_conn(self) -> ServingFleet:
+        """Return clients for all replicas, with a deadline on every call; raise `SpecError` naming the field that is missing or wrong."""
+        return self._open(self.get_connection(self.tf_serving_conn_id))
 
-    def _client(self, connection: Connection) -> ServingClient:
+    async def aget_conn(self) -> ServingFleet:
+        """Return clients from a trigger, whose event loop must not wait for the certificates."""
+        return await asyncio.to_thread(self._open, await self.aget_connection(self.tf_serving_conn_id))
+
+    def _open(self, connection: Connection) -> ServingFleet:
+        endpoint = self._fields(connection).endpoint()
+        if endpoint.tls and endpoint.tls.client_key:
+            mask_secret(endpoint.tls.client_key)
+        return endpoint.open()
+
+    def _fields(self, connection: Connection) -> ConnectionFields:
         from airflow_mlops.exceptions import SpecError
-        from airflow_mlops.serving.client import ServingClient
+        from airflow_mlops.serving.endpoint import ConnectionFields
 
-        if not (connection.host and connection.port):
-            missing = "port" if connection.host else "host"
-            raise SpecError(f"Connection {self.tf_serving_conn_id!r} has no {missing}; give the model server's gRPC address, host and port.")
-        deadline = float(connection.extra_dejson.get("deadline_seconds") or 10.0)
-        return ServingClient(f"{connection.host}:{connection.port}", self._extra(connection, "rest_url"), deadline_seconds=deadline)
-
-    def _extra(self, connection: Connection, name: str) -> str:
-        from airflow_mlops.exceptions import SpecError
-
-        value = connection.extra_dejson.get(name)
-        if not value:
-            raise SpecError(f"Connection {self.tf_serving_conn_id!r} has no extra {name!r}; set it in Airflow's connection form.")
-        return str(value)
+        name, extra = f"Connection {self.tf_serving_conn_id!r}", connection.extra_dejson
+        if not isinstance(extra, dict):
+            raise SpecError(f'{name} has extras that are no JSON object. Write them as {{"rest_url": "http://serving:8501", ...}}.')
+        return ConnectionFields(name, connection.host, connection.port, extra)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say whether the server answers, for the button in Airflow's connection form."""
+        """Say which replicas answer, by gRPC and by REST, for the button in Airflow's connection form."""
         from airflow_mlops.exceptions import MlopsError
+        from airflow_mlops.serving.client import ServingClient
+
+        def said(replica: ServingClient) -> str:
+            try:
+                replica.check()
+            except MlopsError as error:
+                return str(error)
+            return ""
 
         try:
-            with self.get_conn() as client:
-                client.status("airflow-mlops-connection-test")
+            with self.get_conn() as fleet:
+                problems = fleet.ask_all(said)
         except MlopsError as error:
             return False, str(error)
-        return True, "The model server answers."
+        return not any(problems.values()), " ".join(problem or f"The replica {address} answers." for address, problem in problems.items())

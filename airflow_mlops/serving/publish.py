@@ -1,115 +1,147 @@
-"""Placing a SavedModel under the server's base path so that the server never sees half of one.
+"""Placing a SavedModel under the server's base path so that the server never loads half of one, nor one that its clients can not ask.
 
-The server checks nothing: a version directory seen before it is whole fails to load. So a version is copied beside its place, under a name
-that is no number and thus invisible to the server, compared with its digest, flushed to disk and only then renamed.
+The server checks nothing: a version that it sees before it is whole fails to load. How a version becomes whole at once is the store's matter;
+here is what comes before and after: the files are checked before anything is written, requests to warm up on are added, and a manifest is
+written last, by which the version is known to be published and verified.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import secrets
-import shutil
-import time
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import PublishError, SpecError
-from airflow_mlops.serving import config
+from airflow_mlops.serving import manifest, signatures, warmup
+from airflow_mlops.serving.content import GRAPH, WARM_UP, Content, listed
+from airflow_mlops.serving.manifest import SCHEMA_VERSION, Manifest
+from airflow_mlops.serving.stores import Store, open_store, versions
+from airflow_mlops.serving.usage import Usage
 
-ABANDONED_SECONDS = 3600.0  # a staging directory untouched for an hour belongs to nobody: one copy takes minutes at most
 
+def publish_saved_model(
+    source: Path,
+    base_path: str | Path,
+    version: int,
+    digest: str,
+    *,
+    golden: Path | None = None,
+    usage: Usage | None = None,
+    signature_change_allowed: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> str:
+    """Publish the SavedModel directory `source` as ``base_path/<version>``, whole or not at all, and return that place.
 
-def publish_saved_model(source: Path, base_path: Path, version: int, digest: str) -> Path:
-    """Copy the SavedModel directory `source` to ``base_path/<version>``, whole or not at all, and return that path.
+    `digest` is what `artifacts.path_digest` must say of it. From the rows in the file `golden` requests are made which the server answers before
+    it serves the version, unless the SavedModel brings such itself. `usage` is what the server's configuration says of this model: clients of the
+    version in service must find the same signatures, unless `signature_change_allowed`. A version that is published already is left as it is.
 
-    `digest` is what `artifacts.path_digest` must say of the copy. A version that is already there with this digest is left as it is.
-    Raises `PublishError` if another content is there, the copy differs, or the disk refuses.
+    Raises `PublishError` if another content is there, the copy differs, the SavedModel can not be served, or the store refuses;
+    `ServingUnavailable` if the store does not answer; `SpecError` for an impossible place.
     """
-    if version < 0 or not base_path.is_absolute():
-        raise SpecError(f"Can not publish version {version} under {base_path}: expected a version >= 0 and an absolute path.")
-    target = base_path / str(version)
-    try:
-        base_path.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(base_path, version)
-        if not target.exists():
-            _copy_and_rename(source, target, digest)
-    except (OSError, shutil.Error) as error:
+    usage = usage or Usage()
+    store = _store(base_path, version, usage, storage_options)
+    with store.locked(version):
+        found = manifest.read(store, version)
+        if found is None:
+            _check_replaceable(store, version, usage)
+            with _disk_errors(source), tempfile.TemporaryDirectory() as scratch:
+                model = listed(source)
+                offered = _signatures(source, model)
+                if not signature_change_allowed:
+                    _check_clients(store, version, usage, offered)
+                added = _warm_up(Path(scratch), model, offered, golden, store.uri.rpartition("/")[2])
+                files = store.place(version, Content(model, digest, added))
+            manifest.write(store, Manifest(SCHEMA_VERSION, version, digest, dict(files)))
+        else:
+            _check_published(store, found, digest)
+    return f"{store.uri}/{version}"
+
+
+def _check_published(store: Store, found: Manifest, digest: str) -> None:
+    place = f"{store.uri}/{found.version}"
+    if found.digest != digest:
         raise PublishError(
-            f"Version {version} could not be published under {base_path}: {error}. Nothing of it is visible; correct and retry."
-        ) from error
-    _check(target, digest)
-    return target
-
-
-def remove_version(base_path: Path, version: int, config_file: Path) -> None:
-    """Delete ``base_path/<version>``; raise `PublishError` while `config_file` names the version, or leaves the choice to the server."""
-    with config.exclusive(config_file) as served:
-        for model in served.models:
-            if Path(model.base_path) == base_path and (not model.versions or version in {*model.versions, *model.labels.values()}):
-                raise PublishError(
-                    f"Version {version} of model {model.name!r} is in use by {config_file} (versions {list(model.versions) or 'by policy'}). "
-                    "Take it out of the configuration first."
-                )
-        doomed = _staging(base_path, version)
-        try:
-            if (base_path / str(version)).exists():
-                (base_path / str(version)).rename(doomed)  # invisible in one step; a crash after it leaves only rubbish
-                shutil.rmtree(doomed)
-        except OSError as error:
-            raise PublishError(f"Version {version} under {base_path} could not be removed: {error}. Correct that and retry.") from error
-
-
-def _staging(base_path: Path, version: int) -> Path:
-    return base_path / f".staging-{version}-{secrets.token_hex(4)}"
-
-
-def _remove_leftovers(base_path: Path, version: int) -> None:
-    """Delete what crashed copies left: of this version at once (publishing one version twice at a time is not done), of others when old."""
-    for left in base_path.glob(".staging-*"):
-        with contextlib.suppress(FileNotFoundError):  # its owner renamed or removed it first
-            own = left.name.startswith(f".staging-{version}-")
-            if own or time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(left)
-
-
-def _copy_and_rename(source: Path, target: Path, digest: str) -> None:
-    staging = _staging(target.parent, int(target.name))
-    copy = staging / "copy"  # gets the source's time, which may be old; that of the directory around it says when this copy began
-    try:
-        staging.mkdir()
-        shutil.copytree(source, copy)
-        _check(copy, digest)
-        for path in sorted(copy.rglob("*"), reverse=True):
-            _flush(path)
-        _flush(copy)
-        _rename(copy, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # after an error, whose words count; what stays is removed by the next publish
-    _flush(target.parent)
-
-
-def _rename(copy: Path, target: Path) -> None:
-    try:
-        copy.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise  # otherwise another process published it first, and the caller compares digests
-
-
-def _check(path: Path, digest: str) -> None:
-    found, size = path_digest(path)
-    if found != digest:
+            f"{place} is published already, with another content: expected {digest}, found {found.digest}. "
+            "A published version is never overwritten: publish under a new version number."
+        )
+    if not store.intact(found.version, found.files):
         raise PublishError(
-            f"{path} is not the SavedModel that was asked for: expected {digest}, found {found} ({size} bytes). "
-            "A published version is never overwritten: publish under a new version number, or train again if the source was altered."
+            f"{place} is no longer what was published, {digest}: its files differ from its manifest. A published version is never overwritten: "
+            "take it out of the configuration and delete it with its manifest, or publish under a new version number."
         )
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _store(base_path: str | Path, version: int, usage: Usage, storage_options: Mapping[str, Any] | None) -> Store:
+    if not 0 <= version < 2**63:
+        raise SpecError(f"Can not publish version {version} under {base_path}: expected a number from 0 to 2**63 - 1.")
+    store = open_store(base_path, storage_options)
+    if usage.left_to_server and not store.atomic:
+        raise SpecError(
+            f"The configuration leaves it to the server which versions below {store.uri} it loads, so it would load one that is still being "
+            "uploaded. Name the serving version in the model's entry (`model_version_policy { specific { versions: N } }`), restart the server and "
+            "publish again. Nothing was uploaded."
+        )
+    return store
+
+
+def _check_replaceable(store: Store, version: int, usage: Usage) -> None:
+    """Raise `PublishError` if what lies in the version's place without a manifest is no leftover: the server was told to serve it."""
+    if not store.atomic and version in usage.named and version in versions(store):
+        raise PublishError(
+            f"{store.uri}/{version} was not published from here, and the server's configuration names it: replacing it would break what serves. "
+            "Publish under a new version number."
+        )
+
+
+def _signatures(source: Path, model: Mapping[str, Path]) -> dict[str, Any]:
+    if GRAPH not in model:
+        raise PublishError(f"{source} is no SavedModel: expected a file {GRAPH} in it. Nothing was published; export the model again.")
+    return signatures.parse(model[GRAPH].read_bytes(), str(model[GRAPH]))
+
+
+def _check_clients(store: Store, version: int, usage: Usage, offered: Mapping[str, Any]) -> None:
+    """Raise `PublishError` if clients of the version in service could not ask this one."""
+    present = versions(store)
+    asked = usage.asked(present)
+    if asked is None or asked == version:
+        return
+    path = f"{present.get(asked, asked)}/{GRAPH}"
+    graph = store.read(path)
+    if graph is None:
+        raise PublishError(
+            f"{store.uri}/{path} is missing, although the server's configuration names that version: the signatures can not be compared, and no "
+            "rollout could go back to it. Put it back, or set signature_change_allowed. Nothing was published."
+        )
+    broken = signatures.differences(signatures.parse(graph, f"{store.uri}/{path}"), offered)
+    if broken:
+        raise PublishError(
+            f"Version {version} would break clients of version {asked} of {store.uri}: {' '.join(broken)} Nothing was published. Export the model "
+            "with the signatures of before, give it another name, or set signature_change_allowed once no client relies on them."
+        )
+
+
+def _warm_up(scratch: Path, model: Mapping[str, Path], offered: Mapping[str, Any], golden: Path | None, name: str) -> dict[str, Path]:
+    """Return the warm-up file to add; the SavedModel's own one is only checked, because the server loads no version with a broken one."""
+    if WARM_UP in model:
+        warmup.read(model[WARM_UP])
+        return {}
+    if golden is None:
+        return {}
+    if signatures.DEFAULT_SIGNATURE not in offered:
+        raise PublishError(
+            f"The SavedModel has no signature {signatures.DEFAULT_SIGNATURE!r} for its golden answers, only {', '.join(sorted(offered))}. "
+            f"{signatures.ADVICE}"
+        )
+    warmup.write(scratch / "requests", warmup.from_golden(golden, offered[signatures.DEFAULT_SIGNATURE], name))
+    return {WARM_UP: scratch / "requests"}
+
+
+@contextlib.contextmanager
+def _disk_errors(source: Path) -> Iterator[None]:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:  # what a store raises is no such error any more
+        raise PublishError(f"{source} could not be made ready to publish: {error}. Nothing was published; correct that and publish again.") from error

@@ -2,25 +2,24 @@
 
 `begin` -> (`decide` until the version is AVAILABLE) -> `verify` -> `switch`, and `revert` from any point. Each step writes the configuration
 file first, because the server starts from it after a kill, and reloads the running server second. Each step may be run again after a crash
-at any point. `decide` does no IO: the trigger and the blocking `roll_out` use the same one.
+at any point. `decide` does no IO: the trigger and the blocking `roll_out` use the same one. Where there are several replicas, each is told,
+waited for and proven, and a step that fails on one fails.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from airflow_mlops.exceptions import RolloutFailed, ServingError, ServingUnavailable, SpecError
-from airflow_mlops.serving import config
-from airflow_mlops.serving.client import ServingClient, VersionStatus
+from airflow_mlops.serving import availability, config
+from airflow_mlops.serving.availability import Action, Fail, Observation, Wait
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
+from airflow_mlops.serving.fleet import Replicas, ServingFleet
+from airflow_mlops.serving.golden import check_answers, read_golden
 
-GOLDEN_TOLERANCE = 1e-4  # absolute; float32 sums in another order differ by about 1e-6 on softmax outputs, another model by far more
 POLL_SECONDS = 0.5
 T = TypeVar("T")
 
@@ -46,47 +45,14 @@ class Plan(NamedTuple):
         return self.proven or self.previous == self.version
 
 
-@dataclass(frozen=True)
-class Wait:
-    """Look again later."""
-
-
-@dataclass(frozen=True)
-class Verify:
-    """The version is AVAILABLE: compare its answers."""
-
-
-@dataclass(frozen=True)
-class Fail:
-    """The version will not serve, for this `reason`."""
-
-    reason: str
-
-
-Action = Wait | Verify | Fail
-Observation = Mapping[int, VersionStatus] | None  # None: the server did not answer
-
-
 def decide(plan: Plan, observation: Observation, now: float) -> Action:
-    """Return what to do about the version's state at `now` (epoch seconds)."""
-    status = None if observation is None else observation.get(plan.version)
-    if status is not None and status.state == "AVAILABLE":
-        return Verify()
-    if status is not None and status.state == "END" and status.error:
-        return Fail(f"the server could not load version {plan.version}: {status.error}")
-    if now < plan.deadline:
-        return Wait()
-    if observation is None:
-        return Fail("the server did not answer until the deadline")
-    return Fail(f"version {plan.version} was {status.state if status else 'unknown to the server'} at the deadline, and not AVAILABLE")
+    """Return whether to wait for the version, to verify it (`Available`), or to give it up, at `now` (epoch seconds)."""
+    return availability.decide(observation, plan.version, now, plan.deadline)
 
 
-def observe(client: ServingClient, plan: Plan) -> Observation:
-    """Return the states of the model's versions, or None if the server does not answer."""
-    try:
-        return client.status(plan.model)
-    except ServingUnavailable:
-        return None
+def observe(client: Replicas, plan: Plan) -> Observation:
+    """Return what each replica says of the model's versions, None for one that does not answer."""
+    return ServingFleet(client.replicas).statuses(plan.model)
 
 
 def labelled(config_path: Path, model: str, label: str) -> int | None:
@@ -101,7 +67,7 @@ def labelled(config_path: Path, model: str, label: str) -> int | None:
     return served.labels[label] if served else None
 
 
-def begin(client: ServingClient, plan: Plan) -> None:
+def begin(client: Replicas, plan: Plan) -> None:
     """Ask for the new version beside the previous one; the label stays where it is. Raises `SpecError` if another rollout moved it."""
     with config.exclusive(Path(plan.config_path)) as served:
         old = served.get(plan.model)
@@ -111,27 +77,19 @@ def begin(client: ServingClient, plan: Plan) -> None:
         _apply(client, plan, served.with_model(_model(plan, old, labels)))
 
 
-def verify(client: ServingClient, plan: Plan, golden: Path, *, label: str | None = None) -> None:
-    """Raise `RolloutFailed` unless the served answers equal those of the JSON file `golden` within `GOLDEN_TOLERANCE`.
+def verify(client: Replicas, plan: Plan, golden: Path, *, label: str | None = None) -> None:
+    """Raise `RolloutFailed` unless every replica answers as the JSON file `golden` says.
 
     The version is asked by its number or, with `label`, by that label.
     """
-    expected = _golden(golden)
+    expected = read_golden(golden)
     asked: dict[str, Any] = {"label": label} if label else {"version": plan.version}
-    worst = _distance(expected["outputs"], client.predict(plan.model, expected["inputs"], **asked))
-    if math.isinf(worst):
-        raise RolloutFailed(
-            f"Version {plan.version} of {plan.model!r} answers the golden inputs in another shape than when it was trained, or with NaN or "
-            "infinity. Compare the published SavedModel's signature with the training's."
-        )
-    if worst > GOLDEN_TOLERANCE:
-        raise RolloutFailed(
-            f"Version {plan.version} of {plan.model!r} answers the golden inputs differently than when it was trained: "
-            f"by up to {worst:.3g}, allowed {GOLDEN_TOLERANCE:g}. Compare the published SavedModel and the server's TensorFlow with the training's."
-        )
+    served = ServingFleet(client.replicas).ask_all(lambda replica: replica.predict(plan.model, expected["inputs"], **asked))
+    for address, outputs in served.items():
+        check_answers(expected["outputs"], outputs, f"Version {plan.version} of {plan.model!r} at {address}")
 
 
-def switch(client: ServingClient, plan: Plan, golden: Path) -> None:
+def switch(client: Replicas, plan: Plan, golden: Path) -> None:
     """Move the label, unless another rollout did (`SpecError`), keep the previous version loaded, and verify what the label answers."""
     with config.exclusive(Path(plan.config_path)) as served:
         old = served.get(plan.model)
@@ -140,7 +98,7 @@ def switch(client: ServingClient, plan: Plan, golden: Path) -> None:
     verify(client, plan, golden, label=plan.label)
 
 
-def revert(client: ServingClient, plan: Plan, reason: str) -> NoReturn:
+def revert(client: Replicas, plan: Plan, reason: str) -> NoReturn:
     """Serve the previous version again and raise `RolloutFailed` naming it and the `reason`; a version that stands is left alone."""
     if plan.stands:
         raise RolloutFailed(
@@ -160,7 +118,7 @@ def revert(client: ServingClient, plan: Plan, reason: str) -> NoReturn:
     raise RolloutFailed(f"Version {plan.version} of {plan.model!r} was not rolled out: {reason.rstrip('.')}. {serving} {plan.label!r} {when}.")
 
 
-def roll_out(client: ServingClient, plan: Plan, golden: Path, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+def roll_out(client: Replicas, plan: Plan, golden: Path, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
     """Run the whole rollout and return when the label serves the new version; raise `RolloutFailed` after going back.
 
     `clock` gives epoch seconds. A server that does not answer is asked again until the plan's deadline.
@@ -187,7 +145,7 @@ def roll_out(client: ServingClient, plan: Plan, golden: Path, clock: Callable[[]
         revert(client, plan, str(error))
 
 
-def _apply(client: ServingClient, plan: Plan, wanted: ServerConfig) -> None:
+def _apply(client: Replicas, plan: Plan, wanted: ServerConfig) -> None:
     config.write(Path(plan.config_path), wanted)
     client.reload(wanted)
 
@@ -225,24 +183,3 @@ def _changed(plan: Plan, old: ModelConfig | None, versions: tuple[int, ...], lab
     if old is None:
         return ModelConfig(plan.model, plan.base_path, versions, labels)
     return dataclasses.replace(old, base_path=plan.base_path, versions=versions, labels=labels)
-
-
-def _golden(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RolloutFailed(f"The golden answers {path} can not be read: {error}. Run the training stage again.") from error
-    if not isinstance(data, dict) or not data.get("inputs") or not data.get("outputs"):
-        raise RolloutFailed(f'The golden answers {path} must be {{"inputs": [...], "outputs": [...]}} and not empty. Run the training stage again.')
-    return data
-
-
-def _distance(want: Any, got: Any) -> float:
-    """Return the largest absolute difference of two nested JSON values, infinity where they differ in shape or are not finite numbers."""
-    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
-        return max(map(_distance, want, got), default=0.0)
-    if isinstance(want, dict) and isinstance(got, dict) and want.keys() == got.keys():
-        return max((_distance(want[key], got[key]) for key in want), default=0.0)
-    if isinstance(want, int | float) and isinstance(got, int | float) and math.isfinite(want - got):
-        return float(abs(want - got))
-    return math.inf

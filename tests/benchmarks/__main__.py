@@ -62,27 +62,35 @@ def arrival() -> Iterator[Row]:
 
 
 def publish() -> Iterator[Row]:
-    """Publishing 200 MB to a base path against `cp` and `sha256sum`."""
+    """Publishing 500 MB to a base path, verified and flushed to disk, against `cp` and `sha256sum`, and against both with `sync`."""
     from airflow_mlops.artifacts import path_digest
     from airflow_mlops.serving.publish import publish_saved_model
+    from tests.bare_saved_models import saved_model
 
     with tempfile.TemporaryDirectory() as name:
-        source, base = Path(name) / "saved_model", Path(name) / "base"
-        source.mkdir()
-        (source / "saved_model.pb").write_bytes(b"pb")
-        (source / "variables.data").write_bytes(os.urandom(200 << 20))
+        source, base, copy = Path(name) / "saved_model", Path(name) / "base", Path(name) / "copy"
+        saved_model(source, weights=os.urandom(500 << 20))
         digest = path_digest(source)[0]
-        copy = Path(name) / "copy"
 
-        def by_hand() -> None:
-            subprocess.run(["cp", "-r", source, copy], check=True)
-            subprocess.run(["sync", "-f", copy], check=True)
-            subprocess.run(["sha256sum", copy / "variables.data", copy / "saved_model.pb"], check=True, capture_output=True)
-            shutil.rmtree(copy)
+        def publish_one(version: int) -> None:
+            publish_saved_model(source, base, version, digest)
 
-        pairs = [(seconds(partial(publish_saved_model, source, base, number, digest)), seconds(by_hand)) for number in range(1, 4)]
-        ours, limit = (median(column) for column in zip(*pairs, strict=True))
-    yield Row("publish a SavedModel of 200 MB", ours, "cp, sync, sha256sum", limit)
+        def by_hand(*between: list[str]) -> None:
+            for command in (["cp", "-r", str(source), str(copy)], *between, ["sha256sum", *map(str, files)]):
+                subprocess.run(command, check=True, capture_output=True)
+
+        files = [copy / path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+        rounds: list[list[float]] = []
+        for version in range(1, 6):  # in turn, because the disk is shared; what a round wrote is deleted and flushed before the next call
+            rounds.append([])
+            for call in (partial(publish_one, version), by_hand, partial(by_hand, ["sync", "-f", str(copy)])):
+                rounds[-1].append(seconds(call))
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.rmtree(base, ignore_errors=True)
+                os.sync()
+        ours, limit, with_sync = (median(column) for column in zip(*rounds, strict=True))
+    yield Row("publish a SavedModel of 500 MB", ours, "cp, sha256sum", limit, allowed=1.5)
+    yield Row("publish a SavedModel of 500 MB", ours, "cp, sync, sha256sum", with_sync)
 
 
 BENCHES: dict[str, Callable[[], Iterator[Row]]] = {"parse": parse, "arrival": arrival, "publish": publish, "robustness": robustness.rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -24,42 +25,46 @@ class HttpServer(uvicorn.Server):
         yield
 
 
+class HeadLimitProtocol(HttpToolsProtocol):
+    """Closes connections that never get to the end of a request's head: each costs a descriptor, and a client can open thousands."""
+
+    def __init__(self, *, head_seconds: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._head_seconds = head_seconds
+        self._head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_came()
+        self._head = self.loop.call_later(self._head_seconds, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+
 def http_server(application: Any, *, head_seconds: float) -> HttpServer:
     """Return a server for an ASGI `application`; a connection whose request line and headers take longer than `head_seconds` is closed."""
-
-    class Protocol(HttpToolsProtocol):
-        """Closes connections that never get to the end of a request's head: each costs a descriptor, and a client can open thousands."""
-
-        _head: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._await_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._head_came()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._await_head()
-
-        def on_headers_complete(self) -> None:
-            self._head_came()
-            super().on_headers_complete()
-
-        def _await_head(self) -> None:
-            self._head_came()
-            self._head = self.loop.call_later(head_seconds, self.transport.close)
-
-        def _head_came(self) -> None:
-            if self._head is not None:
-                self._head.cancel()
-                self._head = None
-
+    protocol: Any = functools.partial(HeadLimitProtocol, head_seconds=head_seconds)
     settings = uvicorn.Config(
         application,
-        http=Protocol,
+        http=protocol,
         ws="none",
         lifespan="off",
         log_level="warning",

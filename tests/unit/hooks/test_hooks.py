@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.log import redact
 
 from airflow_mlops.exceptions import SpecError
+from airflow_mlops.get_provider_info import get_provider_info
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.hooks.workspace import report_url, try_directory, workspace
 from airflow_mlops.ledger import datasets
 from airflow_mlops.ledger.store import Store
+from tests.certificates import Authority
 from tests.fakes import FakeTaskInstance, context, dataset_version
+from tests.replicas import ServerTls, nobody, replica
 from tests.servers import free_port
 
 Connect = Callable[..., None]
@@ -113,10 +119,99 @@ def test_a_required_extra_is_returned_or_named(connect: Connect) -> None:
         TFServingHook().extra("config_path")
 
 
+def test_extras_that_are_no_object_are_named(connect: Connect) -> None:
+    connect("tf_serving_default", "tf_serving", host="h", port=8500, extra=["rest_url"])
+    with pytest.raises(SpecError, match="'tf_serving_default' has extras that are no JSON object"):
+        TFServingHook().get_conn()
+
+
 async def test_a_serving_client_has_the_deadline_of_its_connection(connect: Connect) -> None:
     connect("tf_serving_default", "tf_serving", host="h", port=8500, extra={"rest_url": "http://h:8501", "deadline_seconds": 0.2})
-    with TFServingHook().get_conn() as client, await TFServingHook().aget_conn() as other:
-        assert client.deadline_seconds == other.deadline_seconds == 0.2
+    with TFServingHook().get_conn() as fleet, await TFServingHook().aget_conn() as other:
+        assert [client.deadline_seconds for client in (*fleet.replicas, *other.replicas)] == [0.2, 0.2]
+
+
+@pytest.mark.parametrize("written", [list, json.dumps], ids=["list", "text"])
+async def test_all_replicas_of_a_serving_connection_are_opened(connect: Connect, written: Callable[[Any], Any]) -> None:
+    replicas = [{"grpc": f"serving-{index}:8500", "rest": f"http://serving-{index}:8501"} for index in range(3)]
+    connect("tf_serving_default", "tf_serving", extra={"replicas": written(replicas), "base_path": "/models"})
+    with TFServingHook().get_conn() as fleet, await TFServingHook().aget_conn() as other:
+        for opened in (fleet, other):
+            assert [{"grpc": client.grpc_address, "rest": client.rest_url} for client in opened.replicas] == replicas
+    assert TFServingHook().extra("base_path") == "/models"
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"replicas": "[{"}, "has an extra 'replicas' that is no JSON"),
+        ({"replicas": [{"grpc": "h:8500", "rest": "http://h:8501", "grcp": "h"}]}, r"replicas\[0\] has the unknown key 'grcp'. Did you mean 'grpc'"),
+        ({"replicas": [{"grpc": "h:85000", "rest": "http://h:8501"}]}, r"replicas\[0\].grpc is 'h:85000'; expected HOST:PORT"),
+        ({"replicas": [{"grpc": "h:8500", "rest": "http://h:8501"}], "tls": True}, r"replicas\[0\].rest is 'http://h:8501', but TLS is on"),
+        ({"replicas": [{"grpc": "h:8500", "rest": "http://h:8501"}], "deadline_seconds": "soon"}, "deadline_seconds is 'soon'; expected a positive"),
+    ],
+)
+def test_a_wrong_field_of_a_serving_connection_is_named_in_code_and_form(connect: Connect, extra: dict[str, Any], words: str) -> None:
+    connect("my_serving", "tf_serving", extra=extra)
+    with pytest.raises(SpecError, match=f"^Connection 'my_serving'.*{words}"):
+        TFServingHook("my_serving").get_conn()
+    answers, said = TFServingHook("my_serving").test_connection()
+    assert not answers
+    assert re.search(words, said)
+
+
+def test_the_form_s_button_says_which_replica_answers(connect: Connect) -> None:
+    down, deaf = nobody(), nobody()
+    with replica() as up:
+        deaf.grpc_port = up.grpc_port  # by gRPC it would answer
+        connect("tf_serving_default", "tf_serving", extra={"replicas": [up.addresses], "deadline_seconds": 1})
+        assert TFServingHook().test_connection() == (True, f"The replica {up.grpc_address} answers.")
+        connect("tf_serving_default", "tf_serving", extra={"replicas": [up.addresses, down.addresses], "deadline_seconds": 1})
+        answers, said = TFServingHook().test_connection()
+        assert not answers
+        assert f"The replica {up.grpc_address} answers. The model server at {down.grpc_address} did not answer" in said
+        connect("tf_serving_default", "tf_serving", extra={"replicas": [deaf.addresses], "deadline_seconds": 1})
+        answers, said = TFServingHook().test_connection()
+        assert not answers
+        assert f"The model server at {deaf.rest_url} did not answer" in said
+
+
+async def test_a_serving_connection_speaks_tls_with_certificates_from_text_and_from_files(connect: Connect, tmp_path: Path) -> None:
+    house = Authority()
+    server, me = house.sign("serving.internal"), house.sign("the worker")
+    (tmp_path / "key.pem").write_text(me.key)
+    extra = {
+        "tls": True,
+        "ca_cert": house.cert,
+        "client_cert": me.cert,
+        "client_key": str(tmp_path / "key.pem"),
+        "tls_server_name": "serving.internal",
+    }
+    with replica(ServerTls(server.cert, server.key, house.cert), tmp_path) as served:
+        connect("tf_serving_default", "tf_serving", extra={**extra, "replicas": [served.addresses]})
+        assert TFServingHook().test_connection() == (True, f"The replica {served.grpc_address} answers.")
+        with await TFServingHook().aget_conn() as fleet:
+            assert fleet.ready()
+    assert redact(f"the key {me.key} is not shown") == "the key *** is not shown"
+
+
+def test_the_form_of_a_serving_connection_has_every_field_that_the_hook_reads_and_hides_the_key() -> None:
+    [form] = [entry["conn-fields"] for entry in get_provider_info()["connection-types"] if entry["connection-type"] == "tf_serving"]
+    named = set(re.findall(r"`([a-z_]+)`", TFServingHook.__doc__ or "")) - {"host", "port"}
+    assert form.keys() == named
+    assert [name for name, field in form.items() if field["schema"].get("format") == "password"] == ["client_key"]
+
+
+def test_options_of_the_object_store_reach_the_publisher_and_no_log(connect: Connect) -> None:
+    options = {"key": "me", "secret": "of-the-object-store", "client_kwargs": {"endpoint_url": "http://minio:9000"}}
+    connect("tf_serving_default", "tf_serving", extra={"storage_options": json.dumps(options)})
+    assert TFServingHook().storage_options() == options
+    assert redact("of-the-object-store") == "***"
+    connect("tf_serving_default", "tf_serving", host="h")
+    assert TFServingHook().storage_options() == {}
+    connect("tf_serving_default", "tf_serving", extra={"storage_options": ["s3cret-token"]})
+    with pytest.raises(SpecError, match="'tf_serving_default' has an extra 'storage_options' that is no JSON object"):
+        TFServingHook().storage_options()
 
 
 def test_each_try_of_each_mapped_task_has_a_directory_of_its_own(workspace: Path) -> None:

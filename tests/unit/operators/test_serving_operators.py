@@ -1,4 +1,4 @@
-"""Publish and roll out over a real model server, a real registry and a real ledger: what serves after every way to fail."""
+"""Roll out over a real model server and a real ledger: what serves after every way to fail."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import grpc
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
-from airflow_mlops.artifacts import file_digest, path_digest
+from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import ServingUnavailable
 from airflow_mlops.ledger import history
 from airflow_mlops.ledger.store import Store
-from airflow_mlops.operators.serving import PublishSavedModelOperator, TFServingRolloutOperator
-from airflow_mlops.registry.mlflow import MlflowRegistry
+from airflow_mlops.operators.serving import TFServingRolloutOperator
 from airflow_mlops.serving import config
 from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
@@ -292,45 +291,7 @@ def test_a_server_that_refuses_to_say_what_it_serves_is_a_reason_to_go_back(desk
     assert desk.label == 1
 
 
-@pytest.fixture
-def registry(connect: Callable[..., None], tmp_path: Path, workspace: Path, saved_models: dict[int, Path]) -> MlflowRegistry:
-    """A registry with three versions of the model ``digits``."""
-    connect("mlflow_default", "mlflow", host=f"sqlite:///{tmp_path}/mlflow.db")
-    extra = {"base_path": str(tmp_path / "served"), "rest_url": "http://127.0.0.1:1", "config_path": str(tmp_path / "models.config")}
-    connect("tf_serving_default", "tf_serving", host="127.0.0.1", port=1, extra=extra)
-    registry = MlflowRegistry(f"sqlite:///{tmp_path}/mlflow.db")
-    (tmp_path / "golden.json").write_text("{}")
-    (tmp_path / "saved_model").symlink_to(saved_models[1])
-    for _ in range(3):
-        with registry.start_run("digits", name="training", tags={}) as run:
-            run.log_artifact(tmp_path / "golden.json")
-            run.log_artifact(tmp_path / "saved_model")
-        registry.register("digits", run.run_id, run.artifact_uri, tags={})
-    return registry
-
-
-@pytest.mark.parametrize(("champion", "refused"), [(None, True), (1, False), (2, False), (3, True)])
-def test_a_version_is_published_only_while_the_champion_is_the_one_it_was_compared_with(
-    registry: MlflowRegistry, saved_models: dict[int, Path], tmp_path: Path, champion: int | None, refused: bool
-) -> None:
-    if champion:
-        registry.set_alias("digits", "champion", champion)
-    digests = {"golden_digest": file_digest(tmp_path / "golden.json"), "saved_model_digest": path_digest(saved_models[1])[0]}
-    model = {"name": "digits", "version": 2, "expected_champion": 1, **digests}
-    publish = PublishSavedModelOperator(task_id="publish", model=model)
-    if refused:
-        with pytest.raises(AirflowFailException, match=rf"PromotionConflict: .* was 1 when version 2 was selected and is {champion or 'nobody'} now"):
-            publish.execute(context())
-        assert not (tmp_path / "served").exists()
-    else:
-        assert publish.execute(context())["path"] == str(tmp_path / "served" / "digits" / "2")
-        assert path_digest(tmp_path / "served" / "digits" / "2")[0] == digests["saved_model_digest"]
-
-
-def test_constructors_only_assign() -> None:
-    for operator_class, settings in (
-        (PublishSavedModelOperator, {"model": {"name": "m"}, "mlflow_conn_id": "a", "tf_serving_conn_id": "b"}),
-        (TFServingRolloutOperator, {"model": "m", "version_label": "x", "timeout_seconds": 1.0, "tf_serving_conn_id": "a", "ledger_conn_id": "b"}),
-    ):
-        operator = operator_class(task_id="t", **settings)
-        assert {name: getattr(operator, name) for name in settings} == settings
+def test_the_constructor_only_assigns() -> None:
+    settings = {"model": "m", "version_label": "x", "timeout_seconds": 1.0, "tf_serving_conn_id": "a", "ledger_conn_id": "b"}
+    operator = TFServingRolloutOperator(task_id="t", **settings)
+    assert {name: getattr(operator, name) for name in settings} == settings

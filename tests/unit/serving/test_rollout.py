@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import RolloutFailed, SpecError
 from airflow_mlops.serving import config
-from airflow_mlops.serving.client import ServingClient, VersionStatus
+from airflow_mlops.serving.availability import Available, Fail, VersionStatus, Wait
+from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.publish import publish_saved_model
-from airflow_mlops.serving.rollout import Fail, Plan, Verify, Wait, begin, decide, labelled, observe, revert, roll_out, switch, verify
+from airflow_mlops.serving.rollout import Plan, begin, decide, labelled, observe, revert, roll_out, switch, verify
 from tests.servers import EmbeddedServer, await_state, free_port
 
 from .conftest import INPUTS, Models
@@ -24,23 +26,16 @@ AVAILABLE, LOADING = VersionStatus("AVAILABLE"), VersionStatus("LOADING")
 
 
 @pytest.mark.parametrize(
-    ("observation", "now", "expected"),
+    ("versions", "now", "expected"),
     [
-        ({1: AVAILABLE, 2: AVAILABLE}, 0.0, Verify()),
-        ({2: AVAILABLE}, 200.0, Verify()),
+        ({1: AVAILABLE, 2: AVAILABLE}, 0.0, Available()),
         ({1: AVAILABLE, 2: LOADING}, 99.0, Wait()),
-        ({1: AVAILABLE}, 99.0, Wait()),
-        ({}, 99.0, Wait()),
-        (None, 99.0, Wait()),
-        ({2: VersionStatus("END")}, 99.0, Wait()),
-        ({2: VersionStatus("END", "no graph")}, 0.0, Fail("the server could not load version 2: no graph")),
-        ({2: LOADING}, 100.0, Fail("version 2 was LOADING at the deadline, and not AVAILABLE")),
-        ({1: AVAILABLE}, 100.0, Fail("version 2 was unknown to the server at the deadline, and not AVAILABLE")),
-        (None, 100.0, Fail("the server did not answer until the deadline")),
+        ({2: VersionStatus("END", "no graph")}, 0.0, Fail("replica a:1 could not load version 2: no graph")),
+        (None, 100.0, Fail("at the deadline version 2 is not AVAILABLE on every replica: no answer from a:1", timed_out=True)),
     ],
 )
-def test_the_decider_needs_only_the_states_and_the_time(observation: Any, now: float, expected: Any) -> None:
-    assert decide(PLAN, observation, now) == expected
+def test_a_rollout_waits_for_its_own_version_until_its_own_deadline(versions: Any, now: float, expected: Any) -> None:
+    assert decide(PLAN, {"a:1": versions}, now) == expected
 
 
 def test_a_plan_survives_json() -> None:
@@ -129,7 +124,7 @@ def test_a_model_that_answers_nan_is_not_rolled_out(stage: Stage) -> None:
 
 def test_a_version_that_can_not_be_loaded_fails_with_the_server_s_error(stage: Stage) -> None:
     stage.roll_out(1, None)
-    publish_saved_model(stage.models.broken, stage.base, 5, path_digest(stage.models.broken)[0])
+    shutil.copytree(stage.models.broken, stage.base / "5")  # the publisher would refuse it
     with pytest.raises(RolloutFailed, match=r"could not load version 5: .+Version 1 serves 'stable' now"):
         stage.roll_out(5, 1, golden=stage.golden(1))
     assert stage.serves() == 1
@@ -144,7 +139,7 @@ def test_a_first_rollout_that_fails_leaves_no_version_serving(stage: Stage) -> N
 
 
 def test_a_version_that_is_not_published_fails_at_the_deadline(stage: Stage) -> None:
-    with pytest.raises(RolloutFailed, match="version 9 was unknown to the server at the deadline"):
+    with pytest.raises(RolloutFailed, match="at the deadline version 9 is not AVAILABLE on every replica: unknown to"):
         roll_out(stage.client, stage.plan(9, None, seconds=0.3), stage.golden(1), time.time, lambda _: time.sleep(0.02))
 
 
@@ -296,7 +291,7 @@ def test_without_a_server_the_rollout_waits_until_the_deadline_and_restores_the_
 
     plan = Plan("m", 2, 1, "/models/m", str(tmp_path / "models.config"), deadline=3.0)
     with ServingClient(f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}", deadline_seconds=0.5) as client:
-        assert observe(client, plan) is None
+        assert observe(client, plan) == {client.grpc_address: None}
         with pytest.raises(RolloutFailed, match="Version 1 serves 'stable' when the server starts again"):
             roll_out(client, plan, tmp_path / "golden.json", lambda: now[0], sleep)
     assert now[0] == pytest.approx(3.0)

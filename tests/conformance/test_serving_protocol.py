@@ -1,0 +1,194 @@
+"""The suite of TensorFlow Serving's protocol; which server it asks, `conftest` says, and how to ask another one."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from airflow_mlops.serving import tensors
+
+from . import serving_lifecycle, serving_protocol
+from .serving_lifecycle import BOTH, ONE, TWO
+from .serving_target import SECONDS, Code, Target, predict, refusal
+
+TWO_POLLS = 0.6  # seconds in which the embedded server has looked for new versions twice
+AT_ONCE = 5.0  # seconds within which an answer that waits for no load comes, on a busy machine
+BIG = 100_000_000  # bytes
+
+
+class TestRestPaths(serving_protocol.RestPaths):
+    pass
+
+
+class TestRestPredict(serving_protocol.RestPredict):
+    pass
+
+
+class TestRestTypes(serving_protocol.RestTypes):
+    pass
+
+
+class TestRestExamples(serving_protocol.RestExamples):
+    pass
+
+
+class TestRestInformation(serving_protocol.RestInformation):
+    pass
+
+
+class TestGrpcPredict(serving_protocol.GrpcPredict):
+    pass
+
+
+class TestGrpcExamples(serving_protocol.GrpcExamples):
+    pass
+
+
+class TestGrpcInformation(serving_protocol.GrpcInformation):
+    pass
+
+
+class TestMonitoring(serving_protocol.Monitoring):
+    pass
+
+
+class TestReloads(serving_lifecycle.Reloads):
+    pass
+
+
+class TestVersions(serving_lifecycle.Versions):
+    pass
+
+
+class TestLabelRules(serving_lifecycle.LabelRules):
+    pass
+
+
+class TestWarmUp(serving_lifecycle.WarmUp):
+    pass
+
+
+class TestOnPurposeOtherwise:
+    """Where the embedded server is kinder than the original: section 2.9 of the contract names the traps."""
+
+    def test_a_refused_reload_changes_nothing_at_all(self, ours: Target, name: str) -> None:
+        """T1: the original believes the refused configuration from then on."""
+        other = f"{name}other"
+        with ours.serving(name, {1: "linear1"}), ours.serving(other, {1: "linear2"}):
+            wrong = ours.config(name, policy=BOTH, labels={"stable": 2})
+            refused = ours.request(*(config for config in ({**ours.configs, name: wrong}).values() if config.name != other))
+            assert refusal(ours.models.HandleReloadConfigRequest, refused)[0] is Code.FAILED_PRECONDITION
+            ours.publish(name, {2: "linear2"})
+            ours.await_states(name, {1: "END", 2: "AVAILABLE"})  # by the old policy, which is the latest version; the refused one keeps both
+            assert ours.answer(other) == TWO and ours.states(other) == {1: "AVAILABLE"}
+            ours.reload()
+
+    def test_a_refused_new_model_does_not_poison_later_reloads(self, ours: Target, name: str) -> None:
+        """T2: in the original, every reload after that of a model without its platform fails until a restart."""
+        ours.publish(name, {1: "linear1"})
+        for platform, type_ in (("", 0), ("other", 0), ("tensorflow", 1)):
+            config = ours.config(name, platform=platform)
+            config.model_type = type_
+            code, details = refusal(ours.models.HandleReloadConfigRequest, ours.request(*ours.configs.values(), config))
+            assert code is Code.INVALID_ARGUMENT and name in details
+            assert ours.states(name) == {}
+        ours.reload(ours.config(name))
+        ours.await_states(name, {1: "AVAILABLE"})
+
+    def test_a_reload_answers_at_once_whatever_its_new_models_do(self, ours: Target, name: str) -> None:
+        """T3: the original waits for them without limit, and holds up every later reload."""
+        names = [f"{name}missing", f"{name}empty", f"{name}hangs"]
+        (ours.home / names[1]).mkdir()
+        ours.publish(names[2], {1: "hang_at_load"})
+        started = time.monotonic()
+        try:
+            ours.reload(*map(ours.config, names))
+            ours.reload()
+            assert time.monotonic() - started < AT_ONCE
+            assert [ours.states(one) for one in names[:2]] == [{}, {}] and ours.states(names[2])[1] in ("START", "LOADING")
+            ours.publish(names[0], {1: "linear1"})  # and once it is there, it is found
+            ours.await_states(names[0], {1: "AVAILABLE"})
+        finally:
+            ours.forget(*names)
+
+    def test_a_missing_base_path_of_one_model_holds_up_no_other(self, ours: Target, name: str) -> None:
+        """T4: in the original, no model finds new versions while one base path is missing."""
+        missing = f"{name}missing"
+        with ours.serving(name, {1: "linear1"}):
+            ours.reload(ours.config(missing), ours.config(name))
+            ours.publish(name, {2: "linear2"})
+            ours.await_states(name, {1: "END", 2: "AVAILABLE"})
+        ours.forget(missing)
+
+    def test_a_version_that_does_not_load_holds_up_no_other(self, ours: Target, name: str) -> None:
+        """T5: in the original, all loads and unloads wait for the retries of a broken version."""
+        stuck = f"{name}stuck"
+        ours.publish(stuck, {1: "hang_at_load"})
+        try:
+            ours.reload(ours.config(stuck))
+            ours.await_states(stuck, {1: "LOADING"})
+            with ours.serving(name, {1: "linear1"}):
+                ours.publish(name, {2: "linear2"})
+                ours.await_states(name, {1: "END", 2: "AVAILABLE"})
+            assert ours.states(stuck) == {1: "LOADING"}
+            ours.reload(drop=[stuck])
+            ours.await_states(stuck, {1: "END"})
+        finally:
+            ours.forget(stuck)
+
+    def test_a_reload_does_not_wait_for_a_new_version_of_a_known_model(self, ours: Target, name: str) -> None:
+        """T6: neither does the original, which waits for new models alone; GetModelStatus tells."""
+        with ours.serving(name, {1: "linear1", 2: "hang_at_load"}, policy="specific { versions: 1 }"):
+            started = time.monotonic()
+            ours.reload(ours.config(name, policy=BOTH))
+            assert time.monotonic() - started < AT_ONCE
+            ours.await_states(name, {1: "AVAILABLE", 2: "LOADING"})
+            assert ours.answer(name) == ONE
+
+    def test_an_emptied_or_removed_base_path_leaves_in_service_what_is_loaded(self, ours: Target, name: str) -> None:
+        """The original unloads everything when the base path is empty."""
+        with ours.serving(name, {1: "linear1"}):
+            shutil.rmtree(ours.home / name / "1")
+            for _ in range(2):
+                time.sleep(TWO_POLLS)
+                assert ours.states(name) == {1: "AVAILABLE"} and ours.answer(name) == ONE
+                shutil.rmtree(ours.home / name, ignore_errors=True)
+            ours.publish(name, {2: "linear2"})
+            ours.await_states(name, {1: "END", 2: "AVAILABLE"})
+
+
+class TestLargeBodies:
+    """A client that sends 100 MB gets its answer, and meanwhile nobody else waits for theirs."""
+
+    @staticmethod
+    def waits(target: Target, ask: Callable[[], float]) -> tuple[float, list[float]]:
+        """Return what `ask` answers and the seconds that small requests to another model took meanwhile, by gRPC and REST."""
+        seconds = []
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask)
+            while not answer.done():
+                for small in (lambda: target.answer("linear"), lambda: target.post("linear:predict", serving_protocol.INSTANCES).json()):
+                    started = time.monotonic()
+                    assert small() in (TWO, {"predictions": [TWO]})
+                    seconds.append(time.monotonic() - started)
+                time.sleep(0.01)
+        return answer.result(), seconds
+
+    def test_by_grpc(self, ours: Target) -> None:
+        values = np.ones(BIG // 4, np.float32)
+        request = predict("many", {"x": tensors.to_proto(values)}, "scalar")
+        answer, seconds = self.waits(ours, lambda: ours.prediction.Predict(request, timeout=SECONDS).outputs["loss"].float_val[0])
+        assert answer == BIG // 4
+        assert statistics.median(seconds) < 0.25 and max(seconds) < 2.0, seconds
+
+    def test_by_rest(self, ours: Target) -> None:
+        number = b"0.12500000000000000,"
+        body = b'{"signature_name": "scalar", "inputs": [' + number * (BIG // len(number)) + b"0]}"
+        answer, seconds = self.waits(ours, lambda: float(ours.rest.post("/v1/models/many:predict", content=body).json()["outputs"]))
+        assert answer == BIG // len(number) / 8
+        assert statistics.median(seconds) < 0.25 and max(seconds) < 2.0, seconds
