@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,14 +44,25 @@ class ModelConfig:
             raise SpecError(f"base_path of model {self.name!r} is {self.base_path!r}; the server needs an absolute path or a URI.")
         if len(set(self.versions)) != len(self.versions) or any(not 0 <= v < 2**63 for v in self.versions):
             raise SpecError(f"versions of model {self.name!r} are {self.versions}; expected different numbers from 0 to 2**63 - 1.")
-        for label, version in self.labels.items():
+        for label in self.labels:
             if not _LABEL.fullmatch(label):
                 raise SpecError(f"Label {label!r} of model {self.name!r} can not be asked for by REST; use letters, digits and underscores.")
-            if self.versions and version not in self.versions:
-                raise SpecError(f"Label {label!r} of model {self.name!r} points at version {version}, which is not among {self.versions}. Add it.")
+
+    def by_policy(self, present: Collection[int]) -> set[int]:
+        """Return which of the versions `present` the server chooses when `versions` is empty: all, or the latest `num_versions` (default 1)."""
+        policy = protos.model_server_config_pb2.ModelConfig.FromString(self.rest).model_version_policy
+        if policy.HasField("all"):
+            return set(present)
+        return set(sorted(present)[-max(1, policy.latest.num_versions) :])
 
     def to_proto(self) -> Any:
-        """Return the `tensorflow.serving.ModelConfig` message."""
+        """Return the `tensorflow.serving.ModelConfig` message; raise `SpecError` if a label would be left without its version.
+
+        A server takes that, and answers whoever asks for the label with NOT_FOUND.
+        """
+        for label, version in self.labels.items():
+            if self.versions and version not in self.versions:
+                raise SpecError(f"Label {label!r} of model {self.name!r} points at version {version}, which is not among {self.versions}. Add it.")
         message = protos.model_server_config_pb2.ModelConfig.FromString(self.rest)
         message.name, message.base_path = self.name, self.base_path
         if not message.model_platform and not message.model_type:

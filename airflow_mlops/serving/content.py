@@ -18,10 +18,10 @@ from pydantic import Field
 from airflow_mlops.artifacts import file_digest, tree_digest
 from airflow_mlops.exceptions import PublishError
 from airflow_mlops.results import STRICT
+from airflow_mlops.serving.warmup import WARM_UP
 
 GRAPH = "saved_model.pb"  # without it the server can not load a version
 MANIFESTS = ".manifests"  # the folder beside the versions that says what was published
-WARM_UP = "assets.extra/tf_serving_warmup_requests"
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")  # what every file system and object store takes, and one line of a digest holds
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from airflow_mlops.exceptions import PublishError, SpecError
 from airflow_mlops.serving import manifest, signatures, warmup
-from airflow_mlops.serving.content import GRAPH, WARM_UP, Content, listed
+from airflow_mlops.serving.content import GRAPH, Content, listed
 from airflow_mlops.serving.manifest import SCHEMA_VERSION, Manifest
 from airflow_mlops.serving.stores import Store, open_store, versions
 from airflow_mlops.serving.usage import Usage
@@ -125,8 +125,8 @@ def _check_clients(store: Store, version: int, usage: Usage, offered: Mapping[st
 
 def _warm_up(scratch: Path, model: Mapping[str, Path], offered: Mapping[str, Any], golden: Path | None, name: str) -> dict[str, Path]:
     """Return the warm-up file to add; the SavedModel's own one is only checked, because the server loads no version with a broken one."""
-    if WARM_UP in model:
-        warmup.read(model[WARM_UP])
+    if warmup.WARM_UP in model:
+        warmup.read(model[warmup.WARM_UP])
         return {}
     if golden is None:
         return {}
@@ -136,7 +136,7 @@ def _warm_up(scratch: Path, model: Mapping[str, Path], offered: Mapping[str, Any
             f"{signatures.ADVICE}"
         )
     warmup.write(scratch / "requests", warmup.from_golden(golden, offered[signatures.DEFAULT_SIGNATURE], name))
-    return {WARM_UP: scratch / "requests"}
+    return {warmup.WARM_UP: scratch / "requests"}
 
 
 @contextlib.contextmanager

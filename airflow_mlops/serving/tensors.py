@@ -36,7 +36,7 @@ _KNOWN: dict[int, tuple[Any, str]] = {
 DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(kind) for code, (kind, _) in _KNOWN.items()}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 # A few bytes may stand for a large tensor of one value; a request must not make the server allocate without limit.
-_MAX_REPEATED = 1 << 26
+_MAX_REPEATED = 1 << 22
 
 
 def type_name(code: int) -> str:

@@ -36,16 +36,9 @@ class Usage:
 
     def in_use(self, present: Collection[int]) -> set[int]:
         """Return the versions that are named, and those of `present` that the server chooses by itself."""
-        return self.named.union(*(_chosen(model, present) for model in self.entries if not model.versions))
+        return self.named.union(*(model.by_policy(present) for model in self.entries if not model.versions))
 
     def asked(self, present: Collection[int]) -> int | None:
         """Return the version that clients ask: the label's, or else the highest in use; None if there is none."""
         labelled = [model.labels[self.label] for model in self.entries if self.label in model.labels]
         return max(labelled or self.in_use(present), default=None)
-
-
-def _chosen(model: ModelConfig, present: Collection[int]) -> set[int]:
-    policy = model.to_proto().model_version_policy
-    if policy.HasField("all"):
-        return set(present)
-    return set(sorted(present)[-max(1, policy.latest.num_versions) :])

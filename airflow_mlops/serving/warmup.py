@@ -23,6 +23,7 @@ from airflow_mlops.exceptions import PublishError, ServingError, SpecError
 from airflow_mlops.serving import protos, tensors
 from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE, described, dimensions
 
+WARM_UP = "assets.extra/tf_serving_warmup_requests"  # where the server looks, below the version's directory
 MAX_RECORDS = 1000  # the server refuses a version that brings more
 MAX_ROWS = 32  # of one request: a usual batch, and no load worth mentioning
 _HEADER, _CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")

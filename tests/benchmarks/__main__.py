@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks import robustness
+from tests.benchmarks import robustness, serving
 from tests.benchmarks.row import HEADER, Row, line, markdown, seconds
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,13 @@ def publish() -> Iterator[Row]:
     yield Row("publish a SavedModel of 500 MB", ours, "cp, sync, sha256sum", with_sync)
 
 
-BENCHES: dict[str, Callable[[], Iterator[Row]]] = {"parse": parse, "arrival": arrival, "publish": publish, "robustness": robustness.rows}
+BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
+    "parse": parse,
+    "arrival": arrival,
+    "publish": publish,
+    "serving": serving.rows,
+    "robustness": robustness.rows,
+}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ HandleReloadConfigRequest: use a server that nobody else does. The original is s
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def target(pytestconfig: pytest.Config, building_models: object, embedded: Embed
 
 
 @pytest.fixture(scope="session")
-def served(target: Target) -> Target:
+def served(target: Target) -> Iterator[Target]:
     """The server under test with ``linear`` (versions 1 and 2, labels stable and canary), ``two``, ``many``, ``examples1`` and ``examples2``."""
     single = {name: target.config(name) for name in ("two", "many", "examples1", "examples2")}
     for name in single:
@@ -83,7 +84,8 @@ def served(target: Target) -> Target:
     for name in single:
         target.await_states(name, {1: "AVAILABLE"})
     target.reload(target.config("linear", policy=SPECIFIC, labels={"stable": 1, "canary": 2}))
-    return target
+    yield target
+    target.forget(*target.configs)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def ours(served: Target, embedded: EmbeddedServer | None) -> Target:
 @pytest.fixture
 def name(target: Target, counter: Iterator[int]) -> Iterator[str]:
     """The name of a model of this test alone, which is no longer served afterwards."""
-    name = f"m{next(counter)}"
+    name = f"m{os.getpid()}n{next(counter)}"  # a server that runs on still lists the models of the last session
     yield name
     target.forget(name)
 

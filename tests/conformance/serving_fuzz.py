@@ -153,9 +153,13 @@ paths = st.builds(
     ),
     st.sampled_from(["", ":predict", ":classify", ":regress", ":PREDICT", ":", "/", "?a=b", "#a", "%00", ":predict?x", "//"]),
 )
-methods = st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "get", "PROPFIND"]) | st.text(
-    string.ascii_letters + "-", min_size=1, max_size=8
+near_paths = st.builds(
+    lambda version, end: f"/v1/models/{version}{end}",
+    st.sampled_from(["linear", "linear/versions/1", "linear/labels/stable", "many", "lin%65ar", "linear/labels/", "linear/versions/", "nobody"]),
+    st.sampled_from(["", "", ":predict", ":predict", ":classify", "/metadata", "/metadata", "?a=b", "/", ":Predict"]),
 )
+methods = st.sampled_from(["GET", "GET", "GET", "POST", "POST", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+odd_methods = st.sampled_from(["get", "PROPFIND", "CONNECT", "TRACE"]) | st.text(string.ascii_letters + "-", min_size=1, max_size=8)
 headers = st.lists(
     st.tuples(
         st.sampled_from(
@@ -170,8 +174,16 @@ headers = st.lists(
 )
 
 
-def send(served: Target, sent: bytes) -> tuple[int, str, bytes] | None:
-    """Send bytes to the REST port and return status, content type and body of the answer; None if the server hung up."""
+def rarely(rare: st.SearchStrategy[Any], often: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.sampled_from([0, 0, 0, 1]).flatmap(lambda which: rare if which else often)
+
+
+def body_of(asked: tuple[str, bytes]) -> bytes:
+    return asked[1]
+
+
+def send(served: Target, method: str, sent: bytes) -> tuple[int, str, bytes] | None:
+    """Send the bytes of a request to the REST port and return status, content type and body of the answer; None if the server hung up."""
     host, port = served.rest_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), DEADLINE) as connection:
         try:
@@ -185,7 +197,7 @@ def send(served: Target, sent: bytes) -> tuple[int, str, bytes] | None:
         received = received.partition(b"\r\n\r\n")[2]
     if not received:
         return None
-    answer = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]
+    answer = http.client.HTTPResponse(_Received(received), method=method)  # type: ignore[arg-type]
     answer.begin()
     return answer.status, answer.headers.get("Content-Type", ""), answer.read()
 
@@ -232,11 +244,16 @@ def rest_requests(served: Target, num_examples: int) -> None:
     """Ask with methods, paths and headers of every kind."""
 
     @checked(num_examples)
-    @given(methods, paths, headers, st.just(b"") | bodies().map(lambda asked: asked[1]))
+    @given(
+        rarely(odd_methods, methods),
+        rarely(paths, near_paths),
+        rarely(headers, st.just([])),
+        st.just(json.dumps({"instances": [ROW]}).encode()) | bodies().map(body_of),
+    )
     def check(method: str, path: str, fields: list[tuple[str, str]], body: bytes) -> None:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(body)}"]
         sent = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in fields)]).encode() + b"\r\n\r\n" + body
-        answer = send(served, sent)
+        answer = send(served, method, sent)
         assert answer is not None or not path.isascii(), "the server hung up"
         if answer is not None:
             has_a_reason(*answer, is_json=False)
@@ -384,11 +401,15 @@ def changed_messages(draw: st.DrawFn) -> tuple[str, bytes]:
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[str, bytes]:
     """Return a Predict request for a signature that takes every shape, with one tensor in which anything may be."""
+    signature, dtype = draw(st.sampled_from([("", 1), ("echo_string", 7), ("echo_int8", 6), ("echo_uint64", 23), ("echo_half", 19), ("scalar", 1)]))
     given_ = draw(messages(protos.tensor_pb2.TensorProto, 2))
+    given_.dtype = dtype if draw(st.integers(0, 3)) else draw(st.sampled_from([*protos.types_pb2.DataType.values(), 999]))
     if draw(st.booleans()):
-        given_.dtype = protos.types_pb2.DT_FLOAT
-    signature = draw(st.sampled_from(["", "text", "echo_string", "echo_int8", "echo_uint64", "echo_half", "echo_complex64", "unusual", "scalar"]))
-    return f"{PREDICTION}Predict", predict("many", {draw(st.sampled_from(["x", "text"])): given_}, signature).SerializeToString()
+        given_.ClearField("tensor_content")
+        given_.tensor_shape.Clear()
+        for size in draw(st.lists(st.sampled_from(SIZES), max_size=4)):
+            given_.tensor_shape.dim.add(size=size)
+    return f"{PREDICTION}Predict", predict("many", {"x": given_}, signature).SerializeToString()
 
 
 def ask(served: Target, method: str, sent: bytes) -> None:

@@ -36,6 +36,7 @@ class Asking:
     def __init__(self, target: Target, name: str, **asked: Any) -> None:
         self.target, self.name, self.asked = target, name, asked
         self.answers: list[Any] = []
+        self.slowest = 0.0  # seconds that a pair of requests took
         self.over = threading.Event()
 
     def __enter__(self) -> Asking:
@@ -54,12 +55,14 @@ class Asking:
     def run(self) -> None:
         path = f"{self.name}/labels/{self.asked['label']}" if "label" in self.asked else self.name
         while not self.over.is_set():
+            started = time.monotonic()
             try:
                 self.answers.append(self.target.answer(self.name, **self.asked))
             except Exception as error:  # what it is will be compared with what was expected
                 self.answers.append(str(error))
             answer = self.target.post(f"{path}:predict", {"instances": [ROW]})
             self.answers.append(answer.json()["predictions"][0] if answer.status_code == 200 else answer.text)
+            self.slowest = max(self.slowest, time.monotonic() - started)
 
 
 class Reloads:

@@ -213,7 +213,7 @@ class Target:
             self.forget(name)
 
     def forget(self, *names: str) -> None:
-        """No longer serve models, and remove them."""
+        """Serve models no longer, and remove them."""
         self.reload(drop=names)
         for name in names:
             shutil.rmtree(self.home / name, ignore_errors=True)

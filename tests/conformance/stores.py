@@ -10,8 +10,9 @@ import pytest
 from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import PublishError
 from airflow_mlops.serving import manifest
-from airflow_mlops.serving.content import WARM_UP, Content, FileEntry, listed
+from airflow_mlops.serving.content import Content, FileEntry, listed
 from airflow_mlops.serving.stores import Store, versions
+from airflow_mlops.serving.warmup import WARM_UP
 from tests.bare_saved_models import golden, saved_model
 
 FILES = {"saved_model.pb", "variables/variables.data-00000-of-00001", "variables/variables.index"}

@@ -15,6 +15,7 @@ from airflow_mlops.serving.embedded.tensorflow_c import Endpoint, Session, Tenso
 from airflow_mlops.serving.tensors import DTYPES, Array, type_name
 
 DEFAULT_SIGNATURE = "serving_default"
+_VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
 Tensors = Mapping[str, Array]
 
 
@@ -39,6 +40,11 @@ class Servable:
     def __init__(self, path: Path, tags: Sequence[str], config: bytes) -> None:
         self._session = Session(path, tags, config)
         graph = protos.meta_graph_pb2.MetaGraphDef.FromString(self._session.meta_graph)
+        if any(node.op in _VARIABLES for node in graph.graph_def.node) and not (path / "variables" / "variables.index").exists():
+            # TensorFlow takes that for a model without variables, and every request to it fails.
+            raise TensorFlowError(
+                grpc.StatusCode.DATA_LOSS.value[0], f"{path} is half a copy: its graph has variables, and variables.index is missing"
+            )
         self.signature_defs: Mapping[str, Any] = dict(graph.signature_def)
         self.signatures = {name: self._signature(definition) for name, definition in self.signature_defs.items()}
 

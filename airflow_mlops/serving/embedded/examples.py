@@ -15,12 +15,14 @@ import numpy as np
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded import json_answers, json_examples, json_tensors
 from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Signature
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid, precondition
+from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.requests import Model, Outputs, Prepared, Run
 from airflow_mlops.serving.embedded.wire import parsed
 from airflow_mlops.serving.tensors import DT_STRING, Array
 
 _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
+
+_TYPES = {_CLASSES: np.dtype(object), _SCORES: np.dtype(np.float32)}
 
 
 class Classes(NamedTuple):
@@ -145,20 +147,20 @@ def _signature(model: Model, name: str) -> Signature:
     if len(signature.inputs) != 1:
         raise invalid(f"Expected one input Tensor, found {len(signature.inputs)} in signature {name!r}")
     if _INPUTS not in signature.inputs or signature.inputs[_INPUTS].code != DT_STRING:
-        raise precondition(f"Signature {name!r} has no string input {_INPUTS!r} for serialized examples; ask it by Predict")
+        raise invalid(f"Signature {name!r} has no string input {_INPUTS!r} for serialized examples; ask it by Predict")
     return signature
 
 
 def _classify_outputs(signature: Signature) -> tuple[str, ...]:
     wanted = tuple(name for name in (_CLASSES, _SCORES) if name in signature.outputs)
     if not wanted or len(signature.outputs) > 2:
-        raise precondition(f"Expected classification signature outputs to contain {_CLASSES!r}, {_SCORES!r} or both, found {list(signature.outputs)}")
+        raise invalid(f"Expected classification signature outputs to contain {_CLASSES!r}, {_SCORES!r} or both, found {list(signature.outputs)}")
     return wanted
 
 
 def _regress_outputs(signature: Signature) -> tuple[str, ...]:
     if list(signature.outputs) != [_OUTPUTS]:
-        raise precondition(f"Expected one regression output {_OUTPUTS!r}, found {list(signature.outputs)}")
+        raise invalid(f"Expected one regression output {_OUTPUTS!r}, found {list(signature.outputs)}")
     return (_OUTPUTS,)
 
 
@@ -166,7 +168,7 @@ def _classes(outputs: Outputs, num_examples: int) -> Classes:
     for name, array in outputs.items():
         if array.ndim != 2 or array.shape[0] != num_examples:
             raise invalid(f"Expected {name} of shape [{num_examples}, num_classes], got {list(array.shape)}")
-        if (array.dtype.kind == "O") != (name == _CLASSES):
+        if array.dtype != _TYPES[name]:
             raise invalid(f"Expected {name} of type {'string' if name == _CLASSES else 'float'}, got {array.dtype}")
     if len({array.shape for array in outputs.values()}) > 1:
         raise invalid("Expected as many classes as scores")

@@ -27,6 +27,8 @@ _WITHOUT_EFFECT = re.findall(
     """,
 )
 
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and Windows' subsystem for Linux
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Return the options; exits with 0 after printing help, with 2 on flags it does not understand."""
@@ -66,6 +68,8 @@ def order(options: argparse.Namespace) -> Order:
     config.intra_op_parallelism_threads = options.tensorflow_intra_op_parallelism or options.tensorflow_session_parallelism
     # By default a request's operations run in the thread that has the request: handing each over costs a small model as much as running it.
     config.inter_op_parallelism_threads = options.tensorflow_inter_op_parallelism or options.tensorflow_session_parallelism or -1
+    if not any(Path(device).exists() for device in _GPUS):  # TensorFlow would report that as an error, with every version that is loaded
+        config.device_count["GPU"] = 0
     config.gpu_options.per_process_gpu_memory_fraction = options.per_process_gpu_memory_fraction
     config.gpu_options.allow_growth = not options.per_process_gpu_memory_fraction  # several versions share one device
     return Order(
@@ -133,8 +137,8 @@ def _models(parser: argparse.ArgumentParser) -> None:
 def _loading(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
     add("--file_system_poll_wait_seconds", type=float, default=1.0, help="seconds between looks for new versions; 0 or less: only on a reload")
-    add("--max_num_load_retries", type=int, default=1, help="tries after the first; published versions are whole, so more rarely help")
-    add("--load_retry_interval_micros", type=int, default=1_000_000, help="microseconds between tries")
+    add("--max_num_load_retries", type=int, default=5, help="tries after the first")
+    add("--load_retry_interval_micros", type=int, default=1_000_000, help="microseconds between tries; the original waits a minute")
     add("--num_load_threads", type=int, default=4, help="how many versions are loaded at the same time")
     _switch(parser, "--enable_model_warmup", "answer a version's own warm-up requests before it is AVAILABLE", default=True)
 

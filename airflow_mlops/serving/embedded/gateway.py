@@ -16,13 +16,13 @@ from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.versions import Versions
 
 _ENTRYPOINTS = {
-    Kind.PREDICT: ("GRPC", "Predict"),
-    Kind.CLASSIFY: ("GRPC", "Classify"),
-    Kind.REGRESS: ("GRPC", "Regress"),
-    Kind.MULTI_INFERENCE: ("GRPC", "MultiInference"),
-    Kind.REST_PREDICT: ("REST", "Predict"),
-    Kind.REST_CLASSIFY: ("REST", "Classify"),
-    Kind.REST_REGRESS: ("REST", "Regress"),
+    Kind.PREDICT: ("Predict", "GRPC"),
+    Kind.CLASSIFY: ("Classify", "GRPC"),
+    Kind.REGRESS: ("Regress", "GRPC"),
+    Kind.MULTI_INFERENCE: ("MultiInference", "GRPC"),
+    Kind.REST_PREDICT: ("predict", "REST"),
+    Kind.REST_CLASSIFY: ("classify", "REST"),
+    Kind.REST_REGRESS: ("regress", "REST"),
 }
 
 
@@ -57,7 +57,9 @@ class Gateway:
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            self._metrics.count(target.name, version, code, *_ENTRYPOINTS[kind], (time.monotonic() - began) * 1e6, micros)
+            # Names that are no model's are not noted: clients could fill the memory with them.
+            name = target.name if self._versions.config.get(target.name) else ""
+            self._metrics.count(name, version, code, *_ENTRYPOINTS[kind], (time.monotonic() - began) * 1e6, micros)
 
     def signatures(self, target: Target) -> tuple[int, Any]:
         """Return the version number a request is for and its `SignatureDefMap`; raise `Refusal`."""

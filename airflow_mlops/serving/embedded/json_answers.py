@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import grpc
 import numpy as np
 import orjson
 
-from airflow_mlops.serving.embedded.refusal import invalid
+from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.tensors import Array
 
 
@@ -66,7 +67,7 @@ def _values(name: str, array: Array, *, finite: bool) -> Any:
         return _strings(array.tolist(), as_base64=name.endswith("_bytes"))
     if array.dtype.kind in "iub" or array.dtype in (np.float32, np.float64):
         return np.ascontiguousarray(array) if finite and array.ndim else shortest(array)
-    raise invalid(f"Output {name!r} is of type {array.dtype}, for which JSON has no form; ask by gRPC")
+    raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Output {name!r} is of type {array.dtype}, for which JSON has no form; ask by gRPC")
 
 
 def _strings(value: Any, *, as_base64: bool) -> Any:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -40,13 +41,20 @@ def parse(body: bytes) -> Document:
 
 def _parse_leniently(body: bytes) -> Any:
     try:
-        return json.JSONDecoder().raw_decode(body.decode().lstrip(" \t\r\n"))[0]
+        return json.JSONDecoder(parse_float=_double).raw_decode(body.decode().lstrip(" \t\r\n"))[0]
     except UnicodeDecodeError as error:
         raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from error
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg if body else 'The document is empty'} at offset: {error.pos}") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of more than 4300 digits
         raise invalid(f"JSON Parse error: {error}") from error
+
+
+def _double(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # "Infinity" itself is no number to the parser and does not come here
+        raise ValueError(f"Number too big to be stored in double: {text[:40]}")
+    return number
 
 
 def signature_name(document: Document) -> str:
@@ -137,10 +145,15 @@ def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
         with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
             return array.astype(dtype)
     if dtype.kind in "iu" and array.dtype.kind in "iu":
-        limits = np.iinfo(dtype)
+        limits = _limits(dtype)
         fits = not array.size or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
         return array.astype(dtype) if fits else None
     return None
+
+
+def _limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:
+    """Return which integers a type takes: the small ones what int32 takes, cut to what they hold, as in the original."""
+    return np.iinfo(np.int32 if dtype in (np.int8, np.int16, np.uint8) else dtype)
 
 
 def _checked(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
@@ -152,10 +165,13 @@ def _checked(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
     if len(shape) > MAX_RANK:
         raise invalid(f"Input {name!r} is nested {len(shape)} deep; at most {MAX_RANK} is possible")
     leaves = [_scalar(leaf, name, dtype) for leaf in _leaves(value, tuple(shape), 0)]
-    try:
+    if dtype.kind not in "iu":
         return np.array(leaves, dtype).reshape(shape)
-    except OverflowError as error:
-        raise invalid(f"Input {name!r} holds a number out of range for {dtype}: {error}") from error
+    limits = _limits(dtype)
+    for leaf in leaves:
+        if not limits.min <= leaf <= limits.max:
+            raise invalid(f"Input {name!r} holds a number out of range for {dtype}: {show(leaf)}")
+    return np.array(leaves, limits.dtype).astype(dtype).reshape(shape)
 
 
 def _leaves(value: Any, shape: tuple[int, ...], level: int) -> Iterator[Any]:

@@ -18,7 +18,6 @@ from airflow_mlops.serving.embedded.requests import Model
 from airflow_mlops.serving.embedded.runner import METHODS
 from airflow_mlops.serving.embedded.tensorflow_c import TensorFlowError, load_library, start_threads
 
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 _NICENESS = 19
 _LOGGED = {
     "predict_log": Kind.PREDICT,
@@ -40,7 +39,7 @@ def load(order: Order) -> Model:
         try:
             model = Model(order.name, order.version, Servable(Path(order.path), order.tags, order.config), order.as_content)
             if order.warm_up:
-                _warm_up(model, Path(order.path) / WARMUP_FILE)
+                _warm_up(model, Path(order.path) / warmup.WARM_UP)
             result.append(model)
         except Exception as error:
             result.append(error)

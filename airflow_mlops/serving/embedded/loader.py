@@ -54,8 +54,8 @@ class Loader(Generic[S]):
     async def configure(self, config: ServerConfig, *, at_start: bool = False) -> None:
         """Serve `config`, or raise `Refusal` and change nothing; does not wait for versions to load."""
         for model in config.models:
-            if not model.base_path.startswith("/"):
-                raise invalid(f"base_path of model {model.name} is {model.base_path}; this server reads absolute paths of its own machine only")
+            if source.local_path(model.base_path) is None:
+                raise invalid(f"base_path of model {model.name} is {model.base_path}; this server reads directories of its own machine only")
         async with self._configuring:
             listings = await self._listings.of(config)
             self._versions.configure(config, listings, at_start=at_start)
@@ -126,29 +126,29 @@ class Listings:
     """What lies under each base path, looked at in threads of their own, of which a hanging disk keeps at most one per path."""
 
     def __init__(self) -> None:
-        self._looking: dict[str, asyncio.Future[dict[int, Path]]] = {}
+        self._looking: dict[Path, asyncio.Future[dict[int, Path]]] = {}
 
     async def of(self, config: ServerConfig) -> dict[str, dict[int, Path]]:
         """Return version directories by model, none for a path that can not be read now."""
-        paths = {model.base_path for model in config.models}
+        paths = {path for model in config.models if (path := source.local_path(model.base_path))}
         for path in paths - self._looking.keys():
             self._looking[path] = self._look(path)
         if paths:
             await asyncio.wait([self._looking[path] for path in paths], timeout=_LISTING_SECONDS)
         found = {path: self._taken(path) for path in paths}
-        return {model.name: found[model.base_path] for model in config.models}
+        return {model.name: found[path] for model in config.models if (path := source.local_path(model.base_path))}
 
-    def _look(self, path: str) -> asyncio.Future[dict[int, Path]]:
+    def _look(self, path: Path) -> asyncio.Future[dict[int, Path]]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[dict[int, Path]] = loop.create_future()
 
         def look() -> None:
-            loop.call_soon_threadsafe(future.set_result, source.versions_on_disk(Path(path)))
+            loop.call_soon_threadsafe(future.set_result, source.versions_on_disk(path))
 
         threading.Thread(target=look, name=f"look {path}", daemon=True).start()
         return future
 
-    def _taken(self, path: str) -> dict[int, Path]:
+    def _taken(self, path: Path) -> dict[int, Path]:
         if self._looking[path].done():
             return self._looking.pop(path).result()
         log.warning("base path %s does not answer within %g s, so nothing changes for its model", path, _LISTING_SECONDS)

@@ -55,15 +55,14 @@ class Metrics:
         self._version_latency = Histogram(":airflow_mlops:serving:request_latency", ("model_name", "version", "API"))
 
     def count(self, model: str, version: int | None, code: grpc.StatusCode, api: str, entrypoint: str, micros: float, run_micros: int) -> None:
-        """Note one request; `version` is None if it found none, and then its model name is not noted: clients could fill the memory with them."""
-        if version is None:
-            self._requests["", code.name] += 1
-            return
+        """Note one request; `version` is None if it found none."""
         self._requests[model, code.name] += 1
+        if version is None:
+            return
         self._by_version[model, str(version), code.name] += 1
         if code is grpc.StatusCode.OK:
             self._latency.observe(micros, (model, api, entrypoint))
-            self._runtime.observe(run_micros, (model, api, "TF1"))
+            self._runtime.observe(run_micros, (model, api[:1].upper() + api[1:], "TF1"))  # one name for both interfaces, as in the original
             self._version_latency.observe(micros, (model, str(version), api))
 
     def text(self) -> str:

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -23,7 +22,6 @@ from airflow_mlops.serving.embedded.refusal import CODES, Refusal
 
 log = logging.getLogger(__name__)
 _STATUS_SECONDS = 1.0  # how long to wait for the word on how a process ended, once its socket is closed
-_NVIDIA = Path("/dev/nvidiactl")
 _MAX_WAITING = 10_000  # requests of one version; more of them could only fill the memory
 
 
@@ -130,9 +128,8 @@ class Zygote:
     def start(self) -> None:
         """Start the zygote; it prepares itself meanwhile, so call this early."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A thread in the zygote would make forking unsafe; that there is no GPU is no news, and no error for every version that is loaded.
-        no_gpu = {} if _NVIDIA.exists() else {"CUDA_VISIBLE_DEVICES": "-1"}
-        environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **no_gpu, **os.environ}
+        # A thread in the zygote would make forking unsafe; what TensorFlow says at its start is of no use to anybody.
+        environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
         command = [sys.executable, "-m", "airflow_mlops.serving.embedded.zygote", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)

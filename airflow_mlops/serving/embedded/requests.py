@@ -85,8 +85,8 @@ def _wanted(names: Iterable[str], outputs: Iterable[str]) -> list[str]:
     for name in asked:
         if name not in known:
             raise invalid(f"output tensor alias not found in signature: {name} Outputs expected to be in the set {{{','.join(sorted(known))}}}.")
-    if len(set(asked)) != len(asked):
-        raise invalid(f"duplicate output tensor alias: {', '.join(asked)}")
+    if twice := next((name for name in asked if asked.count(name) > 1), None):
+        raise invalid(f"duplicate output tensor alias: {twice}")
     return asked or known
 
 

@@ -13,6 +13,12 @@ log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
+def local_path(base_path: str) -> Path | None:
+    """Return the directory that a base path or its ``file:`` URI names, None if it is on no disk of this machine."""
+    path = base_path.removeprefix("file://")
+    return Path(path) if path.startswith("/") else None
+
+
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
     """Return what lies in `base_path` under a number, nothing if there is no such directory; "00000123" is version 123."""
     try:
@@ -25,10 +31,5 @@ def versions_on_disk(base_path: Path) -> dict[int, Path]:
 
 
 def aspired(model: ModelConfig, on_disk: Mapping[int, Path], loaded: Collection[int]) -> set[int]:
-    """Return the versions to serve: specific ones (also when loaded and meanwhile deleted), all, or the latest `num_versions` (default 1)."""
-    policy = model.to_proto().model_version_policy
-    if model.versions:
-        return set(model.versions) & {*on_disk, *loaded}
-    if policy.HasField("all"):
-        return set(on_disk)
-    return set(sorted(on_disk)[-max(1, policy.latest.num_versions) :])
+    """Return the versions to serve: specific ones (also when loaded and meanwhile deleted), or what the model's policy chooses."""
+    return set(model.versions) & {*on_disk, *loaded} if model.versions else model.by_policy(on_disk)

@@ -29,7 +29,7 @@ class RetryPolicy(NamedTuple):
     The latter at once the first time, then later and later up to `max_restart_seconds`, until it has served for `steady_seconds`.
     """
 
-    max_load_retries: int = 1
+    max_load_retries: int = 5
     retry_seconds: float = 1.0
     max_restart_seconds: float = 30.0
     steady_seconds: float = 60.0
@@ -177,7 +177,7 @@ class Versions(Generic[S]):
 
     def _aspire(self, model: ModelConfig, on_disk: Mapping[int, Path]) -> None:
         known = self._models.setdefault(model.name, {})
-        loaded = {number for number, entry in known.items() if entry.servable is not None and entry.path.parent == Path(model.base_path)}
+        loaded = {number for number, entry in known.items() if entry.servable is not None and entry.path.parent == source.local_path(model.base_path)}
         wanted = source.aspired(model, on_disk, loaded)
         for number in wanted:
             entry = known.get(number)

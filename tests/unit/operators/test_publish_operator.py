@@ -16,8 +16,8 @@ from airflow_mlops.operators.serving import PublishSavedModelOperator
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.serving import config, manifest, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
-from airflow_mlops.serving.content import WARM_UP
 from airflow_mlops.serving.stores import open_store
+from airflow_mlops.serving.warmup import WARM_UP
 from tests.bare_saved_models import golden, saved_model, signature, tensor
 from tests.fakes import FakeTaskInstance, context
 

@@ -7,8 +7,8 @@ import psutil
 from tests.conformance.serving_fuzz import every_check
 from tests.conformance.serving_target import Target
 
-NUM_EXAMPLES = {"grpc_messages": 60}  # for each of the seven methods
-OTHERS = 400
+NUM_EXAMPLES = {"grpc_messages": 40}  # for each of the seven methods
+OTHERS = 300
 
 
 @every_check

@@ -16,11 +16,11 @@ from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import PublishError, ServingError, SpecError
 from airflow_mlops.serving import directory_store, manifest, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
-from airflow_mlops.serving.content import WARM_UP
 from airflow_mlops.serving.directory_store import ABANDONED_SECONDS, DirectoryStore
 from airflow_mlops.serving.publish import publish_saved_model
 from airflow_mlops.serving.stores import open_store
 from airflow_mlops.serving.usage import Usage
+from airflow_mlops.serving.warmup import WARM_UP
 from tests.bare_saved_models import golden, graph, saved_model, signature, tensor
 from tests.publisher import Publishers
 
