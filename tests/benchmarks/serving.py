@@ -14,38 +14,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NamedTuple
+from typing import Any
 
 from airflow_mlops.serving import protos, tensors, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from tests.benchmarks.row import Row
-from tests.load import Query, Sample, closed_loop, in_process, once, open_loop
+from tests.load import Query, Sample, closed_loop, in_process, open_loop
 from tests.servers import EmbeddedServer, await_state
+from tests.switching import Served, held_bytes, serving, switch_under_load
 
 ROOT = Path(__file__).parents[2]
 ROUNDS, SECONDS = 5, 2.0
 LOAD = 0.4  # of the measured saturation
 TABLE = 25_000_000  # float32 values of the large model's table: 100 MB
-
-
-class Setup(NamedTuple):
-    """A running server with model ``lenet``, the picture asked about, and the directory of the models."""
-
-    server: EmbeddedServer
-    home: Path
-    by_grpc: Query
-    by_rest: Query
-
-    def labelled(self, label: str) -> tuple[Query, Query]:
-        """Return both queries for the version that a label serves."""
-        request = protos.predict_pb2.PredictRequest.FromString(self.by_grpc.payload)
-        request.model_spec.version_label = label
-        rest = self.by_rest.url.replace(":predict", f"/labels/{label}:predict")
-        return self.by_grpc._replace(payload=request.SerializeToString()), self.by_rest._replace(url=rest)
 
 
 def rows() -> Iterator[Row]:
@@ -61,22 +45,11 @@ def rows() -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *flags: str) -> Iterator[Setup]:
-    """Yield a server that serves versions 1 and 2 of ``lenet``, labels stable=1."""
-    config = ServerConfig((ModelConfig("lenet", str(home / "lenet"), (1, 2), {"stable": 1}),))
-    file = home / "models.config"
-    file.write_text(protos.text_format.MessageToString(config.to_proto()))
-    server = EmbeddedServer(file, flags)
-    server.start()
-    try:
-        with server.client() as client:
-            for version in (1, 2):
-                await_state(client, "lenet", version, "AVAILABLE")
-        picture = json.loads((home / "picture.json").read_text())
-        rest = Query(f"{server.rest_url}/v1/models/lenet:predict", json.dumps({"instances": picture}).encode())
-        yield Setup(server, home, Query(server.grpc_address, _request(picture).SerializeToString()), rest)
-    finally:
-        server.stop()
+def _lenet(home: Path, *flags: str) -> Iterator[Served]:
+    """Yield a server of versions 1 and 2 of ``lenet``."""
+    picture = json.loads((home / "picture.json").read_text())
+    with serving("lenet", home / "lenet", _request(picture), json.dumps({"instances": picture}).encode(), *flags) as served:
+        yield served
 
 
 def _request(picture: list[Any]) -> Any:
@@ -91,8 +64,8 @@ def _request(picture: list[Any]) -> Any:
 def _rates(home: Path) -> Iterator[Row]:
     """Requests per second, ours against a loop that calls the loaded signature, all measured in turn."""
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(serving(home))
-        batching = stack.enter_context(serving(home, "--enable_batching"))
+        plain = stack.enter_context(_lenet(home))
+        batching = stack.enter_context(_lenet(home, "--enable_batching"))
         direct, load = stack.enter_context(in_process()), stack.enter_context(in_process())
         echo = stack.enter_context(_echo(plain.by_grpc.payload))
         calls = {
@@ -180,64 +153,20 @@ def _start(home: Path) -> Row:
     return Row("start to first answer", took, "import tensorflow, load the model", limit, allowed=1.3)
 
 
-class Switched(NamedTuple):
-    """What clients saw while a label moved again and again: seconds from each move to the first answer of the new version."""
-
-    num_requests: int
-    failures: list[str]
-    wrong: int
-    moves: list[float]
-
-
-def switch_under_load(setup: Setup, queries: tuple[Query, ...], rate: float, num_switches: int, seconds: float) -> Switched:
-    """Move label ``stable`` between versions 1 and 2 while each query is asked `rate` times a second."""
-    config = ModelConfig("lenet", str(setup.home / "lenet"), (1, 2))
-    moved: list[tuple[float, int]] = []
-    with in_process() as load, setup.server.client() as client:
-        load.submit(time.time).result()  # the process is there
-        asking: Future[list[list[Sample]]] = load.submit(open_loop, list(queries), rate, seconds)
-        time.sleep(1.0)
-        for number in range(num_switches):
-            version = 2 - number % 2
-            moved.append((time.monotonic(), version))
-            client.reload(ServerConfig((ModelConfig(config.name, config.base_path, config.versions, {"stable": version}),)))
-            time.sleep(max(0.0, (seconds - 2.0) / num_switches - (time.monotonic() - moved[-1][0])))
-        samples = asking.result()
-        answers = {query: {once(_of_version(query, version)): version for version in (1, 2)} for query in queries}
-    failures = [sample.error for part in samples for sample in part if sample.answer is None]
-    wrong, moves = 0, []
-    for query, part in zip(queries, samples, strict=True):
-        known = answers[query]
-        wrong += sum(sample.answer is not None and sample.answer not in known for sample in part)
-        for at, version in moved:
-            moves += [min((s.done for s in part if s.answer is not None and known.get(s.answer) == version and s.done > at), default=1e9) - at]
-    return Switched(sum(map(len, samples)), failures, wrong, moves)
-
-
-def _of_version(query: Query, version: int) -> Query:
-    """Return a query for label ``stable`` as one for a version."""
-    if query.is_rest:
-        return query._replace(url=query.url.replace("/labels/stable", f"/versions/{version}"))
-    request = protos.predict_pb2.PredictRequest.FromString(query.payload)
-    request.model_spec.version.value = version
-    return query._replace(payload=request.SerializeToString())
-
-
 def _switches(home: Path) -> Iterator[Row]:
-    with serving(home) as setup, in_process() as load:
-        queries = setup.labelled("stable")
-        saturation = [load.submit(closed_loop, query, 16, 3.0).result() for query in queries]
+    with _lenet(home) as served, in_process() as load:
+        saturation = [load.submit(closed_loop, query, 16, 3.0).result() for query in served.of(label="stable")]
         # Both at once share the machine: together they make the given part of what it can answer.
         rate = LOAD / sum(1 / one for one in saturation)
-        seen = switch_under_load(setup, queries, rate, 100, 50_500 / rate / 2)
-    failed = len(seen.failures) + seen.wrong
+        seen = switch_under_load(served, rate, 100, 50_500 / rate / 2)
+    failed = len(seen.failures) + seen.num_wrong
     yield Row("failed or wrong during 100 label switches", failed, "requests, half by gRPC, half by REST", seen.num_requests, 0.0, unit="")
     yield Row("label move to first answer by the new version, p95", 1e3 * quantiles(seen.moves, n=20)[-1], "allowed", 100, 1.0, unit="ms")
 
 
 def _large(home: Path) -> Iterator[Row]:
     """p99 while a model of 100 MB loads and takes over, against the rest of the same run, for it and for a model beside it."""
-    with serving(home) as setup, in_process() as load, setup.server.client() as client:
+    with _lenet(home) as served, in_process() as load, served.server.client() as client:
         base = home / "large"
         _publish(home / "table", base, 1)
         lenet = ModelConfig("lenet", str(home / "lenet"), (1, 2), {"stable": 1})
@@ -248,7 +177,7 @@ def _large(home: Path) -> Iterator[Row]:
         client.reload(ServerConfig((lenet, ModelConfig("large", str(base), (1,)))))
         await_state(client, "large", 1, "AVAILABLE")
         serve(1, label=1)
-        other = setup.labelled("stable")[0]
+        other = served.of(label="stable")[0]
         request = protos.predict_pb2.PredictRequest.FromString(other.payload)
         request.model_spec.name = "large"
         queries = [Query(other.url, request.SerializeToString()), other]
@@ -290,9 +219,9 @@ def _publish(source: Path, base: Path, version: int) -> None:
 
 def _memory(home: Path) -> Iterator[Row]:
     """What all processes of the server hold after 100 versions were loaded, switched to and let go."""
-    with serving(home) as setup, setup.server.client() as client:
+    with _lenet(home) as served, served.server.client() as client:
         base = home / "again"
-        held = {}
+        held: dict[int, float] = {}
         for version in range(1, 101):
             _publish(home / "lenet" / "1", base, version)
             client.reload(ServerConfig((ModelConfig("again", str(base), (version,)),)))
@@ -300,16 +229,8 @@ def _memory(home: Path) -> Iterator[Row]:
             client.predict("again", json.loads((home / "picture.json").read_text()))
             if version in (2, 100):
                 time.sleep(1.0)
-                held[version] = _held(setup.server.process.pid)
+                held[version] = held_bytes(served.server.process.pid)
     yield Row("memory after 100 switches (all processes)", held[100] / 1e6, "after 2", held[2] / 1e6, allowed=1.2, unit="MB")
-
-
-def _held(pid: int) -> float:
-    """Return the bytes that a process and its descendants hold, what they share counted once (proportional set size)."""
-    import psutil
-
-    process = psutil.Process(pid)
-    return float(sum(one.memory_full_info().pss for one in [process, *process.children(recursive=True)]))
 
 
 def build(home: Path) -> None:

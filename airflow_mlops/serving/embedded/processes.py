@@ -21,6 +21,7 @@ from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, Orde
 from airflow_mlops.serving.embedded.refusal import CODES, Refusal
 
 log = logging.getLogger(__name__)
+_END_SECONDS = 5.0  # how long the zygote may take to see that it is no longer needed
 _STATUS_SECONDS = 1.0  # how long to wait for the word on how a process ended, once its socket is closed
 _MAX_WAITING = 10_000  # requests of one version; more of them could only fill the memory
 
@@ -172,7 +173,11 @@ class Zygote:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            self._process.wait()
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:  # somebody stopped it
+                self._process.kill()
+                self._process.wait()
 
     def _tell(self, message: Start | Kill, descriptors: list[int]) -> None:
         if self._control is None:
