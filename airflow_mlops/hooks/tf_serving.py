@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.log import mask_secret
 
+from airflow_mlops.exceptions import MlopsError, SpecError
+
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
+    from airflow_mlops.serving.client import ServingClient
     from airflow_mlops.serving.endpoint import ConnectionFields
     from airflow_mlops.serving.fleet import ServingFleet
 
@@ -61,7 +64,6 @@ class TFServingHook(BaseHook):
         return endpoint.open()
 
     def _fields(self, connection: Connection) -> ConnectionFields:
-        from airflow_mlops.exceptions import SpecError
         from airflow_mlops.serving.endpoint import ConnectionFields
 
         name, extra = f"Connection {self.tf_serving_conn_id!r}", connection.extra_dejson
@@ -71,8 +73,6 @@ class TFServingHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say which replicas answer, by gRPC and by REST, for the button in Airflow's connection form."""
-        from airflow_mlops.exceptions import MlopsError
-        from airflow_mlops.serving.client import ServingClient
 
         def said(replica: ServingClient) -> str:
             try:

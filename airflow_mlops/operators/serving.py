@@ -172,7 +172,7 @@ class TFServingRolloutOperator(BaseOperator):
                 rollout.verify(client, plan, golden)
                 rollout.switch(client, plan, golden)
                 self._remember(plan, context)
-        kept = f"; version {plan.previous} stays loaded" if plan.previous else ""
+        kept = "" if plan.previous in (None, plan.version) else f"; version {plan.previous} stays loaded"
         headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
         self.log.info("%s", headline)
         return {**self.model, "previous": plan.previous, "headline": headline}

@@ -52,7 +52,15 @@ class TFServingModelAvailableSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         if self.deferrable:
-            self.defer(trigger=self._trigger(time.time() + self.timeout), method_name="execute_complete")
+            trigger = TFServingModelAvailableTrigger(
+                model=self.model,
+                version=self.version,
+                deadline=time.time() + self.timeout,
+                tf_serving_conn_id=self.tf_serving_conn_id,
+                poll_interval_seconds=self.poke_interval,
+                fail_on_load_error=self.fail_on_load_error,
+            )
+            self.defer(trigger=trigger, method_name="execute_complete")
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
@@ -76,13 +84,3 @@ class TFServingModelAvailableSensor(BaseSensorOperator):
         if isinstance(action, availability.Wait):
             self.log.info("Waiting: %s.", action.reason)
         return isinstance(action, availability.Available)
-
-    def _trigger(self, deadline: float) -> TFServingModelAvailableTrigger:
-        return TFServingModelAvailableTrigger(
-            model=self.model,
-            version=self.version,
-            deadline=deadline,
-            tf_serving_conn_id=self.tf_serving_conn_id,
-            poll_interval_seconds=self.poke_interval,
-            fail_on_load_error=self.fail_on_load_error,
-        )

@@ -60,7 +60,7 @@ def decide(observation: Observation, version: int, now: float, deadline: float, 
     failed = [f"replica {replica} could not load version {version}: {status.error}" for replica, status in seen.items() if status and status.failed]
     if failed and fail_on_load_error:
         return Fail("; ".join(failed))
-    missing = [_missing(replica, status, observation[replica] is not None) for replica, status in seen.items() if not _serves(status)]
+    missing = [said for replica, status in seen.items() if (said := _missing(replica, status, observation[replica] is not None))]
     if seen and not missing:
         return Available()
     reason = f"version {version} is not AVAILABLE on every replica: {', '.join(missing) or 'there is none'}"
@@ -88,13 +88,8 @@ def version_number(value: Any) -> int:
     return int(text)
 
 
-def _serves(status: VersionStatus | None) -> bool:
-    return status is not None and status.state == "AVAILABLE"
-
-
 def _missing(replica: str, status: VersionStatus | None, answered: bool) -> str:
-    if not answered:
-        return f"no answer from {replica}"
+    """Return what is missing on a replica, nothing where it serves the version."""
     if status is None:
-        return f"unknown to {replica}"
-    return f"{status.state} on {replica}" + (f" ({status.error})" if status.error else "")
+        return f"unknown to {replica}" if answered else f"no answer from {replica}"
+    return "" if status.state == "AVAILABLE" else f"{status.state} on {replica}" + (f" ({status.error})" if status.error else "")

@@ -158,8 +158,8 @@ def exclusive(path: Path) -> Iterator[ServerConfig]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise ServingError(f"The server configuration {path} can not be locked: {error}. Make its directory writable and retry.") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield read(path)

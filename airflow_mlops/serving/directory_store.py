@@ -40,7 +40,7 @@ class DirectoryStore:
     @contextlib.contextmanager
     def locked(self, version: int) -> Iterator[None]:
         """Let two publishers of one version, a task and the retry of one that was lost, do one after the other."""
-        with _disk_errors(f"Version {version} could not be published under {self.path}"):
+        with _disk_errors(f"Version {version} under {self.path} could not be locked"):
             (self.path / MANIFESTS).mkdir(parents=True, exist_ok=True)
             stream = _locked(self._lock(version))
         with stream:
@@ -86,7 +86,9 @@ class DirectoryStore:
     def read(self, path: str) -> bytes | None:
         """Return a file's content, None if there is no such file."""
         with _disk_errors(f"{self.path / path} can not be read"):
-            return (self.path / path).read_bytes() if (self.path / path).exists() else None
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                return (self.path / path).read_bytes()
+            return None
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small file, all of it or nothing."""

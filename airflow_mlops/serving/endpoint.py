@@ -108,6 +108,8 @@ class ConnectionFields(NamedTuple):
 
     def _address(self, field: str, value: Any) -> str:
         parts = _ADDRESS.fullmatch(str(value))
+        if "@" in str(value):  # what stands before it was meant as a user and a password
+            value = f"***@{str(value).rpartition('@')[2]}"
         if not parts or not 0 < int(parts[2]) < 2**16:
             raise SpecError(f"{self.name}: {field} is {value!r}; expected HOST:PORT without a scheme, the port from 1 to 65535. Correct it.")
         return str(value)

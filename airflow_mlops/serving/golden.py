@@ -7,19 +7,22 @@ import math
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.exceptions import RolloutFailed
+from airflow_mlops.exceptions import RolloutFailed, ServingError
 
 GOLDEN_TOLERANCE = 1e-4  # absolute; float32 sums in another order differ by about 1e-6 on softmax outputs, another model by far more
 
 
-def read_golden(path: Path) -> dict[str, Any]:
-    """Return ``{"inputs": [...], "outputs": [...]}`` of the JSON file; raise `RolloutFailed` if it proves nothing."""
+def read_golden(path: Path, failure: type[ServingError]) -> dict[str, list[Any]]:
+    """Return ``{"inputs": [...], "outputs": [...]}`` of the JSON file, one entry for each row; raise `failure` if it proves nothing.
+
+    An input row is an object by input name where the model has several inputs; ``{"b64": "..."}`` stands for bytes.
+    """
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RolloutFailed(f"The golden answers {path} can not be read: {error}. Run the training stage again.") from error
-    if not isinstance(data, dict) or not data.get("inputs") or not data.get("outputs"):
-        raise RolloutFailed(f'The golden answers {path} must be {{"inputs": [...], "outputs": [...]}} and not empty. Run the training stage again.')
+        raise failure(f"The golden answers {path} can not be read: {error}. Run the training stage again.") from error
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) and data[key] for key in ("inputs", "outputs")):
+        raise failure(f'The golden answers {path} must be {{"inputs": [...], "outputs": [...]}} and not empty. Run the training stage again.')
     return data
 
 

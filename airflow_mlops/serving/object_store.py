@@ -13,7 +13,7 @@ import errno
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,9 @@ class ObjectStore:
             return self._sizes_are(version, files)
 
     def discard(self, version: int) -> None:
-        """Delete all objects, first the one without which nothing can be loaded."""
+        """Delete all objects and folders."""
         with self._calls("removed"):
-            for relative in sorted(self._sizes(version), key=lambda name: (name != GRAPH, name)):
-                self._delete(f"{version}/{relative}")
+            self._delete_files(version, self._sizes(version))
             for folder in sorted(self._fs.find(f"{self._root}/{version}", withdirs=True), reverse=True):
                 self._fs.rmdir(folder)  # where the store has folders, they stay when they are empty
 
@@ -103,16 +102,12 @@ class ObjectStore:
     def _right(self, version: int, wanted: Files) -> set[str]:
         """Return which objects are there as wanted, after deleting the others; half of one version never lies beside another one's graph."""
         sizes = self._sizes(version)
-        right = {path for path, size in sizes.items() if path in wanted and size == wanted[path].size and self._holds(version, path, wanted[path])}
-        wrong = sizes.keys() - right
-        if wrong:
+        same_size = {path: entry for path, entry in wanted.items() if sizes.get(path) == entry.size}
+        right = {path for path, entry in same_size.items() if self._digest(f"{version}/{path}") == entry.digest}
+        if sizes.keys() - right:
             right.discard(GRAPH)
-        for relative in sorted(sizes.keys() - right, key=lambda name: (name != GRAPH, name)):
-            self._delete(f"{version}/{relative}")
+        self._delete_files(version, sizes.keys() - right)
         return right
-
-    def _holds(self, version: int, relative: str, wanted: FileEntry) -> bool:
-        return self._digest(f"{version}/{relative}") == wanted.digest
 
     def _upload(self, source: Path, path: str, wanted: FileEntry) -> None:
         # This call makes no bucket, where others of fsspec do, and makes directories, where a store has such.
@@ -126,6 +121,11 @@ class ObjectStore:
     def _digest(self, path: str) -> str:
         with self._fs.open(f"{self._root}/{path}", "rb") as stream:
             return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _delete_files(self, version: int, paths: Iterable[str]) -> None:
+        """Delete objects, first the one without which nothing can be loaded."""
+        for path in sorted(paths, key=lambda name: (name != GRAPH, name)):
+            self._delete(f"{version}/{path}")
 
     def _delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from airflow_mlops.exceptions import PublishError, SpecError
 from airflow_mlops.serving import manifest, signatures, warmup
+from airflow_mlops.serving.availability import version_number
 from airflow_mlops.serving.content import GRAPH, Content, listed
 from airflow_mlops.serving.manifest import SCHEMA_VERSION, Manifest
 from airflow_mlops.serving.stores import Store, open_store, versions
@@ -75,8 +76,7 @@ def _check_published(store: Store, found: Manifest, digest: str) -> None:
 
 
 def _store(base_path: str | Path, version: int, usage: Usage, storage_options: Mapping[str, Any] | None) -> Store:
-    if not 0 <= version < 2**63:
-        raise SpecError(f"Can not publish version {version} under {base_path}: expected a number from 0 to 2**63 - 1.")
+    version_number(version)  # an impossible one is refused
     store = open_store(base_path, storage_options)
     if usage.left_to_server and not store.atomic:
         raise SpecError(

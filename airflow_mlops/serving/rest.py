@@ -71,7 +71,7 @@ class RestClient:
         except httpx.HTTPStatusError as error:
             words = error.response.content.decode(errors="replace")[:500]
             raise ServingUnavailable(f"The model server at {self.url} is not available for {path}: {words}. Retry when it is.") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             detail = str(error) or type(error).__name__
             if distrusted(detail):
                 raise untrusted(self.url, detail) from error
@@ -105,9 +105,9 @@ def check_url(field: str, url: str, encrypted: bool) -> None:
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise SpecError(f"{field} is no URL ({error}); expected for instance http://serving:8501. Correct it.") from None
-    if parts.username is not None:
+    except ValueError:  # whose words may show a part of what was meant as a password
+        raise SpecError(f"{field} is no URL; expected for instance http://serving:8501. Correct it.") from None
+    if parts.username is not None or ("@" in url and not host):
         raise SpecError(f"{field} holds a user or a password, which a model server does not ask for; expected for instance http://serving:8501.")
     if parts.scheme not in ("http", "https") or not host or port == 0 or parts.query or parts.fragment:
         raise SpecError(f"{field} is {url!r}; expected for instance http://serving:8501. Correct it.")

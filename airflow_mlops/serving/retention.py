@@ -39,18 +39,18 @@ def retain(
     """
     store = open_store(base_path, storage_options)
     with config.exclusive(config_file) as served:  # so that no rollout names meanwhile what is chosen here
-        ours, present, begun = manifest.published(store), versions(store), manifest.doomed(store)
-        usage = Usage.of(served, base_path, label)
-        needed = to_keep(ours, present, usage, policy.keep_versions) | {version}
-        chosen = sorted((ours | begun) - needed)
-        for number in chosen:
+        ours, begun = manifest.published(store), manifest.doomed(store)
+        needed = to_keep(ours, versions(store), Usage.of(served, base_path, label), policy.keep_versions) | {version}
+        for number in sorted(ours - needed):
             manifest.doom(store, number)
-    for number in chosen:  # deleting takes its time, and a rollout that goes back must not wait for it
+    removed = []
+    for number in sorted((ours | begun) - needed):  # deleting takes its time, and a rollout that goes back must not wait for it
         with store.locked(number):
             if number in manifest.doomed(store):  # otherwise it was published again meanwhile
                 store.discard(number)
                 manifest.forget(store, number)
-    return chosen
+                removed.append(number)
+    return removed
 
 
 def to_keep(ours: Collection[int], present: Collection[int], usage: Usage, keep_versions: int) -> set[int]:

@@ -82,7 +82,7 @@ def verify(client: Replicas, plan: Plan, golden: Path, *, label: str | None = No
 
     The version is asked by its number or, with `label`, by that label.
     """
-    expected = read_golden(golden)
+    expected = read_golden(golden, RolloutFailed)
     asked: dict[str, Any] = {"label": label} if label else {"version": plan.version}
     served = ServingFleet(client.replicas).ask_all(lambda replica: replica.predict(plan.model, expected["inputs"], **asked))
     for address, outputs in served.items():

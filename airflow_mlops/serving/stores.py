@@ -14,6 +14,7 @@ from airflow_mlops.serving.directory_store import DirectoryStore
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://[^?#]+")
+_CREDENTIALS = re.compile(r"[^/]*(@|:(?!\d+/).*@)")  # a password may hold a slash; digits after a colon are a port
 
 
 class Store(Protocol):
@@ -67,7 +68,7 @@ def open_store(base_path: str | Path, storage_options: Mapping[str, Any] | None 
     place = normalized(base_path)
     if place.startswith("/"):
         return DirectoryStore(Path(place))
-    if "@" in place.partition("://")[2].partition("/")[0]:
+    if _CREDENTIALS.match(place.partition("://")[2]):
         raise SpecError("The base path holds a user name or password; leave them out and give them as storage_options of the connection.")
     if not _URI.fullmatch(place) or place.startswith("file:"):
         raise SpecError(f"The base path {place!r} is neither an absolute path nor a URL such as s3://bucket/models. Correct it.")

@@ -101,17 +101,18 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _values(tensor: Any, dtype: np.dtype[Any]) -> Array:
-    values = getattr(tensor, _KNOWN[tensor.dtype][1])
+    field = _KNOWN[tensor.dtype][1]
+    values = getattr(tensor, field)
     if tensor.dtype == DT_STRING:
         array: Array = np.empty(len(values), object)
         array[:] = list(values)
         return array
     if dtype.kind == "c":
         return np.array(values, np.float32 if dtype == np.complex64 else np.float64).view(dtype)
-    if _KNOWN[tensor.dtype][1] == "half_val":
+    if field == "half_val":
         return np.array(values, np.int32).astype(np.uint16).view(dtype)
     # The fields are wider than the small integer types: what does not fit is cut, as TensorFlow does.
-    return np.array(values, np.int32).astype(dtype) if _KNOWN[tensor.dtype][1] == "int_val" else np.array(values, dtype)
+    return np.array(values, np.int32).astype(dtype) if field == "int_val" else np.array(values, dtype)
 
 
 def _repeated(values: Array, size: int, dtype: np.dtype[Any]) -> Array:

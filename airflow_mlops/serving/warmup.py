@@ -8,7 +8,6 @@ Source: tensorflow/core/lib/io/record_writer.h, tensorflow_serving/servables/ten
 from __future__ import annotations
 
 import base64
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from google.protobuf.message import DecodeError
 from airflow_mlops.artifacts import write_atomically
 from airflow_mlops.exceptions import PublishError, ServingError, SpecError
 from airflow_mlops.serving import protos, tensors
+from airflow_mlops.serving.golden import read_golden
 from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE, described, dimensions
 
 WARM_UP = "assets.extra/tf_serving_warmup_requests"  # where the server looks, below the version's directory
@@ -55,26 +55,15 @@ def read(path: Path) -> list[Any]:
 def from_golden(golden: Path, signature: Any, model: str) -> list[Any]:
     """Return requests to the default signature, a `SignatureDef`, made of the rows in a golden file: one of one row, one of up to 32.
 
-    The file is ``{"inputs": [...]}`` with a row for each request, an object by input name where there are several inputs; ``{"b64": "..."}``
-    stands for bytes. Raises `PublishError` if the signature does not take such rows.
+    Raises `PublishError` if the signature does not take such rows.
     """
-    rows = _rows(golden)
+    rows = read_golden(golden, PublishError)["inputs"]
     columns = {name: _column(golden, rows, name, info, len(signature.inputs)) for name, info in signature.inputs.items()}
     sizes = {dims[0] for info in signature.inputs.values() if (dims := dimensions(info))} - {-1}
     if len(sizes) > 1:
         raise _unfit(golden, f"its inputs want {sorted(sizes)} rows at the same time")
     sizes = sizes or {1, min(len(rows), MAX_ROWS)}  # a signature of a fixed batch takes no other
     return [_request(model, {name: np.resize(column, (size, *column.shape[1:])) for name, column in columns.items()}) for size in sorted(sizes)]
-
-
-def _rows(golden: Path) -> list[Any]:
-    try:
-        rows = json.loads(golden.read_bytes())["inputs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unfit(golden, f"it can not be read as a JSON object with inputs ({type(error).__name__}: {error})") from error
-    if not isinstance(rows, list) or not rows:
-        raise _unfit(golden, "it has no list of input rows")
-    return rows
 
 
 def _column(golden: Path, rows: list[Any], name: str, info: Any, num_inputs: int) -> tensors.Array:

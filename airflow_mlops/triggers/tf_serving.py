@@ -13,7 +13,7 @@ from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.hooks.tf_serving import TFServingHook
 
 if TYPE_CHECKING:
-    from airflow_mlops.serving.availability import Action, Available, Fail
+    from airflow_mlops.serving.availability import Action, Fail
     from airflow_mlops.serving.fleet import ServingFleet
 
 
@@ -35,14 +35,13 @@ class TFServingRolloutTrigger(BaseTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from airflow_mlops.serving import rollout
-
-        plan = rollout.Plan(**self.plan)
-
         def look(fleet: ServingFleet) -> Action:
+            from airflow_mlops.serving import rollout  # in a thread, for it brings gRPC along
+
+            plan = rollout.Plan(**self.plan)
             return rollout.decide(plan, rollout.observe(fleet, plan), time.time())
 
-        failure = await _outcome(self.tf_serving_conn_id, look, plan.deadline, self.poll_interval_seconds)
+        failure = await _outcome(self.tf_serving_conn_id, look, self.plan["deadline"], self.poll_interval_seconds)
         yield TriggerEvent({"plan": self.plan, "reason": failure.reason if failure else None})
 
 
@@ -90,21 +89,12 @@ class TFServingModelAvailableTrigger(BaseTrigger):
 
 async def _outcome(conn_id: str, look: Callable[[ServingFleet], Action], deadline: float, poll_interval_seconds: float) -> Fail | None:
     """Look until there is nothing to wait for any more, and return what failed; an error is one: only the task can go back or explain it."""
-    from airflow_mlops.serving.availability import Fail
+    from airflow_mlops.serving.availability import Fail, Wait
 
     try:
-        action = await _decided(conn_id, look, deadline, poll_interval_seconds)
+        with await TFServingHook(conn_id).aget_conn() as fleet:
+            while isinstance(action := await asyncio.to_thread(look, fleet), Wait):
+                await asyncio.sleep(max(0.0, min(poll_interval_seconds, deadline - time.time())))
     except MlopsError as error:
         return Fail(str(error))
     return action if isinstance(action, Fail) else None
-
-
-async def _decided(conn_id: str, look: Callable[[ServingFleet], Action], deadline: float, poll_interval_seconds: float) -> Available | Fail:
-    from airflow_mlops.serving.availability import Wait
-
-    with await TFServingHook(conn_id).aget_conn() as fleet:
-        while True:
-            action = await asyncio.to_thread(look, fleet)
-            if not isinstance(action, Wait):
-                return action
-            await asyncio.sleep(max(0.0, min(poll_interval_seconds, deadline - time.time())))

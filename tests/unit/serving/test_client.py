@@ -130,6 +130,20 @@ def test_an_answer_that_never_ends_is_given_up_at_the_deadline(dripping: str) ->
     assert 0.5 <= taken[0] < 0.65
 
 
+def test_an_answer_that_can_not_be_unpacked_is_none() -> None:
+    def answer(listening: socket.socket) -> None:
+        with listening.accept()[0] as connection:
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnone")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(answer, listening)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with ServingClient("127.0.0.1:1", url, 5.0) as client, pytest.raises(ServingUnavailable, match=r"did not answer POST .*decompressing"):
+            client.predict("m", [[1]])
+        answered.result()
+
+
 def test_whether_a_server_is_ready_is_asked_once(served: Replica) -> None:
     served.failures = {"GetModelStatus": [UNAVAILABLE], "rest status": [503]}
     with served.client() as client, nobody().client() as none:

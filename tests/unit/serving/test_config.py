@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def test_a_file_that_can_not_be_locked_written_or_read_is_a_serving_error(tmp_pa
         config.write(tmp_path / "file" / "models.config", ServerConfig())
     with pytest.raises(ServingError, match="can not be read"):
         config.read(tmp_path)
+
+
+def test_a_file_system_without_locks_is_a_serving_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(config.fcntl, "flock", no_locks)
+    with pytest.raises(ServingError, match=r"can not be locked: .*No locks available"), config.exclusive(tmp_path / "models.config"):
+        raise AssertionError("not reached")
 
 
 def test_a_missing_file_is_the_empty_configuration(tmp_path: Path) -> None:

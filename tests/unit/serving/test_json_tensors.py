@@ -1,20 +1,33 @@
+"""Requests in JSON as tensors: by the rules of the original, and the quick way by the same rules as the careful one."""
+
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from airflow_mlops.serving.embedded import json_tensors
 from airflow_mlops.serving.embedded.refusal import Refusal
 
-FLOAT, DOUBLE, INT, UINT8, BOOL, STRING = (np.dtype(t) for t in (np.float32, np.float64, np.int32, np.uint8, np.bool_, np.object_))
+FLOAT, DOUBLE, INT, LONG, UINT8, UINT64, BOOL, STRING = (
+    np.dtype(t) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.uint64, np.bool_, np.object_)
+)
+INTEGERS = [np.dtype(t) for t in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)]
+NUMBERS = [FLOAT, DOUBLE, *INTEGERS]
+Types = dict[str, np.dtype[Any]]
 
 
-def rows(body: str, types: dict[str, np.dtype[Any]]) -> dict[str, Any]:
-    tensors, _ = json_tensors.inputs_of(json_tensors.parse(body.encode()), types)
-    return {name: tensor.tolist() for name, tensor in tensors.items()}
+def tensors(body: str | bytes, types: Types) -> dict[str, Any]:
+    return json_tensors.inputs_of(json_tensors.parse(body.encode() if isinstance(body, str) else body), types)[0]
+
+
+def rows(body: str, types: Types) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in tensors(body, types).items()}
 
 
 @pytest.mark.parametrize(
@@ -23,15 +36,30 @@ def rows(body: str, types: dict[str, np.dtype[Any]]) -> dict[str, Any]:
         ('{"instances": [1, 2.5]}', {"x": FLOAT}, {"x": [1.0, 2.5]}),
         ('{"instances": [[1, 2], [3, 4]]}', {"x": INT}, {"x": [[1, 2], [3, 4]]}),
         ('{"instances": [NaN, -Infinity]}', {"x": DOUBLE}, {"x": pytest.approx([float("nan"), float("-inf")], nan_ok=True)}),
+        ('{"instances": [NaN, Infinity]}', {"x": FLOAT}, {"x": pytest.approx([float("nan"), float("inf")], nan_ok=True)}),
         ('{"instances": [true, false]}', {"x": BOOL}, {"x": [True, False]}),
         ('{"instances": ["é", {"b64": "AAE="}]}', {"x": STRING}, {"x": ["é".encode(), b"\x00\x01"]}),
+        ('{"instances": [["a"], ["b\\u0000"]]}', {"x": STRING}, {"x": [[b"a"], [b"b\x00"]]}),
+        ('{"instances": [{"b64": ""}]}', {"x": STRING}, {"x": [b""]}),
         ('{"instances": [{"a": 1, "b": [2]}, {"b": [4], "a": 3}]}', {"a": INT, "b": FLOAT}, {"a": [1, 3], "b": [[2.0], [4.0]]}),
+        ('{"instances": [{"x": 1}, {"x": 2}]}', {"x": INT}, {"x": [1, 2]}),
+        ('{"instances": [{"b64": {"b64": "YQ=="}}]}', {"b64": STRING}, {"b64": [b"a"]}),
         ('{"inputs": 3}', {"x": INT}, {"x": 3}),
+        ('{"inputs": {"b64": "YQ=="}}', {"x": STRING}, {"x": b"a"}),
         ('{"inputs": {"a": [1], "b": [[2]]}}', {"a": INT, "b": FLOAT}, {"a": [1], "b": [[2.0]]}),
+        ('{"inputs": {"a": true, "b": 2, "c": "c"}}', {"a": BOOL, "b": FLOAT, "c": STRING}, {"a": True, "b": 2.0, "c": b"c"}),
         ('  {"instances": [1]} trailing', {"x": INT}, {"x": [1]}),
+        ('{"instances": [[], []]}', {"x": FLOAT}, {"x": [[], []]}),
+        ('{"inputs": []}', {"x": LONG}, {"x": []}),
+        ('{"instances": [9223372036854775807, -9223372036854775808]}', {"x": LONG}, {"x": [2**63 - 1, -(2**63)]}),
+        ('{"instances": [18446744073709551615]}', {"x": UINT64}, {"x": [2**64 - 1]}),
+        ('{"instances": [1e39, -1e39]}', {"x": FLOAT}, {"x": [math.inf, -math.inf]}),
+        ('{"instances": [1180591620717411303424]}', {"x": DOUBLE}, {"x": [float(2**70)]}),
+        ('{"instances": [256, -1]}', {"x": UINT8}, {"x": [0, 255]}),  # small integers are int32 on the way, and cut
+        ('{"instances": [1], "signature_name": "s", "more": {"x": [true, null]}}', {"x": INT}, {"x": [1]}),
     ],
 )
-def test_json_becomes_tensors(body: str, types: dict[str, np.dtype[Any]], expected: dict[str, Any]) -> None:
+def test_json_becomes_tensors(body: str, types: Types, expected: dict[str, Any]) -> None:
     assert rows(body, types) == expected
 
 
@@ -41,63 +69,210 @@ def test_json_becomes_tensors(body: str, types: dict[str, np.dtype[Any]], expect
         ("", {"x": INT}, "The document is empty"),
         ("{", {"x": INT}, "JSON Parse error"),
         ("[1]", {"x": INT}, "Is not object"),
+        ("NaN", {"x": INT}, "Is not object"),
         ("[" * 100_000, {"x": INT}, "JSON Parse error"),
         ('{"instances": [' + "9" * 5000 + "]}", {"x": INT}, "JSON Parse error"),
+        ('{"instances": [1e400]}', {"x": DOUBLE}, "Number too big to be stored in double"),
+        ('{"instances": [-1e400, NaN]}', {"x": DOUBLE}, "Number too big to be stored in double"),
         ("{}", {"x": INT}, "Missing 'inputs' or 'instances' key"),
         ('{"instances": [1], "inputs": [1]}', {"x": INT}, "expecting only one of"),
         ('{"instances": 1}', {"x": INT}, "to be an list/array"),
+        ('{"instances": {"x": [1]}}', {"x": INT}, "to be an list/array"),
         ('{"instances": []}', {"x": INT}, "No values in 'instances' array"),
+        ('{"instances": [1]}', {}, "it has no inputs"),
         ('{"instances": [1]}', {"a": INT, "b": INT}, "expecting list of objects"),
+        ('{"inputs": [1]}', {"a": INT, "b": INT}, "expecting an object"),
         ('{"instances": [{"a": 1}]}', {"a": INT, "b": INT}, "keys must be equal to: a,b"),
+        ('{"instances": [{"x": 1}, {"x": 1, "y": 2}]}', {"x": INT}, "Failed to process element: 1"),
         ('{"instances": [{"x": 1}, 2]}', {"x": INT}, "Expecting object but got list at item 1"),
         ('{"instances": [1, {"x": 2}]}', {"x": INT}, "Expecting value/list but got object at item 1"),
         ('{"instances": [[1, 2], [3]]}', {"x": INT}, "unexpected size"),
+        ('{"instances": [[], [3]]}', {"x": INT}, "unexpected size"),
         ('{"instances": [[1, 2], 3]}', {"x": INT}, "incorrect level"),
         ('{"instances": [1, [2]]}', {"x": INT}, "unexpected level"),
         ('{"instances": [1.5]}', {"x": INT}, "not of expected type"),
+        ('{"instances": [1.0]}', {"x": INT}, "not of expected type"),
+        ('{"instances": [1e3]}', {"x": LONG}, "not of expected type"),
+        ('{"instances": [NaN]}', {"x": INT}, "not of expected type"),
         ('{"instances": [true]}', {"x": INT}, "not of expected type"),
+        ('{"instances": [1, false]}', {"x": INT}, "not of expected type"),
+        ('{"instances": [1.5, true]}', {"x": FLOAT}, "not of expected type"),
         ('{"instances": [1]}', {"x": BOOL}, "not of expected type"),
         ('{"instances": ["1"]}', {"x": FLOAT}, "not of expected type"),
+        ('{"instances": ["true"]}', {"x": BOOL}, "not of expected type"),
+        ('{"instances": [1]}', {"x": STRING}, "not of expected type: string"),
         ('{"instances": [null]}', {"x": FLOAT}, "not of expected type"),
-        ('{"instances": [256]}', {"x": UINT8}, "out of range"),
+        ('{"instances": [{"b64": "YQ=="}]}', {"x": FLOAT}, "not of expected type"),
+        ('{"instances": [2147483648]}', {"x": UINT8}, "out of range"),
+        ('{"instances": [-1]}', {"x": UINT64}, "out of range"),
+        ('{"instances": [65536]}', {"x": np.dtype(np.uint16)}, "out of range"),
+        ('{"instances": [9223372036854775808]}', {"x": LONG}, "out of range"),
         ('{"instances": [' + "9" * 400 + "]}", {"x": FLOAT}, "too large"),
         ('{"instances": [{"b64": "?"}]}', {"x": STRING}, "Unable to base64 decode"),
+        ('{"instances": [{"b64": "YQ"}]}', {"x": STRING}, "Unable to base64 decode"),
+        ('{"instances": [{"b64": "YQ==", "more": 1}]}', {"x": STRING}, "keys must be equal to: x"),
+        ('{"instances": [{"b64": 1}]}', {"x": STRING}, "keys must be equal to: x"),
         ('{"inputs": {"a": 1}}', {"a": INT, "b": INT}, "Missing named input: b"),
         ('{"inputs": ' + "[" * 40 + "1" + "]" * 40 + "}", {"x": INT}, "nested 40 deep"),
+        ('{"inputs": ' + "[" * 70 + "1" + "]" * 70 + "}", {"x": INT}, "nested 70 deep"),
         ('{"instances": [1]}', {"x": np.dtype(np.float16)}, "not of expected type"),
+        ('{"instances": [1]}', {"x": np.dtype(np.complex64)}, "not of expected type"),
     ],
 )
-def test_json_that_does_not_fit_is_refused_with_a_reason(body: str, types: dict[str, np.dtype[Any]], words: str) -> None:
+def test_json_that_does_not_fit_is_refused_with_a_reason(body: str, types: Types, words: str) -> None:
     with pytest.raises(Refusal, match=words) as refused:
         rows(body, types)
     assert refused.value.http_status == 400
 
 
-def test_floats_are_written_with_the_fewest_digits_that_mean_the_same_float32() -> None:
-    numbers = np.array([0.1, 1.0, 1e-7, 3.4e38, np.pi], np.float32)
-    text = json.dumps(json_tensors.answer({"y": numbers}, as_rows=True))
-    assert text == '{"predictions": [0.1, 1.0, 1e-07, 3.4e+38, 3.1415927]}'
+@pytest.mark.parametrize("body", [b'{"instances": ["\xff"]}', b"\xff\xfe{\x00", b'\xef\xbb\xbf{"instances": ["a"]}', b"\x00"])
+def test_bytes_that_are_no_text_are_refused(body: bytes) -> None:
+    with pytest.raises(Refusal, match="JSON Parse error"):
+        tensors(body, {"x": STRING})
 
 
-def test_nan_and_infinity_are_written_bare() -> None:
-    text = json.dumps(json_tensors.answer({"y": np.array([np.nan, np.inf, -np.inf], np.float32)}, as_rows=True))
-    assert text == '{"predictions": [NaN, Infinity, -Infinity]}'
+@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="bug: half a surrogate pair is INTERNAL (500) instead of INVALID_ARGUMENT (400)")
+def test_a_string_that_no_text_can_hold_is_refused() -> None:
+    with pytest.raises(Refusal):
+        tensors('{"instances": ["\\ud800"]}', {"x": STRING})
 
 
-def test_several_outputs_are_objects_by_name() -> None:
-    outputs = {"a": np.array([1, 2]), "b": np.array([[True], [False]])}
-    assert json_tensors.answer(outputs, as_rows=True) == {"predictions": [{"a": 1, "b": [True]}, {"a": 2, "b": [False]}]}
-    assert json_tensors.answer(outputs, as_rows=False) == {"outputs": {"a": [1, 2], "b": [[True], [False]]}}
+def test_the_signatures_name_is_a_string_or_not_there() -> None:
+    assert json_tensors.signature_name(json_tensors.parse(b'{"signature_name": "s"}')) == "s"
+    assert json_tensors.signature_name(json_tensors.parse(b"{}")) == ""
+    with pytest.raises(Refusal, match="must be a string"):
+        json_tensors.signature_name(json_tensors.parse(b'{"signature_name": 1}'))
 
 
-def test_binary_outputs_come_back_in_base64_when_their_name_says_so() -> None:
-    outputs = {"image_bytes": np.array([b"\xff"], object), "name": np.array([b"cat"], object)}
-    assert json_tensors.answer(outputs, as_rows=True) == {"predictions": [{"image_bytes": {"b64": "/w=="}, "name": "cat"}]}
+def test_rows_and_columns_are_told_apart() -> None:
+    assert json_tensors.inputs_of(json_tensors.parse(b'{"instances": [1]}'), {"x": INT})[1]
+    assert not json_tensors.inputs_of(json_tensors.parse(b'{"inputs": [1]}'), {"x": INT})[1]
 
 
-def test_outputs_without_a_common_batch_are_refused_as_rows_and_given_as_columns() -> None:
-    with pytest.raises(Refusal, match="has no shape information"):
-        json_tensors.answer({"loss": np.array(1.5)}, as_rows=True)
-    with pytest.raises(Refusal, match="inconsistent batch sizes"):
-        json_tensors.answer({"a": np.zeros(2), "b": np.zeros(3)}, as_rows=True)
-    assert json_tensors.answer({"loss": np.array(1.5)}, as_rows=False) == {"outputs": 1.5}
+def test_an_error_shows_at_most_a_hundred_characters_of_the_value() -> None:
+    with pytest.raises(Refusal) as refused:
+        tensors(json.dumps({"instances": ["x" * 10_000]}), {"x": FLOAT})
+    assert len(str(refused.value)) < 250
+
+
+def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return nested lists: whole ones of one shape, and ones that fit together nowhere."""
+    shapes = st.lists(st.integers(0, 3), max_size=3)
+
+    def whole(shape: list[int]) -> st.SearchStrategy[Any]:
+        strategy = leaves
+        for size in reversed(shape):
+            strategy = st.lists(strategy, min_size=size, max_size=size)
+        return strategy
+
+    return st.one_of(shapes.flatmap(whole), st.recursive(leaves, lambda inner: st.lists(inner, max_size=3), max_leaves=6))
+
+
+# Beyond 2**53 an integer is read on two ways to a float32, see below.
+SAFE = st.integers(-(2**53), 2**53)
+EDGES = st.sampled_from([limit + offset for dtype in INTEGERS for limit in (np.iinfo(dtype).min, np.iinfo(dtype).max) for offset in (-1, 0, 1)])
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+LEAVES = st.one_of(SAFE, FLOATS, st.floats(width=32), st.just(3.5e38), st.just("1"), st.none())
+INTEGER_LEAVES = st.one_of(EDGES, SAFE, st.integers(-300, 300), st.just(1.0), st.integers(2**64, 2**70))
+
+
+def carefully(value: Any, dtype: np.dtype[Any]) -> Any:
+    try:
+        with np.errstate(over="ignore"):
+            return json_tensors._checked(value, "x", dtype)
+    except Refusal:
+        return None
+
+
+def agree(value: Any, dtype: np.dtype[Any]) -> None:
+    """The quick way gives what the careful one gives, or leaves it to that."""
+    quick, careful = json_tensors._numbers(value, dtype), carefully(value, dtype)
+    if quick is None:
+        return
+    assert careful is not None, "the quick way took what is to be refused"
+    assert (quick.dtype, quick.shape) == (careful.dtype, careful.shape)
+    assert np.array_equal(quick, careful, equal_nan=dtype.kind == "f")
+
+
+@given(value=nested(LEAVES), dtype=st.sampled_from([FLOAT, DOUBLE]))
+@example(value=[2**53 + 1, 0.5], dtype=DOUBLE)
+@example(value=[2**53 + 1], dtype=DOUBLE)
+@example(value=[[1.0], []], dtype=FLOAT)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_the_quick_and_the_careful_way_agree_on_floats(value: Any, dtype: np.dtype[Any]) -> None:
+    agree(value, dtype)
+
+
+@given(value=nested(INTEGER_LEAVES), dtype=st.sampled_from(INTEGERS))
+@example(value=[2**63, -1], dtype=LONG)
+@example(value=[2**63, -1], dtype=UINT64)
+@example(value=[], dtype=LONG)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_the_quick_and_the_careful_way_agree_on_integers(value: Any, dtype: np.dtype[Any]) -> None:
+    agree(value, dtype)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: int64 to float32 at once rounds once, by way of a double (the careful way and the original) twice")
+def test_both_ways_round_a_large_integer_to_the_same_float() -> None:
+    agree([2**60 + 2**36 + 1], FLOAT)
+
+
+@given(value=nested(st.one_of(SAFE, st.floats(allow_nan=False, allow_infinity=False))), dtype=st.sampled_from(NUMBERS))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_document_of_numbers_is_read_as_the_careful_way_reads_it(value: Any, dtype: np.dtype[Any]) -> None:
+    body = json.dumps({"inputs": value})
+    if carefully(value, dtype) is None:
+        with pytest.raises(Refusal):
+            tensors(body, {"x": dtype})
+    else:
+        with np.errstate(over="ignore"):
+            assert np.array_equal(tensors(body, {"x": dtype})["x"], carefully(value, dtype))
+
+
+@given(value=nested(st.one_of(st.booleans(), st.integers(0, 1), st.floats(0, 1))), dtype=st.sampled_from(NUMBERS))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_bool_never_passes_as_a_number(value: Any, dtype: np.dtype[Any]) -> None:
+    body = json.dumps({"inputs": value})
+    if "true" in body or "false" in body:
+        with pytest.raises(Refusal):
+            tensors(body, {"x": dtype})
+
+
+def test_a_bool_elsewhere_in_the_document_does_not_spoil_numbers() -> None:
+    assert rows('{"inputs": {"a": [true], "b": [1, 2.5]}}', {"a": BOOL, "b": FLOAT}) == {"a": [True], "b": [1.0, 2.5]}
+    assert rows('{"inputs": {"true": [1]}}', {"true": INT}) == {"true": [1]}
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+def test_what_comes_out_is_an_array_of_the_signatures_type(dtype: np.dtype[Any]) -> None:
+    for body in ('{"inputs": [[1, 2], [3, 4]]}', '{"inputs": [[1, 2], [3, 4]], "signature_name": "true"}'):  # quickly, and carefully
+        array = tensors(body, {"x": dtype})["x"]
+        assert (array.dtype, array.shape, array.tolist()) == (dtype, (2, 2), [[1, 2], [3, 4]])
+
+
+@given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_garbage_is_refused_and_nothing_else(body: bytes) -> None:
+    try:
+        tensors(body, {"x": FLOAT})
+    except Refusal as refused:
+        assert refused.http_status == 400
+
+
+DIRTY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["b64", "x", "y"]), inner, max_size=2),
+    max_leaves=8,
+)
+
+
+@given(value=DIRTY, key=st.sampled_from(["instances", "inputs"]), dtype=st.sampled_from([*NUMBERS, BOOL, STRING]), two=st.booleans())
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_json_is_a_tensor_or_refused_and_nothing_else(value: Any, key: str, dtype: np.dtype[Any], two: bool) -> None:
+    types = {"x": dtype, "y": dtype} if two else {"x": dtype}
+    try:
+        found = tensors(json.dumps({key: value}), types)
+    except Refusal:
+        return
+    assert found.keys() == types.keys()
+    assert all(array.dtype == dtype for array in found.values())

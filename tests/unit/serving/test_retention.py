@@ -193,7 +193,21 @@ def test_a_version_that_is_published_again_while_it_waits_for_its_removal_stays(
     store_class, others = type(open_store(published)), iter([2])
     locked = store_class.locked
     monkeypatch.setattr(store_class, "locked", published_again)
-    keep(published, config_file)
+    assert keep(published, config_file) == [1, 3]
+    assert there(published) == ({2, 4, 5}, {2, 4, 5})
+
+
+def test_a_version_that_is_published_again_while_others_are_chosen_stays(
+    published: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publishing_2(store: Any, version: int) -> None:
+        doom(store, version)
+        publish_saved_model(tmp_path / "source", published, 2, path_digest(tmp_path / "source")[0])
+
+    doom = manifest.doom
+    doom(open_store(published), 2)  # a removal that broke off
+    monkeypatch.setattr(manifest, "doom", publishing_2)
+    assert keep(published, config_file) == [1, 3]
     assert there(published) == ({2, 4, 5}, {2, 4, 5})
 
 

@@ -272,7 +272,12 @@ def test_no_request_fails_while_versions_are_switched(stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "can not be read"), ("{}", "must be"), ('{"inputs": [[1, 2, 3, 4]], "outputs": [[1, 2, 3]]}', "in another shape")],
+    [
+        ("", "can not be read"),
+        ("{}", "must be"),
+        ('{"inputs": {"x": [1]}, "outputs": [[1]]}', "must be"),
+        ('{"inputs": [[1, 2, 3, 4]], "outputs": [[1, 2, 3]]}', "in another shape"),
+    ],
 )
 def test_golden_answers_that_prove_nothing_are_no_proof(stage: Stage, content: str, words: str) -> None:
     stage.roll_out(1, None)

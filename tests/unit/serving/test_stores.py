@@ -52,6 +52,20 @@ class TestDirectory(StoreConformance):
     def options(self) -> dict[str, Any]:
         return {}
 
+    def test_a_file_that_is_removed_while_it_is_read_is_none(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        def removed(path: Path) -> bytes:
+            path.unlink()
+            return read_bytes(path)
+
+        read_bytes = Path.read_bytes
+        store.write(".manifests/3.json", b"{}")
+        monkeypatch.setattr(Path, "read_bytes", removed)
+        assert store.read(".manifests/3.json") is None
+
+    def test_below_a_file_there_is_no_file(self, store: Store) -> None:
+        store.write("3", b"")
+        assert store.read("3/saved_model.pb") is None
+
 
 class TestMemory(StoreConformance):
     @pytest.fixture
@@ -278,10 +292,16 @@ def test_secrets_are_found_wherever_they_stand_in_the_options(options: dict[str,
         store.read("file")
 
 
-def test_credentials_in_the_base_path_are_refused_without_repeating_them(source: Path, digest: str) -> None:
+@pytest.mark.parametrize("written", [SECRET, f"with/{SECRET}", f"{SECRET}/with/more"])
+def test_credentials_in_the_base_path_are_refused_without_repeating_them(written: str) -> None:
     with pytest.raises(SpecError, match="storage_options") as caught:
-        publish_saved_model(source, f"ftp://me:{SECRET}@host/models", 3, digest)
+        open_store(f"memory://me:{written}@host/models")
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["host:8020/models", "host:8020/models/m@home", "models/m@home", "models/m:1"])
+def test_what_only_looks_like_credentials_is_a_base_path(path: str) -> None:
+    assert open_store(f"memory://{path}").uri == f"memory://{path}"
 
 
 def test_a_missing_package_is_named(source: Path, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.module_loading import import_string
 
+from airflow_mlops import serving
+from airflow_mlops.serving import rollout
 from airflow_mlops.serving.availability import VersionStatus
-from airflow_mlops.triggers.tf_serving import TFServingModelAvailableTrigger
+from airflow_mlops.triggers.tf_serving import TFServingModelAvailableTrigger, TFServingRolloutTrigger
 from tests.replicas import AVAILABLE, LOADING, REFUSED, UNAVAILABLE, Replica, nobody, replica, seconds
 
 FOUND = {"reason": None, "timed_out": False}
@@ -120,6 +125,25 @@ async def test_a_slow_replica_does_not_hold_up_the_event_loop(served: list[Repli
         ticks += 1
     assert (await event)["reason"].endswith(f"no answer from {served[1].grpc_address}")
     assert ticks > 10
+
+
+async def test_the_event_loop_does_not_wait_for_an_import(monkeypatch: pytest.MonkeyPatch, connect: Connect, tmp_path: Path) -> None:
+    class Finder:
+        """Finds nothing, and notes who asks."""
+
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            asked[name] = threading.current_thread()
+
+    asked: dict[str, threading.Thread] = {}
+    monkeypatch.delitem(sys.modules, "airflow_mlops.serving.rollout")
+    monkeypatch.delattr(serving, "rollout")
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    connect("tf_serving_default", "tf_serving", extra={"replicas": [nobody().addresses], "deadline_seconds": 0.2})
+    plan = rollout.Plan("m", 7, None, "/models/m", str(tmp_path / "models.config"), deadline=0.0)
+    [event] = [event.payload async for event in TFServingRolloutTrigger(plan._asdict(), "tf_serving_default").run()]
+    assert event["plan"] == plan._asdict() and "at the deadline version 7 is not AVAILABLE" in event["reason"]
+    assert asked["airflow_mlops.serving.rollout"] is not threading.current_thread()
 
 
 @pytest.mark.parametrize(
