@@ -43,7 +43,8 @@ def initial_config(options: argparse.Namespace) -> ServerConfig:
     if options.model_config_file is None:
         if options.model_base_path is None:
             raise SpecError("Nothing to serve: give --model_config_file, or --model_name and --model_base_path.")
-        return ServerConfig((ModelConfig(options.model_name, str(options.model_base_path.absolute())),))
+        base_path = options.model_base_path if "://" in options.model_base_path else str(Path(options.model_base_path).absolute())
+        return ServerConfig((ModelConfig(options.model_name, base_path),))
     if not options.model_config_file.exists():
         log.warning("%s does not exist yet: serving no model until a reload names one", options.model_config_file)
         return ServerConfig()
@@ -128,7 +129,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
     add("--model_config_file", type=Path, help="model_config_list in protobuf text format")
     add("--model_config_file_poll_wait_seconds", type=float, default=0.0, help="seconds between looks at that file for changes; 0: never")
     add("--model_name", default="default", help="the one model to serve without a configuration file")
-    add("--model_base_path", type=Path, help="its directory of version directories; the latest is served")
+    add("--model_base_path", help="its directory of version directories; the latest is served")
     add("--saved_model_tags", default="serve", help="tags of the graph to load, separated by commas")
     text = "whether a new label may point at a version that is not loaded yet"
     _switch(parser, "--allow_version_labels_for_unavailable_models", text)

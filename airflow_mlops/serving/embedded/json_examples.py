@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded.json_tensors import Document, decoded, is_base64, show
+from airflow_mlops.serving.embedded.json_tensors import Document, decoded, encoded, is_base64, show
 from airflow_mlops.serving.embedded.refusal import invalid
 from airflow_mlops.serving.tensors import Array
 
@@ -34,7 +34,7 @@ def _example(features: Any, where: str) -> bytes:
         raise invalid(f"Expecting {where} to be an object of features, got {show(features)}")
     example = protos.example_pb2.Example()
     for name, value in features.items():
-        _fill(example.features.feature[name], value if isinstance(value, list) else [value], f"feature {name!r} of {where}")
+        _fill(example.features.feature[encoded(name).decode()], value if isinstance(value, list) else [value], f"feature {name!r} of {where}")
     return bytes(example.SerializeToString())
 
 
@@ -46,7 +46,7 @@ def _fill(feature: Any, values: list[Any], where: str) -> None:
     if any(_kind(value, where) is not kind for value in values):
         raise invalid(f"Unexpected element type in {where}: a list must hold values of one type, got {show(values)}")
     if kind is bytes:
-        feature.bytes_list.value.extend(decoded(value["b64"]) if is_base64(value) else value.encode() for value in values)
+        feature.bytes_list.value.extend(decoded(value["b64"]) if is_base64(value) else encoded(value) for value in values)
     elif kind is int:
         if any(not -(2**63) <= value < 2**63 for value in values):
             raise invalid(f"An integer in {where} does not fit into 64 bits: {show(values)}")

@@ -143,7 +143,7 @@ def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
         return None
     if dtype in (np.float32, np.float64) and array.dtype.kind in "fiu":
         with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
-            return array.astype(dtype)
+            return array.astype(np.float64).astype(dtype)  # by way of a double, as the original reads numbers
     if dtype.kind in "iu" and array.dtype.kind in "iu":
         limits = _limits(dtype)
         fits = not array.size or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
@@ -190,7 +190,7 @@ def _leaves(value: Any, shape: tuple[int, ...], level: int) -> Iterator[Any]:
 
 def _scalar(value: Any, name: str, dtype: np.dtype[Any]) -> Any:
     if dtype.kind == "O" and isinstance(value, str):
-        return value.encode()
+        return encoded(value)
     if dtype.kind == "O" and is_base64(value):
         return decoded(value["b64"])
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -208,6 +208,14 @@ def _as_float(value: float, name: str) -> float:
         return float(value)
     except OverflowError as error:
         raise invalid(f"Input {name!r} holds an integer that is too large for a float") from error
+
+
+def encoded(text: str) -> bytes:
+    """Return a JSON string's bytes."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(f"A string holds half a surrogate pair, which is no text, at character {error.start}") from error
 
 
 def decoded(text: str) -> bytes:

@@ -44,7 +44,7 @@ class Loader(Generic[S]):
     def __init__(self, versions: Versions[S], start: Callable[[Version[S]], Awaitable[S]], options: LoaderOptions) -> None:
         self._versions = versions
         self._start = start
-        self._options = options
+        self._options = options._replace(num_load_threads=max(1, options.num_load_threads))
         self._listings = Listings()
         self._configuring = asyncio.Lock()
         self._wake = asyncio.Event()

@@ -40,7 +40,7 @@ class Histogram:
             for bound, count in zip((*BOUNDS, float("inf")), buckets, strict=True):
                 total += count
                 yield f'{self._name}_bucket{{{named},le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"}} {total}'
-            yield f"{self._name}_sum{{{named}}} {self._sums[labels]:g}"
+            yield f"{self._name}_sum{{{named}}} {self._sums[labels]!r}"
             yield f"{self._name}_count{{{named}}} {total}"
 
 

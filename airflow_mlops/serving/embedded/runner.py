@@ -94,7 +94,10 @@ class Runner:
                 alike = batching.likeness(run.inputs, self._parameters)
                 groups.setdefault((run.signature, run.wanted, alike), []).append(number)
         for numbers in groups.values():
-            found = self._grouped([prepared[number].runs[0] for number in numbers], self._parameters)
+            try:
+                found = self._grouped([prepared[number].runs[0] for number in numbers], self._parameters)
+            except Exception as error:  # joining them takes memory
+                found = [Outcome(error=error)] * len(numbers)
             outcomes.update(zip(numbers, found, strict=True))
         return [outcomes[number] for number in range(len(prepared))]
 
@@ -113,12 +116,21 @@ class Runner:
     def _large(self, run: Run, rows: int, parameters: BatchingParameters) -> Outcome:
         if not parameters.enable_large_batch_splitting:
             return Outcome(error=invalid(f"Task size {rows} is larger than maximum input batch size {parameters.max_batch_size}"))
-        parts = [self._alone([run._replace(inputs=inputs)]) for inputs in batching.pieces(run.inputs, rows, parameters.largest_run)]
-        failed = next((part for part in parts if part.error is not None), None)
-        if failed is not None:
-            return failed
-        whole = {name: np.concatenate([part.outputs[0][name] for part in parts]) for name in run.wanted}
-        return Outcome([whole], None, sum(part.micros for part in parts))
+        outputs: list[Outputs] = []
+        micros = 0
+        for inputs in batching.pieces(run.inputs, rows, parameters.largest_run):
+            sizes = [batching.num_rows(inputs) or 0]
+            padded = batching.joined([inputs], parameters)
+            done = self._alone([run._replace(inputs=padded)])
+            if done.error is not None:
+                return done
+            parts = batching.split(done.outputs[0], sizes, batching.num_rows(padded) or 0)
+            if parts is None:
+                words = f"A request of {rows} rows can not be split: signature {run.signature!r} does not answer row by row. Send at most "
+                return Outcome(error=invalid(f"{words}{parameters.largest_run} rows"))
+            outputs += parts
+            micros += done.micros
+        return Outcome([{name: np.concatenate([part[name] for part in outputs]) for name in run.wanted}], None, micros)
 
     def _together(self, runs: Sequence[Run], rows: Sequence[int], parameters: BatchingParameters) -> list[Outcome]:
         inputs = batching.joined([run.inputs for run in runs], parameters)

@@ -61,7 +61,10 @@ def batching_parameters(path: Path | None) -> BatchingParameters:
         return BatchingParameters()
     message = _read(path, "BatchingParameters")
     values = {field.name: getattr(value, "value", value) for field, value in message.ListFields() if field.name not in _WITHOUT_EFFECT}
-    return BatchingParameters(**{**values, "allowed_batch_sizes": tuple(message.allowed_batch_sizes)})
+    try:
+        return BatchingParameters(**{**values, "allowed_batch_sizes": tuple(message.allowed_batch_sizes)})
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
 
 
 def tls(path: Path) -> Tls:

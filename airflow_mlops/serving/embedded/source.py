@@ -25,7 +25,7 @@ def versions_on_disk(base_path: Path) -> dict[int, Path]:
         return {int(child.name): child for child in sorted(base_path.iterdir()) if _NUMBER.fullmatch(child.name) and int(child.name) < 2**63}
     except FileNotFoundError:
         return {}  # not published yet
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter on a null byte in the path
         log.warning("base path %s can not be listed, so nothing changes for its model: %s", base_path, error)
         return {}
 

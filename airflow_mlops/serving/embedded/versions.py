@@ -7,7 +7,7 @@ leaves a gap: the original's AvailabilityPreservingPolicy (core/availability_pre
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -99,9 +99,9 @@ class Versions(Generic[S]):
             version = model.labels[label]
         if version is None:
             version = max((number for number, entry in known.items() if entry.servable is not None), default=None)
-        entry = known.get(version) if version is not None else next(iter(known.values()), None)
+        entry = known.get(version) if version is not None else None
         if version is None or entry is None or entry.servable is None:
-            raise self._not_served(name, version, entry)
+            raise _not_served(name, version, [entry] if entry else known.values() if version is None else [])
         return version, entry.servable
 
     def states(self, name: str, version: int | None = None) -> list[tuple[int, str, str]]:
@@ -148,18 +148,21 @@ class Versions(Generic[S]):
             entry.try_at = now + self._policy.retry_seconds
             log.warning("model %s version %s: try %s failed: %s", entry.name, entry.number, entry.tries, error)
             return
-        self._release(entry)
-        entry.enter("END", error)
+        entry.enter("END", error)  # what answers in its place, because it was moved, goes on
         self._unload()
 
     def lost(self, entry: Version[S], servable: S, reason: str, now: float) -> None:
         """Its process died while it served: it is loaded again, later and later if that goes on."""
+        entry = self._models[entry.name][entry.number]
         if entry.servable is not servable:
             return  # it was to go anyhow
         entry.servable = None
+        if entry.state != "AVAILABLE":
+            return  # it only stood in for one that was moved, which is loaded or failed
         entry.deaths = 1 if now - entry.available_at > self._policy.steady_seconds else entry.deaths + 1
         entry.tries = 0
-        entry.try_at = now + min(self._policy.max_restart_seconds, 0.0 if entry.deaths == 1 else 2.0 ** (entry.deaths - 2))
+        pause = 0.0 if entry.deaths == 1 else 2.0 ** min(entry.deaths - 2, 30)
+        entry.try_at = now + min(self._policy.max_restart_seconds, pause)
         entry.enter("LOADING", f"its process {reason}")
 
     def _check_labels(self, config: ServerConfig) -> None:
@@ -183,8 +186,9 @@ class Versions(Generic[S]):
             entry = known.get(number)
             path = on_disk[number] if number in on_disk or entry is None else entry.path
             if entry is None or entry.path != path or (not entry.aspired and entry.servable is None):
-                # The old servable of a moved version answers until the new one is loaded.
-                known[number] = Version(model.name, number, path, servable=entry.servable if entry else None)
+                known[number] = Version(model.name, number, path)
+                if entry is not None:  # the old servable of a moved version answers until the new one is loaded
+                    known[number].servable, entry.servable = entry.servable, None
         for number, entry in known.items():
             entry.aspired = number in wanted
 
@@ -197,6 +201,8 @@ class Versions(Generic[S]):
                     entry.enter("UNLOADING")
                     self._release(entry)
                     entry.enter("END")
+                elif not entry.aspired:
+                    self._release(entry)
 
     def _release(self, entry: Version[S]) -> None:
         if entry.servable is not None:
@@ -210,7 +216,10 @@ class Versions(Generic[S]):
                 if (entry.aspired or entry.deaths) and not entry.loading and entry.state in ("START", "LOADING"):
                     yield entry
 
-    def _not_served(self, name: str, version: int | None, entry: Version[S] | None) -> Refusal:
-        if entry is not None and entry.deaths and entry.state == "LOADING":
-            return Refusal(grpc.StatusCode.UNAVAILABLE, f"Version {entry.number} of model {name} is being started again: {entry.error}")
-        return not_found(f"Servable not found for request: {f'Latest({name})' if version is None else f'Specific({name}, {version})'}")
+
+def _not_served(name: str, version: int | None, asked: Iterable[Version[S]]) -> Refusal:
+    """Return the refusal of a request for a version, or for any: one that is started again is worth another try."""
+    again = next((entry for entry in asked if entry.deaths and entry.state == "LOADING"), None)
+    if again is not None:
+        return Refusal(grpc.StatusCode.UNAVAILABLE, f"Version {again.number} of model {name} is being started again: {again.error}")
+    return not_found(f"Servable not found for request: {f'Latest({name})' if version is None else f'Specific({name}, {version})'}")

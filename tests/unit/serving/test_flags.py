@@ -139,12 +139,10 @@ class TestInitialConfig:
             assert flags.initial_config(options) == ServerConfig((ModelConfig("solo", f"{tmp_path}/m"),))
         assert flags.initial_config(parse("--model_base_path=/m")).models[0].name == "default"
 
-    @pytest.mark.xfail(strict=True, reason="bug: the base path is taken for a path under the working directory")
     def test_the_one_models_base_path_may_be_a_file_uri_as_in_a_file(self, tmp_path: Path) -> None:
         options = parse(f"--model_base_path=file://{tmp_path}/m")
         assert flags.initial_config(options).models[0].base_path in (f"file://{tmp_path}/m", f"{tmp_path}/m")
 
-    @pytest.mark.xfail(strict=True, reason="bug: gs://bucket/m is looked for under the working directory for ever, instead of being refused")
     def test_the_one_models_base_path_is_kept_as_a_uri_that_the_loader_refuses(self) -> None:
         assert flags.initial_config(parse("--model_base_path=gs://bucket/m")).models[0].base_path == "gs://bucket/m"
 

@@ -303,7 +303,6 @@ async def test_no_more_versions_are_loaded_at_the_same_time_than_there_are_load_
         assert serving.starter.most == num_load_threads
 
 
-@pytest.mark.xfail(strict=True, reason="bug: 0, the original's default (loads in the manager's thread), means that nothing is ever loaded")
 async def test_no_load_threads_at_all_means_one_load_after_another_as_in_the_original(base: Path) -> None:
     async with loading(OPTIONS._replace(num_load_threads=0)) as serving:
         publish(base, 1)
@@ -419,7 +418,6 @@ class TestAListingThatHangs:
         assert serving.versions.resolve("m")[0] == 1
         hanging.set()
 
-    @pytest.mark.xfail(strict=True, reason="bug: ValueError('embedded null byte') ends the look's thread, so its path 'does not answer' for ever")
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     async def test_a_path_that_no_disk_can_have_is_empty_and_does_not_count_as_hanging(self, hanging: threading.Event, tmp_path: Path) -> None:
         listings = Listings()

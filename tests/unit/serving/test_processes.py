@@ -26,6 +26,7 @@ from airflow_mlops.serving.embedded.refusal import Refusal
 from airflow_mlops.serving.embedded.server import Starter
 from airflow_mlops.serving.embedded.versions import Version
 from airflow_mlops.serving.tensors import to_array, to_proto
+from tests.serving_models import ROW
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONFIG = protos.config_pb2.ConfigProto(device_count={"GPU": 0}, inter_op_parallelism_threads=-1).SerializeToString()
@@ -116,7 +117,8 @@ def private_bytes(pid: int) -> int:
 class TestAsking:
     async def test_a_new_process_tells_its_signatures_and_answers(self, home: Home, trouble: ModelProcess) -> None:
         signatures = protos.get_model_metadata_pb2.SignatureDefMap.FromString(trouble.ready.result()).signature_def
-        assert set(signatures) == {"serving_default", "crash", "hang", "slow"}
+        assert set(signatures) >= {"serving_default", "crash", "hang", "slow"}
+        assert signatures["slow"].inputs["x"].dtype == protos.types_pb2.DT_FLOAT
         assert await answer(trouble, 1.0, 2.0) == [1.0, 2.0]
         assert psutil.Process(trouble.pid).ppid() == home.process.pid
         assert not trouble.gone.done()
@@ -248,6 +250,59 @@ class TestEnding:
         await until(lambda: {child.pid for child in home.process.children()} <= before)
 
 
+class TestOrders:
+    """What a process is told reaches the model."""
+
+    @pytest.mark.parametrize(
+        ("model", "options", "words"),
+        [
+            ("cold", {}, "Warm-up request 0 failed"),
+            ("warm_garbage", {}, "tf_serving_warmup_requests"),
+            ("linear1", {"libraries": ("/nothing.so",)}, "/nothing.so"),
+            ("linear1", {"tags": ("train",)}, "{ train }"),
+            ("linear1", {"config": b"\xff\xff"}, "Unparseable"),
+        ],
+    )
+    async def test_what_can_not_be_done_is_the_end_of_the_load(self, home: Home, model: str, options: dict[str, Any], words: str) -> None:
+        process = await home.zygote.spawn(home.order(model)._replace(**options))
+        _, reason = await refusal(asyncio.wait_for(process.ready, SECONDS))
+        assert words in reason
+        assert await ended(process) == "ended with status 1"
+
+    async def test_warm_up_can_be_left_out_and_answers_be_raw_bytes_of_the_version_that_was_ordered(self, home: Home) -> None:
+        process = await home.zygote.spawn(home.order("cold")._replace(name="other", version=7, warm_up=False, as_content=True))
+        await asyncio.wait_for(process.ready, SECONDS)
+        message = protos.predict_pb2.PredictRequest()
+        message.inputs["x"].CopyFrom(to_proto(np.array([ROW], np.float32)))
+        found = await process.ask(Kind.PREDICT, message.SerializeToString(), 0.0)
+        response = protos.predict_pb2.PredictResponse.FromString(found.payload)
+        assert (response.model_spec.name, response.model_spec.version.value) == ("other", 7)
+        assert np.frombuffer(response.outputs["output_0"].tensor_content, np.float32).tolist() == [4.0, 5.0]
+        process.retire()
+        await ended(process)
+
+    async def test_warm_up_requests_are_answered_before_the_first_client(self, home: Home) -> None:
+        """Three of them, which the model counts."""
+        process = await home.spawn("warmed")
+        assert await answer(process, 1.0, signature="count", output="calls") == [4]
+        process.retire()
+        await ended(process)
+
+    async def test_as_many_requests_run_at_once_as_there_are_threads(self, home: Home) -> None:
+        process = await home.spawn("trouble", num_threads=2)
+        finished: list[str] = []
+
+        async def noted(name: str, *asked: float, signature: str = "") -> None:
+            await answer(process, *asked, signature=signature)
+            finished.append(name)
+
+        asking = [noted("short", 0.3, signature="slow"), noted("long", 0.9, signature="slow"), noted("quick", 1.0)]
+        await asyncio.gather(*asking)
+        assert finished == ["short", "quick", "long"]
+        process.retire()
+        await ended(process)
+
+
 class TestForking:
     async def test_a_small_models_process_shares_most_of_its_memory(self, home: Home) -> None:
         process = await home.spawn("linear1")
@@ -305,9 +360,8 @@ class TestALostZygote:
         assert await answer(process, 2.0) == [2.0]
         for one in (process, new):
             one.retire()
-            assert await ended(one) == "ended"
         home.zygote.kill(other)  # whom the new one does not know: its socket is closed, and that must do
-        assert await ended(other) == "ended"
+        assert await asyncio.gather(*map(ended, (process, new, other))) == ["ended"] * 3
 
     async def test_a_spawn_before_that_is_known_succeeds_or_is_worth_another_try(self, home: Home) -> None:
         home.process.kill()

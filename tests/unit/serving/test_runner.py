@@ -287,7 +287,6 @@ class TestTogether:
         joined.runner.answers([Call(1, Kind.MULTI_INFERENCE, 0.0, request.SerializeToString()), examples(2, Kind.REGRESS, "regress", 1)])
         assert joined.notes.runs == [("regress", 2)]
 
-    @pytest.mark.xfail(strict=True, raises=MemoryError, reason="bug: joining is outside of every try, so answers() raises and the process ends")
     def test_requests_that_can_not_be_joined_for_want_of_memory_are_answered_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(batching, "joined", lambda requests, parameters: raising(MemoryError("no room"))(np.zeros(0)))
         joined = joining(BatchingParameters())
@@ -329,20 +328,17 @@ class TestSizes:
         found = asked(joined, call(1, 1, 2, 3, -4, 5, signature="no_negatives"), call(2, 1, signature="no_negatives"))
         assert found == {1: (INVALID, "what is given must not be negative"), 2: [1]}
 
-    @pytest.mark.xfail(strict=True, reason="bug: the parts of a large request are not padded to the allowed sizes")
     def test_the_parts_of_a_large_request_have_allowed_sizes(self) -> None:
         joined = joining(max_batch_size=8, enable_large_batch_splitting=True, max_execution_batch_size=4, allowed_batch_sizes=(2, 4))
         assert asked(joined, call(1, *range(7))) == {1: [2 * value for value in range(7)]}
         assert [rows for _, rows in joined.notes.runs] == [4, 4]
 
-    @pytest.mark.xfail(strict=True, raises=ValueError, reason="bug: scalars can not be concatenated, so answers() raises and the process ends")
     def test_a_large_request_to_a_signature_of_one_scalar_is_answered_or_refused(self) -> None:
         joined = joining(max_batch_size=2, enable_large_batch_splitting=True)
         found = asked(joined, call(1, 1, 2, 3, signature="sum"), call(2, 1))
         assert found[2] == [2]
         assert found[1] == 6 or isinstance(found[1], tuple)  # an error
 
-    @pytest.mark.xfail(strict=True, reason="bug: outputs of a split request are joined without a look at their rows: a wrong answer, which says OK")
     def test_a_large_request_to_a_signature_that_can_not_be_split_is_not_answered_wrongly(self) -> None:
         joined = joining(max_batch_size=2, enable_large_batch_splitting=True)
         found = asked(joined, call(1, 1, 2, 3, signature="first"))

@@ -55,7 +55,6 @@ def test_what_a_file_does_not_name_is_our_default(file: Callable[[str], Path]) -
     assert not settings.batching_parameters(file("enable_large_batch_splitting { value: false }")).enable_large_batch_splitting
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the error does not name the file that it is in")
 @pytest.mark.parametrize(
     "text", ["max_batch_size { }", "num_batch_threads { value: -1 }", "allowed_batch_sizes: 3", "batch_timeout_micros { value: -1 }"]
 )

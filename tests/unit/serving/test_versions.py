@@ -286,12 +286,10 @@ class TestReplacedPath:
         assert versions.resolve("m") == (1, "/elsewhere/m/1")
         assert released(versions) == ["old"]
 
-    @pytest.mark.xfail(strict=True, reason="bug: when its new copy fails for good, the old servable is released, and the version ends")
     def test_a_new_path_that_can_not_be_loaded_leaves_the_old_one_serving(self, moved: Versions[str]) -> None:
         fail(moved)
         assert moved.resolve("m", 1) == (1, "/models/m/1")
 
-    @pytest.mark.xfail(strict=True, reason="bug: the new entry keeps the dead servable of the old one, and hands it out")
     def test_an_old_process_that_dies_while_the_new_path_is_loaded_is_not_asked_any_more(self, versions: Versions[str]) -> None:
         versions.configure(serving(1), disk(1))
         old = due(versions)
@@ -302,7 +300,6 @@ class TestReplacedPath:
         with pytest.raises(Refusal):
             versions.resolve("m", 1)
 
-    @pytest.mark.xfail(strict=True, reason="bug: the failed entry releases the servable that the third entry serves with, and it is retired twice")
     def test_a_path_that_changes_twice_while_it_is_loaded_neither_loses_nor_doubles_the_serving_one(self, moved: Versions[str]) -> None:
         second = due(moved)
         third = Path("/third/m")
@@ -422,7 +419,6 @@ class TestDeaths:
             load(versions, now)
         assert waited == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
-    @pytest.mark.xfail(strict=True, reason="bug: 2.0 ** (deaths - 2) overflows, so lost() raises and the version is never started again")
     def test_a_night_of_deaths_is_no_number_too_large(self, versions: Versions[str], serves: Version[str]) -> None:
         """One every 30 seconds."""
         for number in range(1100):
@@ -476,7 +472,6 @@ class TestDeaths:
         with pytest.raises(Refusal, match="Version 2 of model m is being started again"):
             versions.resolve("m", 2)
 
-    @pytest.mark.xfail(strict=True, reason="bug: whether the latest version is being started again is read off the version that was known first")
     def test_a_version_that_ended_before_does_not_make_a_restart_a_model_that_is_not_found(self, versions: Versions[str]) -> None:
         """After any switch the old version stays listed as END."""
         for number in (1, 2):
