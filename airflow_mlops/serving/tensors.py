@@ -36,7 +36,7 @@ _KNOWN: dict[int, tuple[Any, str]] = {
 DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(kind) for code, (kind, _) in _KNOWN.items()}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 # A few bytes may stand for a large tensor of one value; a request must not make the server allocate without limit.
-_MAX_REPEATED = 1 << 22
+_MAX_REPEATED = 16 << 20  # bytes
 
 
 def type_name(code: int) -> str:
@@ -116,10 +116,12 @@ def _values(tensor: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _repeated(values: Array, size: int, dtype: np.dtype[Any]) -> Array:
-    if size > _MAX_REPEATED:
+    if size * dtype.itemsize > _MAX_REPEATED:
         raise ValueError(f"it has {values.size} values, its shape holds {size}")
     last = values[-1] if values.size else (b"" if dtype.kind == "O" else 0)
-    return np.concatenate([values, np.full(size - values.size, last, dtype)])
+    whole = np.full(size, last, dtype)
+    whole[: values.size] = values
+    return whole
 
 
 def _plain(array: Array) -> list[Any]:

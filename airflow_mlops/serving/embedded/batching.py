@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from airflow_mlops.serving.embedded.orders import BatchingParameters
 from airflow_mlops.serving.tensors import Array
 
 Tensors = Mapping[str, Array]
+_MOST_PADDING = 4  # times what the requests hold themselves
 
 
 def num_rows(inputs: Tensors) -> int | None:
@@ -40,7 +42,7 @@ def batches(rows: Sequence[int], largest: int) -> Iterator[list[int]]:
 
 
 def joined(requests: Sequence[Tensors], parameters: BatchingParameters) -> dict[str, Array]:
-    """Return the inputs of alike requests one below the other, padded as `parameters` say."""
+    """Return the inputs of alike requests one below the other, padded as `parameters` say; raise `ValueError` if that would be mostly padding."""
     together = {name: _stacked([request[name] for request in requests]) for name in requests[0]}
     rows = next(iter(together.values())).shape[0]
     padding = next((size for size in parameters.allowed_batch_sizes if size >= rows), rows) - rows
@@ -68,6 +70,9 @@ def _stacked(arrays: Sequence[Array]) -> Array:
         return arrays[0]
     if len({array.shape[1:] for array in arrays}) > 1:
         widest = np.max([array.shape[1:] for array in arrays], axis=0)
+        rows = sum(array.shape[0] for array in arrays)
+        if rows * math.prod(map(int, widest)) > _MOST_PADDING * sum(array.size for array in arrays):
+            raise ValueError("They are too unlike to be padded to one size")
         empty = b"" if arrays[0].dtype.kind == "O" else 0
         arrays = [
             np.pad(array, [(0, 0), *((0, int(most - size)) for most, size in zip(widest, array.shape[1:], strict=True))], constant_values=empty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from airflow_mlops.serving.embedded.tensorflow_c import Endpoint, Session, Tenso
 from airflow_mlops.serving.tensors import DTYPES, Array, type_name
 
 DEFAULT_SIGNATURE = "serving_default"
+_SHOWN = 10
 _VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
 Tensors = Mapping[str, Array]
 
@@ -55,8 +56,7 @@ class Servable:
     def run(self, signature: str, inputs: Tensors, wanted: Collection[str]) -> dict[str, Array]:
         """Return the outputs `wanted` of a signature; raise `Refusal` if `inputs` do not fit it, or with what TensorFlow says."""
         definition = self.signatures[signature]
-        if inputs.keys() != definition.inputs.keys():
-            raise invalid(_names_differ(set(inputs), set(definition.inputs)))
+        check_names(definition, inputs)
         feeds = [(_placed(name, definition.inputs[name]), _typed(name, array, definition.inputs[name])) for name, array in inputs.items()]
         try:
             fetched = self._session.run(feeds, [_placed(name, definition.outputs[name]) for name in wanted])
@@ -73,6 +73,13 @@ class Servable:
         shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
         # Sparse and other composite tensors have no single name; they are refused when asked for, as their signature's neighbours work.
         return Port(self._session.endpoint(info.name) if info.name else None, info.dtype, shape)
+
+
+def check_names(signature: Signature, names: Iterable[str]) -> None:
+    """Raise `Refusal` unless `names` are exactly those of the signature's inputs."""
+    sent, expected = set(names), set(signature.inputs)
+    if sent != expected:
+        raise invalid(_names_differ(sent, expected))
 
 
 def _placed(name: str, port: Port) -> Endpoint:
@@ -100,7 +107,8 @@ def _shown(dtype: np.dtype[Any]) -> str:
 
 def _names_differ(sent: set[str], expected: set[str]) -> str:
     def braces(names: set[str]) -> str:
-        return "{" + ",".join(sorted(names)) + "}"
+        shown = sorted(name[:100] for name in names)
+        return "{" + ",".join(shown[:_SHOWN]) + (",..." if len(shown) > _SHOWN else "") + "}"
 
     return (
         f"input size does not match signature: {len(sent)}!={len(expected)} len({braces(sent)}) != len({braces(expected)}). "

@@ -40,6 +40,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def initial_config(options: argparse.Namespace) -> ServerConfig:
     """Return what to serve at first: the file's models, or the one of --model_name; a file that is not written yet means none."""
+    if options.port == options.rest_api_port != 0:
+        raise SpecError(f"--port and --rest_api_port are both {options.port}; gRPC and REST need a port each.")
     if options.model_config_file is None:
         if options.model_base_path is None:
             raise SpecError("Nothing to serve: give --model_config_file, or --model_name and --model_base_path.")
@@ -55,7 +57,11 @@ def config_file(path: Path) -> ServerConfig:
     """Return the configuration in a file; raise `SpecError` where the original would not start, or would refuse it as a reload."""
     message = protos.model_server_config_pb2.ModelServerConfig()
     try:
+        if not path.is_file():
+            raise OSError("it is no plain file")  # reading a pipe would wait for ever
         protos.text_format.Parse(path.read_bytes(), message)
+        if (found := message.WhichOneof("config")) != "model_config_list":
+            raise SpecError(f"{path} holds {found or 'nothing'}; expected a model_config_list, to serve nothing an empty one.")
         return grpc_api.server_config(message)
     except (OSError, UnicodeDecodeError, protos.text_format.ParseError) as error:
         raise SpecError(f"{path} is not a model_config_list in protobuf text format: {error}. Correct the file.") from error
@@ -88,6 +94,20 @@ def order(options: argparse.Namespace) -> Order:
     )
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; expected 0 to 65535")
+    return port
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
+
+
 def _boolean(text: str) -> bool:
     known = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in known:
@@ -115,10 +135,10 @@ def _switch(parser: argparse.ArgumentParser, name: str, text: str, *, default: b
 
 def _addresses(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
-    add("--port", type=int, default=8500, help="gRPC port")
+    add("--port", type=_port, default=8500, help="gRPC port")
     add("--grpc_socket_path", type=Path, help="listen for gRPC on this UNIX socket, too")
-    add("--rest_api_port", type=int, default=8501, help="REST port")
-    add("--rest_api_timeout_in_ms", type=int, default=30_000, help="most that a REST request may take to arrive and to be answered")
+    add("--rest_api_port", type=_port, default=8501, help="REST port")
+    add("--rest_api_timeout_in_ms", type=_positive, default=30_000, help="most that a REST request may take to arrive and to be answered")
     add("--ssl_config_file", type=Path, help="SSLConfig: keys and certificates of the gRPC port, as PEM text")
     add("--monitoring_config_file", type=Path, help="MonitoringConfig: whether and where the REST port shows Prometheus metrics")
     _switch(parser, "--enable_grpc_healthcheck_service", "answer grpc.health.v1 on the gRPC port")
@@ -160,10 +180,10 @@ def _ours(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
     text = "address to listen on; the original listens on all, but has no login either, so opening it is a decision (not in the original)"
     add("--host", default="127.0.0.1", help=text)
-    add("--rest_max_body_bytes", type=int, default=256 << 20, help="largest body of a REST request (not in the original)")
-    add("--num_run_threads", type=int, default=4, help="requests of one version at the same time, without batching (not in the original)")
+    add("--rest_max_body_bytes", type=_positive, default=256 << 20, help="largest body of a REST request (not in the original)")
+    add("--num_run_threads", type=_positive, default=4, help="requests of one version at the same time, without batching (not in the original)")
     text = "a load that takes longer is ended and fails (not in the original)"
-    add("--load_timeout_in_ms", type=int, default=600_000, help=text)
+    add("--load_timeout_in_ms", type=_positive, default=600_000, help=text)
     text = "a run that takes longer is ended with its process, which is started again; 0: never (not in the original)"
     add("--run_timeout_in_ms", type=int, default=300_000, help=text)
     add("--op_library", action="append", default=[], help="shared library of further operations; may be given several times (not in the original)")

@@ -18,7 +18,7 @@ from airflow_mlops.serving.embedded import wire
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.gateway import Gateway, Target, target_of
 from airflow_mlops.serving.embedded.loader import Loader
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.embedded.refusal import MAX_WORDS, Refusal, invalid
 
 log = logging.getLogger(__name__)
 PREDICTION_SERVICE, MODEL_SERVICE = "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"
@@ -59,7 +59,7 @@ def _answering(name: str, method: Method) -> Method:
         except Exception as error:
             log.exception("%s failed", name)
             code, words = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
-        await context.abort(code, words)
+        await context.abort(code, words[:MAX_WORDS])
         return b""
 
     return call

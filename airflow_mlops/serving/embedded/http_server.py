@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from airflow_mlops.exceptions import ServingError
 
 GRACE_SECONDS = 5
+_MAX_HEAD = 64 << 10
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class HttpServer(uvicorn.Server):
@@ -32,6 +35,16 @@ class HeadLimitProtocol(HttpToolsProtocol):
         super().__init__(**kwargs)
         self._head_seconds = head_seconds
         self._head: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            # HTTP/2 is offered by some clients with every request; httptools would take the body for the other protocol's.
+            data = _UPGRADE.sub(b"\r\nx-upgrade:", data)
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head_bytes > _MAX_HEAD:
+            self.send_400_response("The request's head is too large.")
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -51,6 +64,7 @@ class HeadLimitProtocol(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         self._head_came()
+        self._head_bytes = 0
         self._head = self.loop.call_later(self._head_seconds, self.transport.close)
 
     def _head_came(self) -> None:
@@ -67,7 +81,8 @@ def http_server(application: Any, *, head_seconds: float) -> HttpServer:
         http=protocol,
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_config=None,
+        log_level="error",  # a client's bad requests are no news, and would fill the log as fast as it likes
         access_log=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,

@@ -15,14 +15,14 @@ from airflow_mlops.serving.tensors import Array
 
 def examples_of(document: Document) -> Array:
     """Return the request's examples, each with the shared context, as serialized `tf.Example` messages (bytes objects, shape (N,))."""
-    examples = document.data.get("examples")
-    if "examples" not in document.data:
+    examples = document.get("examples")
+    if "examples" not in document:
         raise invalid("When method is classify or regress, key 'examples' is expected and was not found")
     if not isinstance(examples, list):
         raise invalid("Expecting 'examples' value to be an list/array")
     if not examples:
         raise invalid("'examples' value is an empty array")
-    context = _example(document.data["context"], "context") if "context" in document.data else b""
+    context = _example(document["context"], "context") if "context" in document else b""
     rows: Array = np.empty(len(examples), object)
     # One message behind the other is their merge: what an example says itself comes last and counts.
     rows[:] = [context + _example(example, f"'examples' element {number}") for number, example in enumerate(examples)]

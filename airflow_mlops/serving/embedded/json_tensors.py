@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,25 +17,18 @@ from airflow_mlops.serving.tensors import Array
 
 MAX_RANK = 32
 Types = Mapping[str, np.dtype[Any]]
-
-
-class Document(NamedTuple):
-    """A request's JSON object; `has_bools` says whether a true or a false may be in it, which NumPy would take for numbers."""
-
-    data: dict[str, Any]
-    has_bools: bool
+Document = dict[str, Any]  # a request's JSON object
 
 
 def parse(body: bytes) -> Document:
     """Return the JSON object at the start of `body`; what follows it is ignored, as the original does."""
-    has_bools = b"true" in body or b"false" in body
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:  # NaN, or something behind the object, or really no JSON
         document = _parse_leniently(body)
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {show(document)} Is not object")
-    return Document(document, has_bools)
+    return document
 
 
 def _parse_leniently(body: bytes) -> Any:
@@ -59,7 +51,7 @@ def _double(text: str) -> float:
 
 def signature_name(document: Document) -> str:
     """Return the signature that a request asks for, by default the empty text."""
-    name = document.data.get("signature_name", "")
+    name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid("'signature_name' key must be a string value.")
     return name
@@ -67,23 +59,21 @@ def signature_name(document: Document) -> str:
 
 def inputs_of(document: Document, types: Types) -> tuple[dict[str, Array], bool]:
     """Return (tensors by input name, whether they came as rows); `types` are the signature's inputs."""
-    data = document.data
-    keys = {"instances", "inputs"} & data.keys()
+    keys = {"instances", "inputs"} & document.keys()
     if not keys:
         raise invalid("Missing 'inputs' or 'instances' key")
     if len(keys) > 1:
         raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
     if not types:
         raise invalid("Failed to get input map for signature: it has no inputs")
-    read = functools.partial(_tensor, has_bools=document.has_bools)
     if "inputs" in keys:
-        return {name: read(value, name, types[name]) for name, value in _columns(data["inputs"], types).items()}, False
-    instances = data["instances"]
+        return {name: _tensor(value, name, types[name]) for name, value in _columns(document["inputs"], types).items()}, False
+    instances = document["instances"]
     if not isinstance(instances, list):
         raise invalid("Excepting 'instances' to be an list/array")  # sic
     if not instances:
         raise invalid("No values in 'instances' array")
-    return {name: read(value, name, types[name]) for name, value in _rows(instances, types).items()}, True
+    return {name: _tensor(value, name, types[name]) for name, value in _rows(instances, types).items()}, True
 
 
 def _rows(instances: list[Any], types: Types) -> dict[str, Any]:
@@ -127,28 +117,31 @@ def is_base64(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _tensor(value: Any, name: str, dtype: np.dtype[Any], *, has_bools: bool) -> Array:
+def _tensor(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
     """Return a JSON value or nested list as one dense tensor."""
-    quick = None if has_bools or dtype.kind not in "fiu" else _numbers(value, dtype)
+    quick = _numbers(value, dtype) if dtype.kind in "fiu" else None
     return _checked(value, name, dtype) if quick is None else quick
 
 
 def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
-    """Return plain numbers of one shape as NumPy reads them, None for anything that needs a closer look or a good reason."""
+    """Return plain numbers of one shape, None for anything that needs a closer look or a good reason.
+
+    As objects first: left to itself, NumPy takes true for 1 and makes room for the longest string in every place.
+    """
     try:
-        array: Array = np.array(value)
-    except ValueError:  # lists of different lengths
-        return None
-    if array.ndim > MAX_RANK:
-        return None
-    if dtype in (np.float32, np.float64) and array.dtype.kind in "fiu":
-        with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
-            return array.astype(np.float64).astype(dtype)  # by way of a double, as the original reads numbers
-    if dtype.kind in "iu" and array.dtype.kind in "iu":
+        array: Array = np.array(value, object)
+        kinds = set(map(type, array.ravel().tolist()))
+        if array.ndim > MAX_RANK or not kinds <= ({int, float} if dtype.kind == "f" else {int}):
+            return None
+        if dtype in (np.float32, np.float64):
+            with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
+                return array.astype(np.float64).astype(dtype)  # by way of a double, as the original reads numbers
         limits = _limits(dtype)
-        fits = not array.size or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
-        return array.astype(dtype) if fits else None
-    return None
+        wide = array.astype(limits.dtype)
+        fits = not wide.size or (int(wide.min()) >= limits.min and int(wide.max()) <= limits.max)
+        return wide.astype(dtype) if fits else None
+    except (ValueError, OverflowError):  # lists of different lengths, numbers of more than 64 bits, a type of float that JSON has no form for
+        return None
 
 
 def _limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:
@@ -228,5 +221,8 @@ def decoded(text: str) -> bytes:
 
 def show(value: Any) -> str:
     """Return a JSON value for an error's words, cut to 100 characters."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "nested too deep to be shown"
     return text if len(text) <= 100 else text[:100] + "..."

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from airflow_mlops.serving.config import ServerConfig
 from airflow_mlops.serving.embedded import source
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.embedded.refusal import Refusal, Shortage, invalid
 from airflow_mlops.serving.embedded.versions import Version, Versions
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Loader(Generic[S]):
             try:
                 async with self._configuring:
                     self._versions.look(await self._listings.of(self._versions.config))
-            except RuntimeError:  # no thread could be started: memory is short, and the next look may find it freed
+            except Exception:  # for instance no thread could be started: the next look may be luckier
                 log.exception("the base paths could not be looked at")
             self._wake.set()
 
@@ -104,7 +104,8 @@ class Loader(Generic[S]):
         except Exception as error:
             if not isinstance(error, Refusal):
                 log.exception("model %s version %s could not be loaded", entry.name, entry.number)
-            self._versions.failed(entry, str(error) or type(error).__name__, time.monotonic())
+            own_fault = not isinstance(error, Shortage)
+            self._versions.failed(entry, str(error) or type(error).__name__, time.monotonic(), own_fault=own_fault)
         else:
             self._versions.loaded(entry, servable, time.monotonic())
             servable.gone.add_done_callback(lambda gone: self._lost(entry, servable, gone))
@@ -130,6 +131,7 @@ class Listings:
 
     async def of(self, config: ServerConfig) -> dict[str, dict[int, Path]]:
         """Return version directories by model, none for a path that can not be read now."""
+        self._looking = {path: look for path, look in self._looking.items() if not look.done()}  # an answer that nobody took is old
         paths = {path for model in config.models if (path := source.local_path(model.base_path))}
         for path in paths - self._looking.keys():
             self._looking[path] = self._look(path)

@@ -87,6 +87,13 @@ class Started(NamedTuple):
     pid: int
 
 
+class NotStarted(NamedTuple):
+    """The system refused the process, for this `reason`."""
+
+    number: int
+    reason: str
+
+
 class Ended(NamedTuple):
     """The process is gone; `status` is its exit code, or minus the signal that killed it."""
 

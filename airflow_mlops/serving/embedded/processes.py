@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import grpc
 
 from airflow_mlops.serving.embedded.frames import HUNG, AnswerParser, Call, Kind, pack_call
-from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, Order, Start, Started
-from airflow_mlops.serving.embedded.refusal import CODES, Refusal
+from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, NotStarted, Order, Start, Started
+from airflow_mlops.serving.embedded.refusal import CODES, Refusal, Shortage
 
 log = logging.getLogger(__name__)
 _END_SECONDS = 5.0  # how long the zygote may take to see that it is no longer needed
 _STATUS_SECONDS = 1.0  # how long to wait for the word on how a process ended, once its socket is closed
+_MAX_UNSENT = 64 << 20  # bytes; also those of clients that have gone away
 _MAX_WAITING = 10_000  # requests of one version; more of them could only fill the memory
 
 
@@ -58,6 +59,8 @@ class ModelProcess(asyncio.Protocol):
             raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} is gone; it is started again")
         if len(self._waiting) >= self._most:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The queue of {self._name()} is full: {self._most} requests wait")
+        if self._transport.get_write_buffer_size() > _MAX_UNSENT:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"{self._name()} does not take requests as fast as they come; try again later")
         number = next(self._numbers)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
@@ -67,6 +70,11 @@ class ModelProcess(asyncio.Protocol):
         finally:
             self._waiting.pop(number, None)
             self._close_when_idle()
+
+    def refuse(self, reason: str) -> None:
+        """The system did not let the process start."""
+        if not self.ready.done():
+            self.ready.set_exception(Shortage(grpc.StatusCode.UNAVAILABLE, f"No process could be started: {reason}"))
 
     def retire(self) -> None:
         """Let the process end once it has answered what it was asked."""
@@ -143,23 +151,23 @@ class Zygote:
             asyncio.get_running_loop().add_reader(self._control, self._hear, self._control)
 
     async def spawn(self, order: Order) -> ModelProcess:
-        """Return a new process that loads `order`; raise `Refusal` (UNAVAILABLE) if none could be started."""
-        if self._control is None:
-            log.warning("the process that forks model processes was gone and is started again")
-            self.start()
-            self.listen()
+        """Return a new process that loads `order`; raise `Shortage` if none could be started."""
         process = ModelProcess(next(self._numbers), order)
-        ours, theirs = socket.socketpair()
-        try:
-            self._tell(Start(process.number, order), [theirs.fileno()])
-            self._models[process.number] = process
-            ours.setblocking(False)
-            await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
-        except OSError as error:
-            ours.close()
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"No process could be started: {error}") from error
-        finally:
-            theirs.close()
+        with contextlib.ExitStack() as closing:
+            try:
+                if self._control is None:
+                    log.warning("the process that forks model processes was gone and is started again")
+                    self.start()
+                    self.listen()
+                ours, theirs = socket.socketpair()
+                closing.callback(theirs.close)
+                ours.setblocking(False)
+                self._models[process.number] = process
+                await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
+                self._tell(Start(process.number, order), [theirs.fileno()])
+            except OSError as error:
+                process.retire()
+                raise Shortage(grpc.StatusCode.UNAVAILABLE, f"No process could be started: {error}") from error
         return process
 
     def kill(self, process: ModelProcess) -> None:
@@ -169,8 +177,11 @@ class Zygote:
         process.retire()
 
     def stop(self) -> None:
-        """End the zygote; model processes end when their sockets are closed."""
+        """End the zygote; model processes end when their sockets are closed, and are killed if they can not see that."""
         if self._control is not None:
+            with contextlib.suppress(OSError):
+                for number in self._models:
+                    self._tell(Kill(number), [])
             self._control.close()
         if self._process is not None:
             try:
@@ -197,6 +208,8 @@ class Zygote:
         told = pickle.loads(message)  # noqa: S301 - from our own child, through a socket pair
         if isinstance(told, Started):
             self._models[told.number].pid = told.pid
+        elif isinstance(told, NotStarted):
+            self._models.pop(told.number).refuse(told.reason)
         elif isinstance(told, Ended):
             self._models.pop(told.number).status.set_result(told.status)
 

@@ -25,6 +25,7 @@ HTTP_STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
+MAX_WORDS = 2000  # gRPC sends an error's words in its headers, which have a limit
 CODES = {code.value[0]: code for code in grpc.StatusCode}  # by number, which TensorFlow shares
 
 
@@ -41,6 +42,10 @@ class Refusal(ServingError):
     @property
     def http_status(self) -> int:
         return int(HTTP_STATUS.get(self.code, HTTPStatus.INTERNAL_SERVER_ERROR))
+
+
+class Shortage(Refusal):
+    """Processes, descriptors or memory are short: no fault of the model's, and it may pass."""
 
 
 def invalid(message: str) -> Refusal:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded import json_answers, json_tensors
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable
+from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable, check_names
 from airflow_mlops.serving.embedded.refusal import invalid, precondition
 from airflow_mlops.serving.embedded.wire import parsed
 from airflow_mlops.serving.tensors import Array, to_array, to_proto
@@ -55,6 +55,7 @@ def predict(model: Model, payload: bytes) -> Prepared:
     signature = model.servable.signatures.get(name)
     if signature is None:
         raise precondition(f'Serving signature key "{name}" not found.')
+    check_names(signature, request.inputs)  # before anything is made of them: a few bytes may stand for a large tensor
     inputs = {key: _array(key, tensor) for key, tensor in request.inputs.items()}
     run = Run(name, inputs, tuple(_wanted(request.output_filter, signature.outputs)))
 

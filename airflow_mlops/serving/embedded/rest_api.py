@@ -20,7 +20,7 @@ from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.gateway import Gateway, Target
 from airflow_mlops.serving.embedded.metrics import Metrics
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.embedded.refusal import MAX_WORDS, Refusal, invalid
 
 log = logging.getLogger(__name__)
 _CHOICE = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -28,6 +28,7 @@ _CHOICE = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _ASK = re.compile(rf"(?i:/v1/models)/(?P<name>[^/:]+)(?i:{_CHOICE}):(?P<method>classify|regress|predict)", re.ASCII)
 _LOOK = re.compile(rf"(?i:/v1/models)(?:/(?P<name>[^/:]+))?(?i:{_CHOICE})(?P<metadata>(?i:/metadata))?", re.ASCII)
 _KINDS = {"predict": Kind.REST_PREDICT, "classify": Kind.REST_CLASSIFY, "regress": Kind.REST_REGRESS}
+_PART = 256 << 10
 _JSON, _TEXT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -55,6 +56,7 @@ class RestApi:
         self._gateway = gateway
         self._metrics = metrics
         self._options = options
+        self._unzipping = asyncio.Semaphore(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["raw_path"].decode("latin-1")
@@ -70,13 +72,17 @@ class RestApi:
         except Refusal as refusal:
             status, body = refusal.http_status, _error(str(refusal))
             headers = [(b"connection", b"close")] if status in (413, 504) else []  # what was not read can not be answered again
+        except asyncio.CancelledError:
+            status, body = 503, _error("The server is stopping")
         except Exception as error:
             log.exception("%s %s failed", method, path)
             status, body = 500, _error(f"{type(error).__name__}: {error}")
         headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         async with asyncio.timeout(self._options.timeout_seconds):  # a client that does not read must not keep the answer for ever
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+            for start in range(0, 0 if method == "HEAD" else len(body), _PART):  # each part waits until the last one is taken
+                await send({"type": "http.response.body", "body": body[start : start + _PART], "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
     async def _answer(self, method: str, path: str, scope: Scope, receive: Receive, until: float) -> bytes:
         if method == "POST" and (match := _ASK.fullmatch(path)):
@@ -101,6 +107,8 @@ class RestApi:
     async def _body(self, scope: Scope, receive: Receive, until: float) -> bytes:
         """Return the whole body; raise `Refusal` if it comes too slowly or is too large."""
         limit, parts, size = self._options.max_body_bytes, [], 0
+        if (length := _header(scope, b"content-length")).isdigit() and int(length) > limit:
+            raise TooLarge(limit)
         try:
             async with asyncio.timeout(until - time.monotonic()):
                 while True:
@@ -117,8 +125,13 @@ class RestApi:
             words = f"The request did not arrive within {self._options.timeout_seconds:g} s; {size} bytes of its body did"
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, words) from error
         body = b"".join(parts)
-        zipped = any(name == b"content-encoding" and value.strip().lower() == b"gzip" for name, value in scope["headers"])
-        return _unzipped(body, limit) if zipped else body
+        encoding = _header(scope, b"content-encoding").decode("latin-1").strip().lower()
+        if encoding not in ("", "identity", "gzip"):
+            raise invalid(f"Content-encoding {encoding!r} is not supported; send the body as it is, or as gzip")
+        if encoding != "gzip":
+            return body
+        async with self._unzipping:  # one at a time, and beside the loop: a small body may be large inside
+            return await asyncio.to_thread(_unzipped, body, limit)
 
 
 def _unzipped(body: bytes, limit: int) -> bytes:
@@ -129,7 +142,13 @@ def _unzipped(body: bytes, limit: int) -> bytes:
         raise invalid(f"The body is not gzip, as its content-encoding says: {error}") from error
     if unpacker.unconsumed_tail:
         raise TooLarge(limit)
+    if not unpacker.eof or unpacker.unused_data:
+        raise invalid("The body is not one whole gzip stream")
     return plain
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    return next((value for name, value in scope["headers"] if name == wanted), b"")
 
 
 def _message_json(answer: Any) -> bytes:
@@ -150,4 +169,4 @@ def _target(match: re.Match[str]) -> Target:
 
 
 def _error(words: str) -> bytes:
-    return json.dumps({"error": words}).encode()
+    return json.dumps({"error": words[:MAX_WORDS]}).encode()

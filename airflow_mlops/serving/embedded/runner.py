@@ -78,7 +78,8 @@ class Runner:
         if not isinstance(error, Refusal):
             log.error("model %s version %s: %s failed", self._model.name, self._model.version, call.kind.name, exc_info=error)
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else grpc.StatusCode.INTERNAL
-            error = Refusal(code, f"{type(error).__name__}: {error}")
+            words = "The request needs more memory than there is; send it in smaller parts" if isinstance(error, MemoryError) else ""
+            error = Refusal(code, words or f"{type(error).__name__}: {error}")
         return Answer(call.number, error.code.value[0], micros, str(error).encode(errors="replace"))
 
     def _outcomes(self, prepared: Sequence[Prepared]) -> list[Outcome]:
@@ -133,7 +134,10 @@ class Runner:
         return Outcome([{name: np.concatenate([part[name] for part in outputs]) for name in run.wanted}], None, micros)
 
     def _together(self, runs: Sequence[Run], rows: Sequence[int], parameters: BatchingParameters) -> list[Outcome]:
-        inputs = batching.joined([run.inputs for run in runs], parameters)
+        try:
+            inputs = batching.joined([run.inputs for run in runs], parameters)
+        except (ValueError, MemoryError):
+            return [self._alone([run]) for run in runs]
         total = batching.num_rows(inputs) or 0
         done = self._alone([runs[0]._replace(inputs=inputs)])
         if done.error is None:

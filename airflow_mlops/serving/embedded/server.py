@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from airflow_mlops.exceptions import MlopsError, ServingError
 from airflow_mlops.serving.config import ServerConfig
 from airflow_mlops.serving.embedded import flags, grpc_api, settings
 from airflow_mlops.serving.embedded.gateway import Gateway
-from airflow_mlops.serving.embedded.http_server import GRACE_SECONDS, http_server, listener
+from airflow_mlops.serving.embedded.http_server import GRACE_SECONDS, HttpServer, http_server, listener
 from airflow_mlops.serving.embedded.loader import Loader, LoaderOptions
 from airflow_mlops.serving.embedded.metrics import Metrics
 from airflow_mlops.serving.embedded.orders import Order
@@ -36,7 +37,7 @@ _GRPC_OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -
 async def run(options: argparse.Namespace, wanted: ServerConfig, order: Order, zygote: Zygote) -> None:
     """Serve until SIGTERM or SIGINT; raise `MlopsError` if the server can not start."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     zygote.listen()
     policy = RetryPolicy(options.max_num_load_retries, options.load_retry_interval_micros / 1e6)
@@ -48,8 +49,8 @@ async def run(options: argparse.Namespace, wanted: ServerConfig, order: Order, z
     await loader.configure(wanted, at_start=True)
     async with contextlib.AsyncExitStack() as stack:
         rest = listener(options.host, options.rest_api_port)
-        await stack.enter_async_context(_grpc(options, gateway, loader))
-        await stack.enter_async_context(_rest(options, gateway, metrics, rest))
+        grpc_server = await stack.enter_async_context(_grpc(options, gateway, loader))
+        rest_server = await stack.enter_async_context(_rest(options, gateway, metrics, rest))
         beside = [asyncio.create_task(loader.run()), asyncio.create_task(stop.wait())]
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             beside.append(asyncio.create_task(_follow(options.model_config_file, options.model_config_file_poll_wait_seconds, loader)))
@@ -59,6 +60,8 @@ async def run(options: argparse.Namespace, wanted: ServerConfig, order: Order, z
         loader.stop()
         for task in beside:
             task.cancel()
+        rest_server.should_exit = True
+        await grpc_server.stop(GRACE_SECONDS)  # both have the same seconds
     for task in ended:
         task.result()  # what none of them should raise must not look like a request to stop
 
@@ -86,7 +89,7 @@ class Starter:
 
 
 @contextlib.asynccontextmanager
-async def _grpc(options: argparse.Namespace, gateway: Gateway, loader: Loader[Any]) -> AsyncIterator[None]:
+async def _grpc(options: argparse.Namespace, gateway: Gateway, loader: Loader[Any]) -> AsyncIterator[grpc.aio.Server]:
     server = grpc.aio.server(options=_GRPC_OPTIONS)
     server.add_generic_rpc_handlers(grpc_api.handlers(gateway, loader))
     if options.enable_grpc_healthcheck_service:
@@ -94,10 +97,11 @@ async def _grpc(options: argparse.Namespace, gateway: Gateway, loader: Loader[An
         for name in ("", grpc_api.MODEL_SERVICE, grpc_api.PREDICTION_SERVICE, "ModelService", "PredictionService"):
             await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    address = f"{options.host}:{options.port}"
+    address = f"[{options.host}]:{options.port}" if ":" in options.host else f"{options.host}:{options.port}"
     try:
         _listen(server, address, settings.tls(options.ssl_config_file) if options.ssl_config_file else None)
         if options.grpc_socket_path:
+            _check_unused(options.grpc_socket_path)
             address = f"unix:{options.grpc_socket_path.absolute()}"
             server.add_insecure_port(address)
     except RuntimeError as error:
@@ -105,9 +109,16 @@ async def _grpc(options: argparse.Namespace, gateway: Gateway, loader: Loader[An
         raise ServingError(f"Can not listen for gRPC on {address}: {reason}. Choose a free --port or stop the other server.") from error
     await server.start()
     try:
-        yield
+        yield server
     finally:
         await server.stop(GRACE_SECONDS)
+
+
+def _check_unused(path: Path) -> None:
+    """Raise `ServingError` if somebody answers on a UNIX socket: it would be taken away from under him."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
+        probe.connect(str(path))
+        raise ServingError(f"Another server listens on {path}. Choose another --grpc_socket_path or stop it.")
 
 
 def _listen(server: grpc.aio.Server, address: str, tls: settings.Tls | None) -> None:
@@ -120,13 +131,13 @@ def _listen(server: grpc.aio.Server, address: str, tls: settings.Tls | None) -> 
 
 
 @contextlib.asynccontextmanager
-async def _rest(options: argparse.Namespace, gateway: Gateway, metrics: Metrics, sock: Any) -> AsyncIterator[None]:
+async def _rest(options: argparse.Namespace, gateway: Gateway, metrics: Metrics, sock: socket.socket) -> AsyncIterator[HttpServer]:
     seconds = options.rest_api_timeout_in_ms / 1000
     api = RestApi(gateway, metrics, RestOptions(seconds, options.rest_max_body_bytes, settings.metrics_path(options.monitoring_config_file)))
     server = http_server(api, head_seconds=seconds)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
-        yield
+        yield server
     finally:
         server.should_exit = True
         await serving
@@ -149,6 +160,6 @@ async def _follow(path: Path, seconds: float, loader: Loader[Any]) -> None:
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     except OSError:
         return None

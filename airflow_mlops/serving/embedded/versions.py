@@ -139,10 +139,14 @@ class Versions(Generic[S]):
         entry.enter("AVAILABLE")
         self._unload()
 
-    def failed(self, entry: Version[S], error: str, now: float) -> None:
-        """Its load failed; it is tried again, or ends with `error`."""
+    def failed(self, entry: Version[S], error: str, now: float, *, own_fault: bool = True) -> None:
+        """Its load failed; it is tried again, or ends with `error`. What is not its own fault, or has served before, is tried for ever."""
         entry.loading = False
         if entry.state == "END":
+            return
+        if not own_fault or entry.deaths:
+            entry.try_at = now + min(self._policy.max_restart_seconds, self._policy.retry_seconds * 2.0 ** min(entry.tries - 1, 30))
+            log.warning("model %s version %s: try %s failed: %s", entry.name, entry.number, entry.tries, error)
             return
         if entry.tries <= self._policy.max_load_retries:
             entry.try_at = now + self._policy.retry_seconds

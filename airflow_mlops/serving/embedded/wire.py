@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from airflow_mlops.serving.embedded.refusal import invalid
 
+_MAX_FIELDS = 10_000  # inputs, filters and tasks of one request; walking more would hold up everybody
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -35,8 +36,11 @@ def field(message: bytes, number: int) -> bytes | None:
 def fields(message: bytes, number: int) -> list[bytes]:
     """Return every occurrence of the length-delimited field `number`; raise `Refusal` if `message` is no protocol buffer."""
     found: list[bytes] = []
-    place, end = 0, len(message)
+    place, end, seen = 0, len(message), 0
     while place < end:
+        seen += 1
+        if seen > _MAX_FIELDS:
+            raise invalid(f"The request has more than {_MAX_FIELDS} fields")
         tag, place = _varint(message, place)
         kind = tag & 7
         if kind == _VARINT:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from airflow_mlops.serving.embedded import worker
-from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, Order, Start, Started
+from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, NotStarted, Order, Start, Started
 from airflow_mlops.serving.embedded.tensorflow_c import library
 
 
@@ -35,7 +35,8 @@ def main(control: socket.socket) -> None:
     for end in (woken, wake):
         end.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all; the front decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they may reach the whole group; the front decides
+        signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     children: dict[int, int] = {}
     while True:
@@ -45,10 +46,19 @@ def main(control: socket.socket) -> None:
                 woken.recv(4096)
             _reap(control, children)
         if control in readable:
-            message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
+            message, descriptors = _received(control)
             if not message:
                 return
             _obey(pickle.loads(message), descriptors, control, children)  # noqa: S301 - from our own parent, through a socket pair
+
+
+def _received(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Return a message and what came with it, nothing when the front is gone."""
+    try:
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
+    except ConnectionResetError:  # it went with messages of ours unread
+        return b"", []
+    return message, descriptors
 
 
 def _obey(message: Start | Kill, descriptors: list[int], control: socket.socket, children: dict[int, int]) -> None:
@@ -56,21 +66,25 @@ def _obey(message: Start | Kill, descriptors: list[int], control: socket.socket,
         for pid in [pid for pid, number in children.items() if number == message.number]:
             os.kill(pid, signal.SIGKILL)
         return
-    pid = os.fork()
-    if pid == 0:
-        control.close()
-        _become(message.order, descriptors[0])
-    os.close(descriptors[0])
-    children[pid] = message.number
-    _tell(control, Started(message.number, pid))
+    try:
+        pid = os.fork()
+    except OSError as error:  # memory or processes are short; this one must live, for the shortage may pass
+        _tell(control, NotStarted(message.number, str(error)))
+    else:
+        if pid == 0:
+            control.close()
+            _become(message.order, descriptors[0])
+        children[pid] = message.number
+        _tell(control, Started(message.number, pid))
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _become(order: Order, descriptor: int) -> None:
     """Turn the forked process into the model's."""
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # if memory runs out, better one model than the front
             Path("/proc/self/oom_score_adj").write_text("500")
         worker.serve(order, socket.socket(fileno=descriptor))
@@ -88,7 +102,7 @@ def _reap(control: socket.socket, children: dict[int, int]) -> None:
         _tell(control, Ended(children.pop(pid), os.waitstatus_to_exitcode(status)))
 
 
-def _tell(control: socket.socket, message: Started | Ended) -> None:
+def _tell(control: socket.socket, message: Started | NotStarted | Ended) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then the front is gone, and reading ends this process
         control.send(pickle.dumps(message))
 

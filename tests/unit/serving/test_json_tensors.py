@@ -197,7 +197,7 @@ def agree(value: Any, dtype: np.dtype[Any]) -> None:
 @example(value=[2**53 + 1, 0.5], dtype=DOUBLE)
 @example(value=[2**53 + 1], dtype=DOUBLE)
 @example(value=[[1.0], []], dtype=FLOAT)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_the_quick_and_the_careful_way_agree_on_floats(value: Any, dtype: np.dtype[Any]) -> None:
     agree(value, dtype)
 
@@ -206,7 +206,7 @@ def test_the_quick_and_the_careful_way_agree_on_floats(value: Any, dtype: np.dty
 @example(value=[2**63, -1], dtype=LONG)
 @example(value=[2**63, -1], dtype=UINT64)
 @example(value=[], dtype=LONG)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_the_quick_and_the_careful_way_agree_on_integers(value: Any, dtype: np.dtype[Any]) -> None:
     agree(value, dtype)
 
@@ -216,7 +216,7 @@ def test_both_ways_round_a_large_integer_to_the_same_float() -> None:
 
 
 @given(value=nested(st.one_of(SAFE, st.floats(allow_nan=False, allow_infinity=False))), dtype=st.sampled_from(NUMBERS))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_a_document_of_numbers_is_read_as_the_careful_way_reads_it(value: Any, dtype: np.dtype[Any]) -> None:
     body = json.dumps({"inputs": value})
     if carefully(value, dtype) is None:
@@ -228,7 +228,7 @@ def test_a_document_of_numbers_is_read_as_the_careful_way_reads_it(value: Any, d
 
 
 @given(value=nested(st.one_of(st.booleans(), st.integers(0, 1), st.floats(0, 1))), dtype=st.sampled_from(NUMBERS))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_a_bool_never_passes_as_a_number(value: Any, dtype: np.dtype[Any]) -> None:
     body = json.dumps({"inputs": value})
     if "true" in body or "false" in body:
@@ -249,7 +249,7 @@ def test_what_comes_out_is_an_array_of_the_signatures_type(dtype: np.dtype[Any])
 
 
 @given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_garbage_is_refused_and_nothing_else(body: bytes) -> None:
     try:
         tensors(body, {"x": FLOAT})
@@ -265,7 +265,7 @@ DIRTY = st.recursive(
 
 
 @given(value=DIRTY, key=st.sampled_from(["instances", "inputs"]), dtype=st.sampled_from([*NUMBERS, BOOL, STRING]), two=st.booleans())
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_json_is_a_tensor_or_refused_and_nothing_else(value: Any, key: str, dtype: np.dtype[Any], two: bool) -> None:
     types = {"x": dtype, "y": dtype} if two else {"x": dtype}
     try:

@@ -94,6 +94,8 @@ async def loading(options: LoaderOptions = OPTIONS) -> AsyncIterator[Serving]:
         serving.loader.stop()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        while any(thread.name.startswith("look ") for thread in threading.enumerate()):  # they answer to this loop
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ class TestEnding:
         code, words = await refusal(ask(process, 1.0))
         assert (code, words) == (grpc.StatusCode.UNAVAILABLE, "The process of model linear1 version 1 is gone; it is started again")
 
-    @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+    @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL], ids=lambda number: number.name)
     async def test_one_that_dies_says_by_which_signal_and_so_do_the_answers_that_are_waited_for(self, home: Home, number: signal.Signals) -> None:
         process = await home.spawn("trouble")
         waiting = asyncio.create_task(ask(process, 5.0, signature="slow"))

@@ -197,7 +197,7 @@ class TestEachByItself:
         assert found == {
             1: [2],
             2: (INTERNAL, "RuntimeError: nobody foresaw this"),
-            3: (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "MemoryError: too large"),
+            3: (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "The request needs more memory than there is; send it in smaller parts"),
         }
 
     def test_who_no_longer_waits_is_not_answered_with_a_run(self) -> None:

@@ -56,13 +56,14 @@ def load(versions: Versions[str], now: float = 0.0) -> None:
 
 
 def fail(versions: Versions[str], now: float = 0.0) -> None:
-    """Fail one load until its version ends."""
+    """Fail one load as often as it may be tried."""
     entry = due(versions, now)
     versions.failed(entry, "no graph in it", now)
-    while entry.state != "END":
+    for _ in range(POLICY.max_load_retries):
         now = entry.try_at
         assert due(versions, now) is entry
         versions.failed(entry, "no graph in it", now)
+    assert entry.state == "END"
 
 
 def states(versions: Versions[str], name: str = "m") -> dict[int, str]:
@@ -456,13 +457,28 @@ class TestDeaths:
         assert versions.states("m") == [(1, "END", "")]
         assert versions.due_at() is None
 
-    def test_a_restart_that_fails_for_good_ends_the_version(self, versions: Versions[str], serves: Version[str]) -> None:
+    def test_a_restart_that_fails_is_tried_again_for_ever_because_the_version_has_served_before(
+        self, versions: Versions[str], serves: Version[str]
+    ) -> None:
         self.die(versions, serves, 1.0)
-        fail(versions, 1.0)
-        assert versions.states("m") == [(1, "END", "no graph in it")]
-        with pytest.raises(Refusal, match="Servable not found") as refused:
-            versions.resolve("m")
-        assert refused.value.code is grpc.StatusCode.NOT_FOUND
+        now, pauses = 1.0, []
+        for _ in range(40):
+            versions.failed(due(versions, now), "no memory", now)
+            pauses.append(serves.try_at - now)
+            now = serves.try_at
+        assert pauses == sorted(pauses) and pauses[-1] == POLICY.max_restart_seconds
+        assert states(versions) == {1: "LOADING"}
+        versions.loaded(due(versions, now), "again", now)
+        assert versions.resolve("m") == (1, "again")
+
+    def test_a_shortage_is_not_the_fault_of_a_version_that_is_loaded_for_the_first_time(self, versions: Versions[str]) -> None:
+        versions.configure(serving(1), disk(1))
+        entry, now = due(versions), 0.0
+        for _ in range(40):
+            versions.failed(entry, "too many open files", now, own_fault=False)
+            now = entry.try_at
+            assert due(versions, now) is entry
+        assert states(versions) == {1: "LOADING"}
 
     def test_another_version_answers_for_the_latest_meanwhile(self, versions: Versions[str]) -> None:
         versions.configure(serving(1, 2), disk(1, 2))

@@ -57,13 +57,13 @@ def spec_of(request: Any) -> Any:
 
 
 @given(requests())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_the_front_sees_the_spec_that_the_whole_message_has(request: Any) -> None:
     assert seen(request.SerializeToString()) == spec_of(request)
 
 
 @given(st.lists(requests(), min_size=2, max_size=4))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_specs_that_come_in_parts_are_merged_as_protocol_buffers_merge_them(parts: list[Any]) -> None:
     message = b"".join(part.SerializeToString() for part in parts)
     assert seen(message) == spec_of(PredictRequest.FromString(message))
@@ -81,7 +81,7 @@ def test_every_task_is_found(tasks: list[Any]) -> None:
 
 
 @given(requests(), st.data())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_a_message_that_was_cut_is_refused_wherever_protocol_buffers_refuse_it(request: Any, data: st.DataObject) -> None:
     whole = request.SerializeToString()
     message = whole[: data.draw(st.integers(0, len(whole)))]
@@ -98,7 +98,7 @@ def test_a_message_that_was_cut_is_refused_wherever_protocol_buffers_refuse_it(r
 @example(b"\x0a\x80")
 @example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")
 @example(b"\xff" * 11)
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 def test_garbage_is_refused_with_a_reason_or_read_and_nothing_else(message: bytes) -> None:
     for read in (wire.field, wire.fields):
         try:
@@ -109,7 +109,7 @@ def test_garbage_is_refused_with_a_reason_or_read_and_nothing_else(message: byte
 
 
 @given(st.binary(max_size=60) | st.lists(st.sampled_from([0x08, 0x0A, 0x0D, 0x09, 0x00, 0x02, 0x61]), max_size=24).map(bytes))
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 def test_garbage_that_is_a_message_by_chance_is_read_as_that_message(message: bytes) -> None:
     try:
         expected = spec_of(PredictRequest.FromString(message))
