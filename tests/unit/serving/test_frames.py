@@ -126,6 +126,11 @@ class TestAnswerParser:
         assert list(parser.feed(data[-1:] + data[:5])) == [ANSWER]
         assert list(parser.feed(data[5:])) == [ANSWER]
 
+    def test_a_small_answer_after_a_large_one_waits_for_nothing(self) -> None:
+        parser, large = AnswerParser(), ANSWER._replace(payload=b"x" * 1000)
+        data = pack_answer(large)
+        assert [list(parser.feed(part)) for part in (data[:500], data[500:], pack_answer(ANSWER))] == [[], [large], [ANSWER]]
+
     def test_a_large_answer_is_not_copied_again_with_every_part(self) -> None:
         """64 MB in parts of 64 kB: copying what is there each time would move 32 GB."""
         body = b"x" * (1 << 26)

@@ -144,6 +144,12 @@ class TestWhatIsServed:
             versions.look(listing)
             assert (versions.resolve("m")[0], states(versions), versions.released) == (1, {1: "AVAILABLE"}, [])
 
+    def test_a_disk_that_is_lost_for_a_moment_does_not_make_a_version_unwanted_that_is_still_to_be_loaded(self, versions: Versions[str]) -> None:
+        versions.configure(serving(), disk(1))
+        versions.look({"m": {}})
+        load(versions)
+        assert versions.resolve("m")[0] == 1
+
     def test_a_specific_version_that_was_deleted_is_served_on_beside_what_is_there(self, versions: Versions[str]) -> None:
         versions.configure(serving(1, 2), disk(1, 2))
         load(versions)
