@@ -47,8 +47,8 @@ def initial_config(options: argparse.Namespace) -> ServerConfig:
             raise SpecError("Nothing to serve: give --model_config_file, or --model_name and --model_base_path.")
         base_path = options.model_base_path if "://" in options.model_base_path else str(Path(options.model_base_path).absolute())
         return ServerConfig((ModelConfig(options.model_name, base_path),))
-    if not options.model_config_file.exists():
-        log.warning("%s does not exist yet: serving no model until a reload names one", options.model_config_file)
+    if not options.model_config_file.exists() or (options.model_config_file.is_file() and not options.model_config_file.stat().st_size):
+        log.warning("%s does not exist yet, or is empty: serving no model until a reload names one", options.model_config_file)
         return ServerConfig()
     return config_file(options.model_config_file)
 

@@ -153,9 +153,16 @@ class TestInitialConfig:
         (model,) = flags.initial_config(parse(f"--model_config_file={path}", "--model_base_path=/other")).models
         assert (model.name, model.base_path, model.labels) == ("m", "/m", {"a": 1})
 
+    def test_an_empty_file_means_no_models_at_the_start_but_is_no_change_to_follow(self, tmp_path: Path) -> None:
+        path = tmp_path / "models.config"
+        path.touch()
+        assert flags.initial_config(parse(f"--model_config_file={path}")) == ServerConfig()
+        with pytest.raises(SpecError, match="holds nothing"):
+            flags.config_file(path)
+
     def test_a_file_that_is_not_written_yet_means_no_models_and_is_named_in_the_log(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert flags.initial_config(parse(f"--model_config_file={tmp_path}/later.config")) == ServerConfig()
-        assert f"{tmp_path}/later.config does not exist yet" in caplog.text
+        assert f"{tmp_path}/later.config does not exist yet, or is empty" in caplog.text
 
     def test_nothing_to_serve_is_refused_with_what_to_give(self) -> None:
         with pytest.raises(SpecError, match="give --model_config_file, or --model_name and --model_base_path"):
