@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from airflow_mlops.serving import protos, tensors
 from tests.serving_models import DTYPES, ROW
@@ -797,12 +798,10 @@ class Monitoring:
 
     @pytest.mark.parametrize("service", ["", "ModelService", "PredictionService"])
     def test_the_health_service_says_that_it_serves(self, served: Target, service: str) -> None:
-        health_pb2, health_pb2_grpc = pytest.importorskip("grpc_health.v1.health_pb2"), pytest.importorskip("grpc_health.v1.health_pb2_grpc")
         answer = health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def test_the_health_of_an_unknown_service_is_not_found(self, served: Target) -> None:
-        health_pb2, health_pb2_grpc = pytest.importorskip("grpc_health.v1.health_pb2"), pytest.importorskip("grpc_health.v1.health_pb2_grpc")
         assert refusal(health_pb2_grpc.HealthStub(served.channel).Check, health_pb2.HealthCheckRequest(service="x"))[0] is Code.NOT_FOUND
 
     def test_requests_come_by_a_unix_socket_too(self, served: Target) -> None:

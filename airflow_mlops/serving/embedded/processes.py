@@ -166,6 +166,7 @@ class Zygote:
                 await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
                 self._tell(Start(process.number, order), [theirs.fileno()])
             except OSError as error:
+                self._models.pop(process.number, None)  # nobody will tell how it ended
                 process.retire()
                 raise Shortage(grpc.StatusCode.UNAVAILABLE, f"No process could be started: {error}") from error
         return process
