@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -18,13 +19,18 @@ from airflow_mlops.serving.embedded.requests import Model
 from airflow_mlops.serving.embedded.runner import METHODS
 from airflow_mlops.serving.embedded.tensorflow_c import TensorFlowError, load_library, start_threads
 
-_NICENESS = 19
 _LOGGED = {
     "predict_log": Kind.PREDICT,
     "classify_log": Kind.CLASSIFY,
     "regress_log": Kind.REGRESS,
     "multi_inference_log": Kind.MULTI_INFERENCE,
 }
+
+
+def step_back(thread: int = 0) -> None:
+    """Let a thread of this process (0: this one), and those it starts, run only when no core has better to do: nobody waits for it."""
+    with contextlib.suppress(OSError):  # the thread is gone, or a sandbox does not know this policy
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def load(order: Order) -> Model:
@@ -35,7 +41,7 @@ def load(order: Order) -> Model:
     result: list[Model | Exception] = []
 
     def slowly() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        step_back()
         try:
             model = Model(order.name, order.version, Servable(Path(order.path), order.tags, order.config), order.as_content)
             if order.warm_up:

@@ -55,6 +55,7 @@ _SHORT = {  # giving up the lock for these would let another thread in between e
     "TF_SetConfig": (None, [c_void_p, c_char_p, c_size_t, c_void_p]),
     "TF_NewBuffer": (POINTER(_Buffer), []),
     "TF_DeleteBuffer": (None, [POINTER(_Buffer)]),
+    "TF_GetAllOpList": (POINTER(_Buffer), []),
     "TF_GraphOperationByName": (c_void_p, [c_void_p, c_char_p]),
     "TF_AllocateTensor": (c_void_p, [c_int, c_void_p, c_int, c_size_t]),
     "TF_DeleteTensor": (None, [c_void_p]),
@@ -123,6 +124,11 @@ class _Status:
         code = library().GetCode(self.handle)
         if code:
             raise TensorFlowError(code, library().Message(self.handle).decode(errors="replace"))
+
+
+def register() -> None:
+    """Let TensorFlow build its table of operations, 20 ms of work that it does at their first use; starts no thread."""
+    library().DeleteBuffer(library().GetAllOpList())
 
 
 def load_library(path: str) -> None:

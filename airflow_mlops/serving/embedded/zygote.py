@@ -22,13 +22,13 @@ from pathlib import Path
 
 from airflow_mlops.serving.embedded import worker
 from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, NotStarted, Order, Start, Started
-from airflow_mlops.serving.embedded.tensorflow_c import library
+from airflow_mlops.serving.embedded.tensorflow_c import register
 
 
 def main(control: socket.socket) -> None:
     """Obey `control` (SOCK_SEQPACKET) until its other end is closed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    library()
+    register()
     _check_alone()
     gc.freeze()  # what is there now stays shared: collecting it would copy every page that holds a reference count
     woken, wake = socket.socketpair()
