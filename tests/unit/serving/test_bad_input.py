@@ -43,7 +43,7 @@ def server(serving_models: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     (home / "models.config").write_text("model_config_list {}")
     limits = {"rest_api_timeout_in_ms": REST_TIMEOUT, "run_timeout_in_ms": RUN_TIMEOUT, "load_timeout_in_ms": LOAD_TIMEOUT}
     flags = [f"--{name}={int(seconds * 1000)}" for name, seconds in limits.items()]
-    server = EmbeddedServer(home / "models.config", (*flags, "--file_system_poll_wait_seconds=0.2"))
+    server = EmbeddedServer(home / "models.config", (*flags, "--file_system_poll_wait_seconds=0.2", "--max_num_load_retries=1"))
     server.start()
     yield server
     assert server.process.poll() is None, server.log.read_text()[-5000:]
@@ -80,7 +80,12 @@ def numbers() -> Iterator[int]:
 def processes(server: EmbeddedServer) -> set[int]:
     """Return the ids of all processes of the server that run."""
     front = psutil.Process(server.process.pid)
-    return {process.pid for process in (front, *front.children(recursive=True)) if process.status() != psutil.STATUS_ZOMBIE}
+    running = set()
+    for process in (front, *front.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if process.status() != psutil.STATUS_ZOMBIE:
+                running.add(process.pid)
+    return running
 
 
 def ask(rough: Target, signature: str, seconds: float = 1.0, *, model: str = "trouble", version: int = 1, timeout: float = SECONDS) -> Any:
