@@ -22,7 +22,8 @@
     │   ├── PublishError
     │   └── RolloutFailed           says to which version it went back
     ├── LedgerError
-    │   └── LedgerUnavailable       retryable
+    │   ├── LedgerUnavailable       retryable
+    │   └── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     └── StageError
         ├── StageKilled             retryable: the stage's process died without a result
         └── ResultInvalid           the result record is missing, half-written or its digests do not hold
@@ -137,6 +138,10 @@ class LedgerUnavailable(LedgerError):
     """The ledger's database did not answer."""
 
     retryable = True
+
+
+class AuditTrailBroken(LedgerError):
+    """The audit trail is not as it was written; the message names the place."""
 
 
 class StageError(MlopsError):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
-from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, REJECTIONS, Store, insert_new, now
+from airflow_mlops.ledger.store import Store, insert_new, now
+from airflow_mlops.ledger.tables import CLAIMS, DATASET_VERSIONS, REJECTIONS
 from airflow_mlops.results import DatasetVersion
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from airflow_mlops.ledger.store import CLAIMS, DATASET_VERSIONS, EFFECTS, REJECTIONS, Store
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.tables import CLAIMS, DATASET_VERSIONS, EFFECTS, REJECTIONS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 
 from airflow_mlops.artifacts import canonical_json
 from airflow_mlops.exceptions import LedgerError
-from airflow_mlops.ledger.store import EFFECTS, Store, insert_new, now
+from airflow_mlops.ledger.store import Store, insert_new, now
+from airflow_mlops.ledger.tables import EFFECTS
 
 
 def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The ledger's tables and its transactions: SQLite by default, PostgreSQL in production.
+"""The ledger's database and its transactions: SQLite by default, PostgreSQL in production.
 
 Every public function of this room is one transaction. On SQLite a transaction takes the write lock at once (``BEGIN IMMEDIATE``), so that
 two processes that read and then write can not both win; on PostgreSQL the unique keys decide.
@@ -17,64 +17,9 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from airflow_mlops.exceptions import LedgerError, LedgerUnavailable, SpecError
+from airflow_mlops.ledger import migrations
 
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-METADATA = sa.MetaData()
-
-
-class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A time with its zone; SQLite forgets the zone, and all times here are UTC."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-DATASET_VERSIONS = sa.Table(
-    "dataset_versions",
-    METADATA,
-    sa.Column("dataset", sa.String(250), primary_key=True),
-    sa.Column("key", sa.String(500), primary_key=True),  # its digest; for a version that arrived broken a key of its own
-    sa.Column("digest", sa.String(80), nullable=True),
-    sa.Column("name", sa.String(255), nullable=False),  # of a directory, which may be this long
-    sa.Column("uri", sa.Text, nullable=False),
-    sa.Column("problem", sa.Text, nullable=True),  # why a version that arrived broken was announced as broken
-    sa.Column("announced_at", UtcDateTime, nullable=False),
-)
-
-CLAIMS = sa.Table(
-    "dataset_claims",
-    METADATA,
-    sa.Column("dataset", sa.String(250), primary_key=True),
-    sa.Column("digest", sa.String(80), primary_key=True),
-    sa.Column("purpose", sa.String(501), primary_key=True),  # the DAG id of who wants the version; of a repeated run "DAG id/run id"
-    sa.Column("run_id", sa.String(250), nullable=False),
-    sa.Column("claimed_at", UtcDateTime, nullable=False),
-)
-
-REJECTIONS = sa.Table(
-    "dataset_rejections",
-    METADATA,
-    sa.Column("dataset", sa.String(250), primary_key=True),
-    sa.Column("digest", sa.String(80), primary_key=True),
-    sa.Column("reason", sa.Text, nullable=False),  # in the words of the validation that saw it last
-    sa.Column("rejected_at", UtcDateTime, nullable=False),
-)
-
-EFFECTS = sa.Table(
-    "effects",
-    METADATA,
-    sa.Column("key", sa.String(500), primary_key=True),
-    sa.Column("kind", sa.String(80), nullable=False),
-    sa.Column("request", sa.JSON, nullable=False),
-    sa.Column("result", sa.JSON(none_as_null=True), nullable=True),
-    sa.Column("asked_at", UtcDateTime, nullable=False),
-    sa.Column("applied_at", UtcDateTime, nullable=True),
-)
 
 
 class Store:
@@ -83,13 +28,14 @@ class Store:
     :param url: SQLAlchemy URL, for instance ``sqlite:////srv/mlops/ledger.db``.
     :raises SpecError: when the URL is none, or names a database or a driver that is not there.
     :raises LedgerUnavailable: when the database does not answer or its file can not be opened.
+    :raises LedgerError: when the database is no ledger, or one of a newer version of this package.
     """
 
     def __init__(self, url: str | URL) -> None:
         self.engine = _engine(url)
         try:
             with self.transaction() as connection:
-                METADATA.create_all(connection)
+                migrations.upgrade(connection)
         except BaseException:
             self.close()  # who waits for the database tries again and again
             raise

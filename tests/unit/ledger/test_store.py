@@ -10,7 +10,8 @@ import pytest
 
 from airflow_mlops.exceptions import LedgerError, LedgerUnavailable, SpecError
 from airflow_mlops.ledger import datasets
-from airflow_mlops.ledger.store import CLAIMS, Store, now
+from airflow_mlops.ledger.store import Store, now
+from airflow_mlops.ledger.tables import CLAIMS
 from tests.fakes import dataset_version
 
 

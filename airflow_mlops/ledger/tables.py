@@ -1,0 +1,86 @@
+"""The ledger's tables. A change here needs a migration in ``migrations/versions``; a test compares the two."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """A time with its zone; SQLite forgets the zone, and all times here are UTC."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+DATASET_VERSIONS = sa.Table(
+    "dataset_versions",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("key", sa.String(500), primary_key=True),  # its digest; for a version that arrived broken a key of its own
+    sa.Column("digest", sa.String(80), nullable=True),
+    sa.Column("name", sa.String(255), nullable=False),  # of a directory, which may be this long
+    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("problem", sa.Text, nullable=True),  # why a version that arrived broken was announced as broken
+    sa.Column("announced_at", UtcDateTime, nullable=False),
+)
+
+CLAIMS = sa.Table(
+    "dataset_claims",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("purpose", sa.String(501), primary_key=True),  # the DAG id of who wants the version; of a repeated run "DAG id/run id"
+    sa.Column("run_id", sa.String(250), nullable=False),
+    sa.Column("claimed_at", UtcDateTime, nullable=False),
+)
+
+REJECTIONS = sa.Table(
+    "dataset_rejections",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),  # in the words of the validation that saw it last
+    sa.Column("rejected_at", UtcDateTime, nullable=False),
+)
+
+EFFECTS = sa.Table(
+    "effects",
+    METADATA,
+    sa.Column("key", sa.String(500), primary_key=True),
+    sa.Column("kind", sa.String(80), nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON(none_as_null=True), nullable=True),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("applied_at", UtcDateTime, nullable=True),
+    sa.Column("read_back_at", UtcDateTime, nullable=True),  # when what was applied was also seen
+)
+
+REIGNS = sa.Table(
+    "reigns",
+    METADATA,
+    sa.Column("model", sa.String(250), primary_key=True),
+    sa.Column("token", sa.BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3...: who inserts the next one is champion
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("previous", sa.BigInteger, nullable=True),
+    sa.Column("intent", sa.String(500), nullable=False, unique=True),
+    sa.Column("digest", sa.String(80), nullable=True),  # of the model's files, as they were evaluated
+    sa.Column("since", UtcDateTime, nullable=False),
+)
+
+AUDIT_EVENTS = sa.Table(
+    "audit_events",
+    METADATA,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(80), nullable=False, index=True),
+    sa.Column("subject", sa.String(300), nullable=False, index=True),
+    sa.Column("line", sa.Text, nullable=False),  # the event as it is exported; what else this row says is for searching
+)

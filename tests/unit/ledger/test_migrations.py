@@ -1,0 +1,92 @@
+"""A ledger of an older version is brought up to date when it is opened, one of a newer version is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from airflow_mlops.exceptions import LedgerError
+from airflow_mlops.ledger import datasets, migrations
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.tables import METADATA
+
+SCRIPTS = Path(migrations.__file__).parent
+# What version 0.1 wrote, before there were migrations.
+OLD = """
+CREATE TABLE dataset_versions (dataset VARCHAR(250) NOT NULL, "key" VARCHAR(500) NOT NULL, digest VARCHAR(80), name VARCHAR(255) NOT NULL,
+    uri TEXT NOT NULL, problem TEXT, announced_at DATETIME NOT NULL, PRIMARY KEY (dataset, "key"));
+CREATE TABLE dataset_claims (dataset VARCHAR(250) NOT NULL, digest VARCHAR(80) NOT NULL, purpose VARCHAR(501) NOT NULL,
+    run_id VARCHAR(250) NOT NULL, claimed_at DATETIME NOT NULL, PRIMARY KEY (dataset, digest, purpose));
+CREATE TABLE dataset_rejections (dataset VARCHAR(250) NOT NULL, digest VARCHAR(80) NOT NULL, reason TEXT NOT NULL, rejected_at DATETIME NOT NULL,
+    PRIMARY KEY (dataset, digest));
+CREATE TABLE effects ("key" VARCHAR(500) NOT NULL, kind VARCHAR(80) NOT NULL, request JSON NOT NULL, result JSON, asked_at DATETIME NOT NULL,
+    applied_at DATETIME, PRIMARY KEY ("key"));
+INSERT INTO dataset_versions VALUES ('digits', 'sha256:v1', 'sha256:v1', '2026-01-01', '/inbox/2026-01-01', NULL, '2026-01-01 00:00:00');
+"""
+
+
+def test_the_scripts_lead_to_the_tables_that_the_code_expects(store: Store) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": migrations.VERSION_TABLE, "compare_type": True})
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_a_ledger_from_before_migrations_keeps_its_rows(database: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.executescript(OLD)
+    store = Store(f"sqlite:///{database}")
+    assert datasets.announced(store, "digits") == {"sha256:v1"}
+    assert "read_back_at" in {column["name"] for column in sa.inspect(store.engine).get_columns("effects")}
+    assert sa.inspect(store.engine).has_table("reigns")
+    store.close()
+
+
+def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(store: Store, database: Path) -> None:
+    with store.transaction() as connection:
+        connection.execute(sa.text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))
+    store.close()
+    before = database.read_bytes()
+    with pytest.raises(LedgerError, match=r"schema 9999; expected at most 0002.*A newer version has used it") as caught:
+        Store(f"sqlite:///{database}")
+    assert not caught.value.retryable
+    assert database.read_bytes() == before
+
+
+def test_an_upgrade_that_is_interrupted_has_not_begun(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.executescript(OLD)
+
+    def no_such_thing(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("alembic.op.add_column", no_such_thing)
+        Store(f"sqlite:///{database}")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert tables == {"dataset_versions", "dataset_claims", "dataset_rejections", "effects"}
+    Store(f"sqlite:///{database}").close()
+
+
+def test_several_that_open_a_new_ledger_at_once_all_find_it_whole(database: Path) -> None:
+    code = f"from airflow_mlops.ledger.store import Store; Store('sqlite:///{database}').close()"
+    opening = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+    assert [process.wait() for process in opening] == [0, 0, 0, 0]
+
+
+def test_opening_a_ledger_that_is_up_to_date_does_not_import_alembic(store: Store, database: Path) -> None:
+    code = f"import sys; from airflow_mlops.ledger.store import Store; Store('sqlite:///{database}').close(); sys.exit('alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
