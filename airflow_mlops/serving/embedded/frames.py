@@ -3,11 +3,15 @@
 A call carries its number, its kind, its deadline (seconds of the machine's monotonic clock, which all its processes share) and the client's
 bytes untouched. An answer carries the number, a gRPC status code, the microseconds the model ran, and the bytes for the client or the words
 of the error. Number 0 is the process itself: its signatures once it is ready, or an error when it could not load.
+
+What must not wait in that socket behind other calls stands on a `Board` that both see.
 """
 
 from __future__ import annotations
 
 import enum
+import mmap
+import os
 import select
 import socket
 import struct
@@ -17,6 +21,7 @@ from typing import NamedTuple
 _CALL = struct.Struct("<QQBd")
 _ANSWER = struct.Struct("<QQHI")
 _CHUNK = 1 << 18
+_SLOTS = 1 << 14  # more than may wait by default: two numbers of one slot are rare, and the worst is a run for nobody
 HUNG = 86  # exit status of a model's process that ended itself because a run took too long
 
 
@@ -58,6 +63,43 @@ def pack_call(call: Call) -> bytes:
 def pack_answer(answer: Answer) -> bytes:
     """Return an answer as one frame."""
     return _ANSWER.pack(len(answer.payload), answer.number, answer.code, min(answer.run_micros, 2**32 - 1)) + answer.payload
+
+
+class Board:
+    """Memory that the front and one model's process share: a look costs no system call, and what is written is seen before what was sent earlier.
+
+    The front writes the numbers of calls that nobody waits for any more (`in` tells), the process raises `beats` while it is alive.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._slots = memoryview(mmap.mmap(descriptor, 8 * (_SLOTS + 1))).cast("Q")
+
+    @staticmethod
+    def descriptor() -> int:
+        """Return the descriptor of a new board, which its caller closes."""
+        descriptor = os.memfd_create("board")
+        os.ftruncate(descriptor, 8 * (_SLOTS + 1))
+        return descriptor
+
+    def close(self) -> None:
+        """Give back the shared memory; what is written from now on is seen by nobody."""
+        self._slots = memoryview(bytearray(8 * (_SLOTS + 1))).cast("Q")
+
+    def leave(self, number: int) -> None:
+        """Nobody waits for the answer to this call."""
+        self._slots[number % _SLOTS] = number
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self._slots[number % _SLOTS] == number != 0
+
+    @property
+    def beats(self) -> int:
+        """How often the process said that it is alive."""
+        return self._slots[_SLOTS]
+
+    def beat(self) -> None:
+        """Say that this process is alive; for one thread, which does nothing that may take long."""
+        self._slots[_SLOTS] += 1
 
 
 class CallReader:

@@ -11,7 +11,7 @@ import grpc
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.metrics import Metrics
-from airflow_mlops.serving.embedded.processes import ModelProcess
+from airflow_mlops.serving.embedded.model_process import ModelProcess
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.versions import Versions
 

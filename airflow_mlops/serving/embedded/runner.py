@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -37,12 +37,23 @@ class Outcome(NamedTuple):
     micros: int = 0
 
 
-class Runner:
-    """Answers calls with `model`, joined as `parameters` say (None: each by itself). May be used by several threads at once."""
+class Asked(NamedTuple):
+    """One call, ready to be run."""
 
-    def __init__(self, model: Model, parameters: BatchingParameters | None) -> None:
+    call: Call
+    prepared: Prepared
+
+
+class Runner:
+    """Answers calls with `model`, joined as `parameters` say (None: each by itself). May be used by several threads at once.
+
+    A call whose number is in `left`, or whose deadline has passed, is not run: nobody waits for it. A run that has begun can not be ended.
+    """
+
+    def __init__(self, model: Model, parameters: BatchingParameters | None, left: Container[int] = ()) -> None:
         self._model = model
         self._parameters = parameters
+        self._left = left
         self._unlike: set[str] = set()  # signatures whose outputs do not have one row per input row
         self._began: dict[int, float] = {}
 
@@ -54,19 +65,26 @@ class Runner:
     def answers(self, calls: Iterable[Call]) -> list[Answer]:
         """Return one answer per call, in any order; never raises."""
         answers: list[Answer] = []
-        ready: list[tuple[Call, Prepared]] = []
+        ready: list[Asked] = []
         for call in calls:
             try:
-                if 0 < call.deadline < time.monotonic():
-                    raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "The request waited past its deadline")
-                ready.append((call, METHODS[call.kind](self._model, call.payload)))
+                self._check_awaited(call)
+                ready.append(Asked(call, METHODS[call.kind](self._model, call.payload)))
             except Exception as error:
                 answers.append(self._refused(call, error, 0))
-        for (call, prepared), outcome in zip(ready, self._outcomes([prepared for _, prepared in ready]), strict=True):
-            answers.append(self._answered(call, prepared, outcome))
+        for asked, outcome in zip(ready, self._outcomes(ready), strict=True):
+            answers.append(self._answered(asked, outcome))
         return answers
 
-    def _answered(self, call: Call, prepared: Prepared, outcome: Outcome) -> Answer:
+    def _check_awaited(self, call: Call) -> None:
+        """Raise `Refusal` if nobody waits for the answer any more."""
+        if 0 < call.deadline < time.monotonic():
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "The request waited past its deadline")
+        if call.number in self._left:
+            raise Refusal(grpc.StatusCode.CANCELLED, "The client went away")
+
+    def _answered(self, asked: Asked, outcome: Outcome) -> Answer:
+        call, prepared = asked
         if outcome.error is not None:
             return self._refused(call, outcome.error, outcome.micros)
         try:
@@ -82,47 +100,48 @@ class Runner:
             error = Refusal(code, words or f"{type(error).__name__}: {error}")
         return Answer(call.number, error.code.value[0], micros, str(error).encode(errors="replace"))
 
-    def _outcomes(self, prepared: Sequence[Prepared]) -> list[Outcome]:
+    def _outcomes(self, ready: Sequence[Asked]) -> list[Outcome]:
         if self._parameters is None:
-            return [self._alone(one.runs) for one in prepared]
+            return [self._alone(call, one.runs) for call, one in ready]
         outcomes: dict[int, Outcome] = {}
         groups: dict[Any, list[int]] = {}
-        for number, one in enumerate(prepared):
+        for number, (call, one) in enumerate(ready):
             run = one.runs[0] if len(one.runs) == 1 else None
             if run is None or run.signature in self._unlike or not batching.num_rows(run.inputs):
-                outcomes[number] = self._alone(one.runs)
+                outcomes[number] = self._alone(call, one.runs)
             else:
                 alike = batching.likeness(run.inputs, self._parameters)
                 groups.setdefault((run.signature, run.wanted, alike), []).append(number)
         for numbers in groups.values():
             try:
-                found = self._grouped([prepared[number].runs[0] for number in numbers], self._parameters)
+                found = self._grouped([ready[number] for number in numbers], self._parameters)
             except Exception as error:  # joining them takes memory
                 found = [Outcome(error=error)] * len(numbers)
             outcomes.update(zip(numbers, found, strict=True))
-        return [outcomes[number] for number in range(len(prepared))]
+        return [outcomes[number] for number in range(len(ready))]
 
-    def _grouped(self, runs: Sequence[Run], parameters: BatchingParameters) -> list[Outcome]:
+    def _grouped(self, ready: Sequence[Asked], parameters: BatchingParameters) -> list[Outcome]:
         """Return the outcomes of alike runs, in batches of at most as many rows as the parameters allow."""
-        rows = [batching.num_rows(run.inputs) or 0 for run in runs]
+        rows = [batching.num_rows(one.prepared.runs[0].inputs) or 0 for one in ready]
         outcomes: list[Outcome] = []
         for batch in batching.batches(rows, parameters.largest_run):
-            members, sizes = [runs[number] for number in batch], [rows[number] for number in batch]
+            members, sizes = [ready[number] for number in batch], [rows[number] for number in batch]
             if sizes[0] > parameters.largest_run:  # such a request is a batch of its own
                 outcomes.append(self._large(members[0], sizes[0], parameters))
             else:
-                outcomes += self._together(members, sizes, parameters)
+                outcomes += self._awaited(members, sizes, parameters)
         return outcomes
 
-    def _large(self, run: Run, rows: int, parameters: BatchingParameters) -> Outcome:
+    def _large(self, asked: Asked, rows: int, parameters: BatchingParameters) -> Outcome:
         if not parameters.enable_large_batch_splitting:
             return Outcome(error=invalid(f"Task size {rows} is larger than maximum input batch size {parameters.max_batch_size}"))
+        run = asked.prepared.runs[0]
         outputs: list[Outputs] = []
         micros = 0
         for inputs in batching.pieces(run.inputs, rows, parameters.largest_run):
             sizes = [batching.num_rows(inputs) or 0]
             padded = batching.joined([inputs], parameters)
-            done = self._alone([run._replace(inputs=padded)])
+            done = self._alone(asked.call, [run._replace(inputs=padded)])
             if done.error is not None:
                 return done
             parts = batching.split(done.outputs[0], sizes, batching.num_rows(padded) or 0)
@@ -133,22 +152,41 @@ class Runner:
             micros += done.micros
         return Outcome([{name: np.concatenate([part[name] for part in outputs]) for name in run.wanted}], None, micros)
 
-    def _together(self, runs: Sequence[Run], rows: Sequence[int], parameters: BatchingParameters) -> list[Outcome]:
+    def _awaited(self, members: Sequence[Asked], rows: Sequence[int], parameters: BatchingParameters) -> list[Outcome]:
+        """Return the outcomes of one batch, without those whose clients went away while the batch before it was run."""
+        outcomes: list[Outcome | None] = [self._left_behind(one.call) for one in members]
+        awaited = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        found = iter(self._together([members[number] for number in awaited], [rows[number] for number in awaited], parameters) if awaited else ())
+        return [next(found) if outcome is None else outcome for outcome in outcomes]
+
+    def _together(self, members: Sequence[Asked], rows: Sequence[int], parameters: BatchingParameters) -> list[Outcome]:
+        runs = [one.prepared.runs[0] for one in members]
         try:
             inputs = batching.joined([run.inputs for run in runs], parameters)
         except (ValueError, MemoryError):
-            return [self._alone([run]) for run in runs]
+            return [self._alone(member.call, member.prepared.runs) for member in members]
         total = batching.num_rows(inputs) or 0
-        done = self._alone([runs[0]._replace(inputs=inputs)])
+        done = self._run([runs[0]._replace(inputs=inputs)])
         if done.error is None:
             if (parts := batching.split(done.outputs[0], rows, total)) is not None:
                 return [Outcome([part], None, done.micros) for part in parts]
             self._unlike.add(runs[0].signature)
         if len(runs) == 1 and total == rows[0]:
             return [done]
-        return [self._alone([run]) for run in runs]  # one bad request, or a signature that can not be joined, is nobody else's error
+        # One bad request, or a signature that can not be joined, is nobody else's error.
+        return [self._alone(member.call, member.prepared.runs) for member in members]
 
-    def _alone(self, runs: Sequence[Run]) -> Outcome:
+    def _left_behind(self, call: Call) -> Outcome | None:
+        try:
+            self._check_awaited(call)
+        except Refusal as refusal:
+            return Outcome(error=refusal)
+        return None
+
+    def _alone(self, call: Call, runs: Sequence[Run]) -> Outcome:
+        return self._left_behind(call) or self._run(runs)
+
+    def _run(self, runs: Sequence[Run]) -> Outcome:
         thread, began = threading.get_ident(), time.monotonic()
         self._began[thread] = began
         outputs: list[Outputs] = []

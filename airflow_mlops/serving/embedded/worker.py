@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded.frames import HUNG, Answer, Call, CallReader, pack_answer
+from airflow_mlops.serving.embedded.frames import HUNG, Answer, Board, Call, CallReader, pack_answer
 from airflow_mlops.serving.embedded.load import load, step_back
 from airflow_mlops.serving.embedded.orders import Order
 from airflow_mlops.serving.embedded.refusal import Refusal
@@ -27,13 +27,14 @@ from airflow_mlops.serving.embedded.requests import Model
 from airflow_mlops.serving.embedded.runner import Runner
 
 log = logging.getLogger(__name__)
+_BEAT_SECONDS = 1.0
 _SWITCH_SECONDS = 0.0005  # a thread that only passes bytes on must not wait 5 ms for one that parses
 
 
-def serve(order: Order, sock: socket.socket) -> None:
+def serve(order: Order, sock: socket.socket, board: Board) -> None:
     """Load what `order` names, say so, and answer until the other end of `sock` is closed; ends the process."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    worker = Worker(order, sock)
+    worker = Worker(order, sock, board)
     # Already while it loads: a front that is gone, or has given up, needs no model.
     threading.Thread(target=worker.watch, name="watch", daemon=True).start()
     try:
@@ -47,9 +48,10 @@ def serve(order: Order, sock: socket.socket) -> None:
 class Worker:
     """Answers calls from `sock` in as many threads as `order` says."""
 
-    def __init__(self, order: Order, sock: socket.socket) -> None:
+    def __init__(self, order: Order, sock: socket.socket, board: Board) -> None:
         self._order = order
         self._socket = sock
+        self._board = board
         self._reader = CallReader(sock)
         self._runner: Runner | None = None
         self._turn = threading.Lock()
@@ -57,7 +59,7 @@ class Worker:
 
     def answer_with(self, model: Model) -> None:
         """Say that the model is ready, with its signatures, and answer calls until the front is gone."""
-        runner = self._runner = Runner(model, self._order.batching)
+        runner = self._runner = Runner(model, self._order.batching, self._board)
         signatures = protos.get_model_metadata_pb2.SignatureDefMap()
         for name, definition in model.servable.signature_defs.items():
             signatures.signature_def[name].CopyFrom(definition)
@@ -74,12 +76,13 @@ class Worker:
             self._socket.sendall(frames)
 
     def watch(self) -> None:
-        """End the process when the front is gone, even while every thread runs, or when a run exceeds its limit."""
+        """Tell the front that this process is alive; end it when the front is gone, even while every thread runs, or when a run exceeds its limit."""
         limit = self._order.run_timeout_seconds
         gone = select.poll()
         gone.register(self._socket, select.POLLRDHUP)
-        while not gone.poll(min(1000.0, limit * 250) if limit else None):
-            if self._runner is not None and self._runner.longest() > limit:
+        while not gone.poll(min(_BEAT_SECONDS, limit / 4 or _BEAT_SECONDS) * 1000):
+            self._board.beat()
+            if limit and self._runner is not None and self._runner.longest() > limit:
                 log.error("model %s version %s: a run took more than %g s", self._order.name, self._order.version, limit)
                 os._exit(HUNG)
         _leave()

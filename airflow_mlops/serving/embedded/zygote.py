@@ -3,8 +3,8 @@
 A fork takes milliseconds and shares what was loaded; a fresh process would take a second of CPU, just when a new version is to be loaded
 beside serving ones. Forking is only safe while there is a single thread, so nothing here may start one (`_check_alone`).
 
-It obeys one socket: a `Start` with the model's end of a socket pair starts a process, a `Kill` ends one. It tells what it started and how each
-ended, and ends with the front.
+It obeys one socket: a `Start` with the model's end of a socket pair and its `Board` starts a process, a `Kill` ends one. It tells what it started
+and how each ended, and ends with the front.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from airflow_mlops.serving.embedded import worker
+from airflow_mlops.serving.embedded.frames import Board
 from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, NotStarted, Order, Start, Started
 from airflow_mlops.serving.embedded.tensorflow_c import register
 
@@ -55,7 +56,7 @@ def main(control: socket.socket) -> None:
 def _received(control: socket.socket) -> tuple[bytes, list[int]]:
     """Return a message and what came with it, nothing when the front is gone."""
     try:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 2)
     except ConnectionResetError:  # it went with messages of ours unread
         return b"", []
     return message, descriptors
@@ -73,21 +74,21 @@ def _obey(message: Start | Kill, descriptors: list[int], control: socket.socket,
     else:
         if pid == 0:
             control.close()
-            _become(message.order, descriptors[0])
+            _become(message.order, *descriptors)
         children[pid] = message.number
         _tell(control, Started(message.number, pid))
     for descriptor in descriptors:
         os.close(descriptor)
 
 
-def _become(order: Order, descriptor: int) -> None:
+def _become(order: Order, sock: int, board: int) -> None:
     """Turn the forked process into the model's."""
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # if memory runs out, better one model than the front
             Path("/proc/self/oom_score_adj").write_text("500")
-        worker.serve(order, socket.socket(fileno=descriptor))
+        worker.serve(order, socket.socket(fileno=sock), Board(board))
     except BaseException:
         logging.exception("model %s version %s", order.name, order.version)
     finally:

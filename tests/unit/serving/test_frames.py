@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_mlops.serving.embedded.frames import Answer, AnswerParser, Call, CallReader, Kind, pack_answer, pack_call
+from airflow_mlops.serving.embedded.frames import Answer, AnswerParser, Board, Call, CallReader, Kind, pack_answer, pack_call
 
 LARGE = (1 << 20) + 3  # several times what is received at once
 BODIES = st.one_of(st.binary(max_size=40), st.sampled_from([b"", b"x" * ((1 << 18) - 25), b"y" * (1 << 18), bytes(range(256)) * 1100]))
@@ -145,3 +147,44 @@ class TestAnswerParser:
 
     def test_a_run_of_more_than_an_hour_is_counted_as_one(self) -> None:
         assert answers_of(iter([pack_answer(ANSWER._replace(run_micros=2**40))])) == [ANSWER._replace(run_micros=2**32 - 1)]
+
+
+class TestBoard:
+    @pytest.fixture
+    def boards(self) -> Iterator[tuple[Board, Board]]:
+        descriptor = Board.descriptor()
+        front, process = Board(descriptor), Board(descriptor)
+        os.close(descriptor)
+        yield front, process
+
+    def test_who_was_left_is_seen_by_the_other_and_nobody_else_is(self, boards: tuple[Board, Board]) -> None:
+        front, process = boards
+        assert 1 not in process and 0 not in process
+        front.leave(1)
+        front.leave(2**63)
+        assert (1 in process, 2**63 in process) == (True, True)
+        assert not any(number in process for number in (0, 2, 1 + (1 << 14), 2**63 + 1))
+
+    def test_of_two_numbers_that_share_a_place_the_later_is_known(self, boards: tuple[Board, Board]) -> None:
+        """So that the worst is a run for nobody, never a request that is not answered."""
+        front, process = boards
+        front.leave(3)
+        front.leave(3 + (1 << 14))
+        assert (3 in process, 3 + (1 << 14) in process) == (False, True)
+
+    def test_beats_are_counted_beside_all_numbers(self, boards: tuple[Board, Board]) -> None:
+        front, process = boards
+        for number in range(1, (1 << 14) + 1):
+            front.leave(number)
+        process.beat()
+        process.beat()
+        assert front.beats == 2
+        assert all(number in process for number in range(1, (1 << 14) + 1))
+
+    def test_one_that_is_closed_holds_nothing_and_tells_nobody(self, boards: tuple[Board, Board]) -> None:
+        front, process = boards
+        before = psutil.Process().num_fds()
+        front.close()
+        front.leave(5)
+        assert 5 not in process
+        assert psutil.Process().num_fds() == before - 1

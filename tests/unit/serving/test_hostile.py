@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import http.client
 import json
 import os
 import resource
@@ -10,18 +12,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import psutil
 import pytest
 
 from airflow_mlops.serving import config, protos
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
+from airflow_mlops.serving.tensors import to_array, to_proto
 from tests.servers import EmbeddedServer, await_state
 from tests.serving_models import ROW, publish
 
@@ -39,6 +45,22 @@ def server(building_models: object, serving_models: Path, tmp_path_factory: pyte
     try:
         with server.client() as client:
             await_state(client, "linear", 1, "AVAILABLE")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def counting(building_models: object, serving_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server of the model ``many``, which counts the runs of its signature ``count``."""
+    home = tmp_path_factory.mktemp("counting")
+    publish(serving_models / "many", home / "many", 1)
+    server = EmbeddedServer(home / "models.config")
+    config.write(server.config_file, ServerConfig((ModelConfig("many", str(home / "many"), (1,)),)))
+    server.start()
+    try:
+        with server.client() as client:
+            await_state(client, "many", 1, "AVAILABLE")
         yield server
     finally:
         server.stop()
@@ -119,6 +141,142 @@ def test_a_head_without_end_is_cut_off(server: EmbeddedServer, rest: httpx.Clien
             for _ in range(1000):
                 sock.sendall(b"x: " + b"a" * 10_000 + b"\r\n")
                 time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        (b"nonsense\r\n\r\n", 400, "Invalid HTTP request received."),
+        (b"GET /v1/models/linear HTTP/1.1\r\nno colon\r\n\r\n", 400, "Invalid HTTP request received."),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", 400, "Invalid HTTP request received."),
+        (b"POST /v1/models/linear:predict HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400, "Invalid HTTP request received."),
+        (b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000, 431, "The request's head has more than 65536 bytes"),
+    ],
+    ids=["nonsense", "header", "path", "chunk", "head"],
+)
+def test_what_is_no_http_is_refused_in_json(server: EmbeddedServer, rest: httpx.Client, sent: bytes, status: int, words: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=5) as sock:
+        sock.sendall(sent)
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        assert (answer.status, answer.headers["content-type"], json.loads(answer.read())) == (status, "application/json", {"error": words})
+        assert sock.recv(1) == b""
+
+
+def count_request() -> Any:
+    request = protos.predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "many", "count"
+    request.inputs["x"].CopyFrom(to_proto(np.zeros(1, np.float32)))
+    return request
+
+
+def count(server: EmbeddedServer) -> int:
+    """Return how often the model was run, this time included."""
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        response = protos.prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(count_request(), timeout=60)
+    return int(to_array(response.outputs["calls"])[0])
+
+
+@contextlib.contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+@pytest.mark.parametrize("timeout", [None, 0.5], ids=["cancelled", "too late"])
+def test_no_run_is_made_for_grpc_clients_that_went_away(counting: EmbeddedServer, timeout: float | None) -> None:
+    before = count(counting)
+    with grpc.insecure_channel(counting.grpc_address) as channel, stopped(model_process(counting)):
+        predict = protos.prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+        asking = [predict.future(count_request(), timeout=timeout) for _ in range(20)]
+        time.sleep(0.3)  # all of them wait in the process's socket
+        for one in asking if timeout is None else ():
+            one.cancel()
+        codes = {one.code() for one in asking}
+        time.sleep(0.3)
+    assert codes == {grpc.StatusCode.CANCELLED if timeout is None else grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert count(counting) == before + 1
+
+
+def test_no_run_is_made_for_rest_clients_that_went_away_and_the_log_does_not_speak_of_them(counting: EmbeddedServer) -> None:
+    before = count(counting)
+    body = b'{"signature_name": "count", "instances": [1.0]}'
+    head = b"POST /v1/models/many:predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with stopped(model_process(counting)), contextlib.ExitStack() as closing:
+        for _ in range(20):
+            sock = closing.enter_context(socket.create_connection(("127.0.0.1", counting.rest_port)))
+            sock.sendall(head + body)
+        time.sleep(0.3)
+        closing.close()
+        time.sleep(0.3)
+    assert count(counting) == before + 1
+    assert "Traceback" not in counting.log.read_text()
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_answer_is_no_news(counting: EmbeddedServer) -> None:
+    body = b'{"instances": [' + b",".join([b"1.5"] * 3_000_000) + b"]}"
+    with socket.create_connection(("127.0.0.1", counting.rest_port), timeout=20) as sock:
+        sock.sendall(b"POST /v1/models/many:predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        assert sock.recv(15) == b"HTTP/1.1 200 OK"
+    count(counting)
+    assert "Traceback" not in counting.log.read_text()
+
+
+def test_a_model_process_that_stands_still_is_started_again(counting: EmbeddedServer) -> None:
+    process = model_process(counting)
+    process.suspend()
+    with pytest.raises(grpc.RpcError) as refused:
+        count(counting)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "gave no sign of life for 20 s and was killed" in refused.value.details()
+    with counting.client() as client:
+        await_state(client, "many", 1, "AVAILABLE")
+    assert count(counting) == 1  # of the new process
+    assert not process.is_running()
+
+
+def test_a_zygote_that_is_killed_under_load_is_started_again_beside_grpcs_threads(
+    building_models: object, serving_models: Path, tmp_path: Path
+) -> None:
+    """A fork that ran gRPC's handlers beside its busy threads could hang the front or the new zygote, so that no version is ever loaded again."""
+    server = EmbeddedServer(tmp_path / "models.config")
+    entry = ModelConfig("linear", str(tmp_path / "linear"), (1,))
+    publish(serving_models / "linear1", tmp_path / "linear", 1)
+    config.write(server.config_file, ServerConfig((entry,)))
+    server.start()
+    done, failed, over = 0, [], threading.Event()
+
+    def load() -> None:
+        nonlocal done
+        with server.client() as client:
+            while not over.is_set():
+                try:
+                    client.predict("linear", [ROW])
+                    done += 1
+                except Exception as error:
+                    failed.append(error)
+
+    clients = [threading.Thread(target=load) for _ in range(4)]
+    try:
+        with server.client() as client:
+            await_state(client, "linear", 1, "AVAILABLE")
+            for one in clients:
+                one.start()
+            for version in range(2, 5):
+                publish(serving_models / "linear1", tmp_path / "linear", version)
+                (zygote,) = (child for child in psutil.Process(server.process.pid).children() if child.status() != psutil.STATUS_ZOMBIE)
+                zygote.kill()
+                client.reload(ServerConfig((replace(entry, versions=(version - 1, version)),)))
+                await_state(client, "linear", version, "AVAILABLE")
+    finally:
+        over.set()
+        for one in clients:
+            one.join(20)
+        server.stop()
+    assert failed == [] and done > 100
 
 
 def test_a_client_that_offers_http2_with_its_request_is_answered(rest: httpx.Client) -> None:

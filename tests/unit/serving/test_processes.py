@@ -178,6 +178,51 @@ class TestAsking:
         await ended(process)
 
 
+@pytest.mark.parametrize("batching", [None, BatchingParameters(num_batch_threads=1)], ids=["alone", "batched"])
+class TestNobodyWaits:
+    """The process is stopped meanwhile, so that what it was asked waits in its socket; the model counts its runs."""
+
+    async def test_a_question_that_was_cancelled_while_it_waited_is_not_run(self, home: Home, batching: BatchingParameters | None) -> None:
+        process = await home.spawn("many", batching=batching)
+        os.kill(process.pid, signal.SIGSTOP)
+        asking = [asyncio.create_task(answer(process, float(number), signature="count", output="calls")) for number in range(50)]
+        await asyncio.sleep(0.1)
+        for one in asking[:49]:
+            one.cancel()
+        await asyncio.gather(*asking[:49], return_exceptions=True)
+        os.kill(process.pid, signal.SIGCONT)
+        assert await asking[49] == [1]
+        process.retire()
+        await ended(process)
+
+    async def test_a_question_whose_deadline_passed_while_it_waited_is_not_run(self, home: Home, batching: BatchingParameters | None) -> None:
+        process = await home.spawn("many", batching=batching)
+        os.kill(process.pid, signal.SIGSTOP)
+        until = asyncio.get_running_loop().time() + 0.2
+        late = [asyncio.create_task(process.ask(Kind.PREDICT, request(1.0, signature="count"), until)) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        os.kill(process.pid, signal.SIGCONT)
+        assert [code for code, _ in [await refusal(one) for one in late]] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 5
+        assert await answer(process, 1.0, signature="count", output="calls") == [1]
+        process.retire()
+        await ended(process)
+
+    async def test_cancelled_runs_make_room_for_others_at_once(self, home: Home, batching: BatchingParameters | None) -> None:
+        """Also large ones, which the process has not read whole when they are cancelled."""
+        process = await home.spawn("trouble", num_threads=1, batching=batching)
+        first = asyncio.create_task(answer(process, 0.5, signature="slow"))
+        await asyncio.sleep(0.1)
+        large = request(60.0, *np.zeros(1 << 18), signature="slow")
+        waiting = [asyncio.create_task(process.ask(Kind.PREDICT, large, 0.0)) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        for one in waiting:
+            one.cancel()
+        assert await answer(process, 1.0) == [1.0]
+        assert await first == [pytest.approx(0.5)]
+        process.retire()
+        await ended(process)
+
+
 class TestEnding:
     async def test_a_retired_process_ends_after_its_last_answer_and_not_before(self, home: Home) -> None:
         process = await home.spawn("trouble")
@@ -248,6 +293,67 @@ class TestEnding:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await until(lambda: {child.pid for child in home.process.children()} <= before)
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="module")
+async def strict(serving_models: Path) -> AsyncIterator[Home]:
+    """A zygote that waits 3 s for a sign of life."""
+    home = Home(serving_models)
+    home.zygote = Zygote(still_looks=3)
+    home.zygote.start()
+    home.zygote.listen()
+    yield home
+    home.zygote.stop()
+
+
+class TestStandingStill:
+    async def test_a_stopped_process_that_is_waited_for_is_killed_and_those_who_wait_are_told(self, strict: Home) -> None:
+        process, other = await strict.spawn("trouble"), await strict.spawn("trouble")
+        os.kill(process.pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(ask(process, 1.0)) for _ in range(3)]
+        reason = "gave no sign of life for 3 s and was killed"
+        for one in waiting:
+            assert await refusal(one) == (grpc.StatusCode.UNAVAILABLE, f"The process of model trouble version 1 {reason}")
+        assert await ended(process) == reason
+        assert await answer(other, 1.0) == [1.0]
+        other.retire()
+        await ended(other)
+
+    async def test_a_long_run_in_every_thread_is_no_standing_still(self, strict: Home) -> None:
+        process = await strict.spawn("trouble", num_threads=2)
+        asking = [answer(process, 5.5, signature="slow") for _ in range(2)]
+        assert await asyncio.gather(*asking) == [[pytest.approx(5.5)]] * 2
+        process.retire()
+        await ended(process)
+
+    async def test_a_stopped_process_that_nobody_waits_for_may_go_on(self, strict: Home) -> None:
+        process = await strict.spawn("trouble")
+        os.kill(process.pid, signal.SIGSTOP)
+        await asyncio.sleep(5.5)
+        os.kill(process.pid, signal.SIGCONT)
+        assert await answer(process, 1.0) == [1.0]
+        process.retire()
+        await ended(process)
+
+    async def test_a_stopped_process_that_is_retired_ends_all_the_same(self, home: Home) -> None:
+        """One of which nobody has asked anything, and one that was sent more than its socket holds, by somebody who went away."""
+        idle, asked = await home.spawn("trouble"), await home.spawn("trouble")
+        for process in (idle, asked):
+            os.kill(process.pid, signal.SIGSTOP)
+        asking = asyncio.create_task(asked.ask(Kind.PREDICT, b"x" * (16 << 20), 0.0))
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        for process in (idle, asked):
+            process.retire()
+        await asyncio.gather(ended(idle), ended(asked))
+
+    async def test_a_process_that_ended_leaves_nothing_open_in_the_front(self, home: Home) -> None:
+        before = psutil.Process().num_fds()
+        for _ in range(3):
+            process = await home.spawn("linear1")
+            process.retire()
+            await ended(process)
+        assert psutil.Process().num_fds() == before
 
 
 class TestOrders:

@@ -208,6 +208,55 @@ class TestEachByItself:
         assert len(joined.notes.runs) == 2
 
 
+class TestNobodyWaits:
+    """What becomes of a call whose client goes away while others are run."""
+
+    @pytest.mark.parametrize("parameters", [None, BatchingParameters()], ids=["alone", "joined"])
+    def test_one_that_was_left_is_not_run(self, parameters: BatchingParameters | None) -> None:
+        notes = Notes()
+        runner = Runner(Model("m", 3, notes), parameters, left={2})  # type: ignore[arg-type]
+        found = {answer.number: values(answer) for answer in runner.answers([call(1, 1), call(2, 2), call(3, 3, signature="other")])}
+        assert found == {1: [2], 2: (grpc.StatusCode.CANCELLED.value[0], "The client went away"), 3: [6]}
+        assert notes.runs == [(DEFAULT_SIGNATURE, 1), ("other", 1)]
+
+    @pytest.mark.parametrize(
+        ("calls", "parameters"),
+        [
+            ([call(1, 1), call(2, 2)], BatchingParameters(max_batch_size=1)),
+            ([call(1, 1), call(2, 2, signature="other")], BatchingParameters()),
+            ([call(1, 1), call(2, 2)], None),
+            ([call(1, 1), call(2, 2, 2)], BatchingParameters(max_batch_size=1, enable_large_batch_splitting=True)),
+        ],
+        ids=["next batch", "other signature", "alone", "large"],
+    )
+    def test_one_that_is_left_during_the_run_before_it_is_not_run(self, calls: list[Call], parameters: BatchingParameters | None) -> None:
+        left: set[int] = set()
+
+        class Leaving(Notes):
+            def run(self, *run: Any) -> dict[str, Array]:
+                left.add(2)
+                return super().run(*run)
+
+        notes = Leaving()
+        first, second = sorted(Runner(Model("m", 3, notes), parameters, left).answers(calls), key=lambda answer: answer.number)  # type: ignore[arg-type]
+        assert (values(first), second.code) == ([2], grpc.StatusCode.CANCELLED.value[0])
+        assert notes.runs == [(DEFAULT_SIGNATURE, 1)]
+
+    def test_one_whose_deadline_passes_during_the_run_before_it_is_not_run(self) -> None:
+        class Slow(Notes):
+            def run(self, *run: Any) -> dict[str, Array]:
+                time.sleep(0.3)
+                return super().run(*run)
+
+        notes = Slow()
+        runner = Runner(Model("m", 3, notes), BatchingParameters(max_batch_size=2))  # type: ignore[arg-type]
+        until = time.monotonic() + 0.2
+        calls = [call(1, 1, 1), call(2, 2, deadline=until), call(3, 3)]
+        found = {answer.number: values(answer) for answer in runner.answers(calls)}
+        assert found == {1: [2, 2], 2: (grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "The request waited past its deadline"), 3: [6]}
+        assert notes.runs == [(DEFAULT_SIGNATURE, 2), (DEFAULT_SIGNATURE, 1)]
+
+
 class TestTogether:
     def test_calls_that_fit_together_are_one_run_and_each_gets_its_rows(self) -> None:
         joined = joining(BatchingParameters())
