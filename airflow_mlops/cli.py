@@ -1,13 +1,20 @@
-"""The command ``airflow-mlops``: run one stage, serve models on one machine, or run the demo."""
+"""The command ``airflow-mlops``: run one stage, serve models on one machine, ask the audit trail, or run the demo."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.exceptions import MlopsError, SpecError
+
+if TYPE_CHECKING:
+    from airflow_mlops.ledger.store import Store
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +54,97 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end every process the demo started")
     stop.add_argument("--home", type=Path, default=Path(".demo"), help="the demo's directory (default: %(default)s)")
     stop.set_defaults(run=_stop)
+    _add_audit(commands.add_parser("audit", help="export and verify the audit trail, and ask it what served when, and why"))
     return parser
+
+
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    questions = audit.add_subparsers(required=True, metavar="QUESTION")
+
+    def add(name: str, words: str, run: Callable[[argparse.Namespace], int], *, ledger: bool = True) -> argparse.ArgumentParser:
+        question = questions.add_parser(name, help=words)
+        question.add_argument("--ledger", required=ledger, help="the ledger: a SQLite file, or an SQLAlchemy URL")
+        question.set_defaults(run=run)
+        return question
+
+    export = add("export", "write the trail as JSON lines and print its anchor", _export)
+    export.add_argument("--out", type=Path, required=True, help="file to write")
+    verify = add("verify", "find any edit, removal, insertion, cut or rewrite, and name the place", _verify, ledger=False)
+    verify.add_argument("--trail", type=Path, help="an exported trail, instead of --ledger")
+    verify.add_argument("--anchor", action="append", default=[], help="NUMBER:HASH as an export printed it; may be given several times")
+    served = add("who-served", "which version of a model served at a time", _who_served)
+    served.add_argument("model")
+    served.add_argument("--at", required=True, help="time in ISO format with its zone, for instance 2026-11-24T12:00:00+00:00")
+    why = add("why", "everything that explains why a version went live", _why)
+    why.add_argument("version", help="MODEL@VERSION")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from airflow_mlops.ledger.questions import export
+
+    with contextlib.closing(_ledger(options.ledger)) as store:
+        head = export(store, options.out)
+    print(f"{head.number} events written to {options.out}. Keep this anchor somewhere else:\n{head}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from airflow_mlops.ledger import chain
+    from airflow_mlops.ledger.questions import verify_file
+
+    anchors = [chain.Head.parse(text) for text in options.anchor]
+    if (options.trail is None) == (options.ledger is None):
+        raise SpecError("Give either --trail FILE or --ledger URL: one trail is verified at a time.")
+    if options.trail is not None:
+        head = verify_file(options.trail, anchors)
+    else:
+        with contextlib.closing(_ledger(options.ledger)) as store:
+            head = chain.verify(chain.lines(store), anchors)
+    last = max((anchor.number for anchor in anchors), default=0)
+    beyond = f"events up to {last} are vouched for by the anchor" if anchors else "without --anchor a trail that was cut off or rewritten looks whole"
+    print(f"{head.number} events, each as it was written; {beyond}.\n{head}")
+    return 0
+
+
+def _who_served(options: argparse.Namespace) -> int:
+    from airflow_mlops.ledger.questions import who_served
+
+    try:
+        at = datetime.fromisoformat(options.at)
+    except ValueError as error:
+        raise SpecError(f"--at is {options.at!r}; expected a time in ISO format with its zone, for instance 2026-11-24T12:00:00+00:00.") from error
+    with contextlib.closing(_ledger(options.ledger)) as store:
+        answer = who_served(store, options.model, at)
+    until = f"until {answer.until.at}, when {answer.until.subject} followed" if answer.until else "and still does"
+    print(
+        f"{answer.since.subject} served, since {answer.since.at} {until} (event {answer.since.number}, {answer.since.kind} by {answer.since.actor})"
+    )
+    return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from airflow_mlops.ledger.questions import why
+
+    model, _, version = options.version.rpartition("@")
+    if not model or not version.isdecimal():
+        raise SpecError(f"{options.version!r} is no version; expected MODEL@VERSION, for instance digits@7.")
+    with contextlib.closing(_ledger(options.ledger)) as store:
+        for event in why(store, model, int(version)):
+            print(f"{event.at}  event {event.number}: {event.kind} by {event.actor or 'unknown'}")
+            for key, value in sorted(event.details.items()):
+                print(f"    {key}: {value}")
+    return 0
+
+
+def _ledger(where: str) -> Store:
+    """Open a ledger that is there; asking questions must not make an empty one."""
+    from airflow_mlops.ledger.store import Store
+
+    if "://" in where:
+        return Store(where)
+    if not Path(where).is_file():
+        raise SpecError(f"{where} does not exist; expected the SQLite file of a ledger, or an SQLAlchemy URL.")
+    return Store(f"sqlite:///{Path(where).absolute()}")
 
 
 def _stage(options: argparse.Namespace) -> int:

@@ -66,6 +66,12 @@ def history(store: Store, model: str) -> list[Reign]:
         return [_reign(row) for row in connection.execute(sa.select(REIGNS).where(REIGNS.c.model == model).order_by(REIGNS.c.token))]
 
 
+def models(store: Store) -> list[str]:
+    """Return every model that ever had a champion, by name."""
+    with store.transaction() as connection:
+        return list(connection.scalars(sa.select(REIGNS.c.model).distinct().order_by(REIGNS.c.model)))
+
+
 def crown(store: Store, claim: Claim) -> Reign:
     """Make the claimed version champion, with its audit event, or return the reign that this intent, or another, began with it before.
 

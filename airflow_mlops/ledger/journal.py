@@ -1,6 +1,7 @@
 """The journal of effects: what was asked of the outside (promote, switch, notify), and what came of it.
 
-An effect is written down before it is applied ("asked") and again with its result afterwards ("applied"). A crash in between leaves it
+An effect is written down before it is applied ("asked"), again with its result afterwards ("applied"), and where that can be seen, once more
+when it was ("read back"). A crash in between leaves it
 asked; whoever retries applies it again, so an effect must look first whether what it wants is already so, or be bearable twice (a message).
 Two callers with the same intent at the same moment both apply it: let one of them run at a time.
 """
@@ -15,14 +16,19 @@ import sqlalchemy as sa
 
 from airflow_mlops.artifacts import canonical_json
 from airflow_mlops.exceptions import LedgerError
+from airflow_mlops.ledger import chain
+from airflow_mlops.ledger.chain import Event
 from airflow_mlops.ledger.store import Store, insert_new, now
 from airflow_mlops.ledger.tables import EFFECTS
 
 
-def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def once(
+    store: Store, key: str, kind: str, request: Mapping[str, Any], effect: Callable[[], Mapping[str, Any]], *, event: Event | None = None
+) -> dict[str, Any]:
     """Apply `effect` unless the intent `key` was applied before; return its JSON result, remembered or new.
 
     :param key: the intent, for instance ``promote:digits:7:<run id>``. The same key with another `request` is refused.
+    :param event: of the audit trail; it is written with the result, once.
     :raises LedgerError: `key` was used for another request.
     """
     applied = _ask(store, key, kind, _as_json(request))
@@ -30,8 +36,17 @@ def once(store: Store, key: str, kind: str, request: Mapping[str, Any], effect: 
         return applied
     result = _as_json(effect())
     with store.transaction() as connection:
-        connection.execute(EFFECTS.update().where(EFFECTS.c.key == key).values(result=result, applied_at=now()))
+        unfinished = EFFECTS.update().where(EFFECTS.c.key == key, EFFECTS.c.applied_at.is_(None))
+        if connection.execute(unfinished.values(result=result, applied_at=now())).rowcount and event is not None:
+            chain.append(connection, event)
     return result
+
+
+def read_back(store: Store, key: str, look: Callable[[], object]) -> None:
+    """Note that what the intent `key` applied is in place, after `look`, which raises if it is not."""
+    look()
+    with store.transaction() as connection:
+        connection.execute(EFFECTS.update().where(EFFECTS.c.key == key, EFFECTS.c.read_back_at.is_(None)).values(read_back_at=now()))
 
 
 def known(store: Store, key: str) -> dict[str, Any] | None:

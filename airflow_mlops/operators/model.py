@@ -15,13 +15,16 @@ from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.records import ResultRef, lineage, load
-from airflow_mlops.registry.base import CANDIDATE, CHAMPION
+from airflow_mlops.registry.base import CANDIDATE
 from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, from_data, to_data
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset, Context
 
+    from airflow_mlops.ledger.champions import Claim
+
 NO_CHAMPION = "none"
+EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluated_against", "golden_digest", "saved_model_digest")
 
 
 def _ref(data: Any) -> ResultRef:
@@ -87,7 +90,7 @@ class MlflowRegisterModelOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.registry.promotion import nominate
+        from airflow_mlops.registry.nomination import nominate
 
         with airflow_errors():
             if not self.decision["released"]:
@@ -136,16 +139,25 @@ class MlflowSelectCandidateOperator(BaseOperator):
     template_fields = ("version",)
     ui_color = "#dcebfa"
 
-    def __init__(self, *, model_name: str, version: Any = None, mlflow_conn_id: str = MlflowHook.default_conn_name, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        version: Any = None,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.model_name = model_name
         self.version = version
         self.mlflow_conn_id = mlflow_conn_id
+        self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.registry.promotion import holder
+        from airflow_mlops.registry.promotion import reigning
 
-        with airflow_errors():
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
             wanted = self.version or self._triggering(context)
             model = registry.get(self.model_name, int(wanted)) if wanted else registry.get_by_alias(self.model_name, CANDIDATE)
@@ -155,7 +167,7 @@ class MlflowSelectCandidateOperator(BaseOperator):
                     f"{self.model_name} version {model.version} does not say what it was compared with: expected a version that a pipeline "
                     "registered after its gates. Choose such a version, or point the alias 'candidate' to one."
                 )
-            champion = holder(registry, self.model_name, CHAMPION)
+            champion = reigning(store, registry, self.model_name)
             serving = str(champion.version) if champion else NO_CHAMPION
             if serving not in (compared, str(model.version)):
                 raise PromotionConflict(
@@ -164,7 +176,9 @@ class MlflowSelectCandidateOperator(BaseOperator):
                 )
         expected = champion.version if champion else None
         headline = f"{self.model_name} version {model.version}, to replace {f'version {expected}' if expected else 'nothing, it is the first'}"
-        return {**model.tags, "name": self.model_name, "version": model.version, "expected_champion": expected, "headline": headline}
+        token = champion.token if champion else 0
+        about = {"name": self.model_name, "version": model.version, "expected_champion": expected, "fencing_token": token}
+        return {**model.tags, **about, "headline": headline}
 
     def _triggering(self, context: Context) -> int | None:
         events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
@@ -173,7 +187,7 @@ class MlflowSelectCandidateOperator(BaseOperator):
 
 
 class MlflowPromoteModelOperator(BaseOperator):
-    """Move the alias ``champion`` to a version that serves, and ``previous`` to the one it replaces; or find it there.
+    """Make a version that serves the champion, in the ledger and by the aliases ``champion`` and ``previous``; or find it so.
 
     :param model: description of the version, as `TFServingRolloutOperator` returns it.
     :raises PromotionConflict: somebody else moved the champion meanwhile.
@@ -196,20 +210,32 @@ class MlflowPromoteModelOperator(BaseOperator):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.ledger.journal import once
-        from airflow_mlops.registry.promotion import promote
+        from airflow_mlops.ledger.journal import once, read_back
+        from airflow_mlops.registry.promotion import project, promote
 
-        name, version, expected = self.model["name"], int(self.model["version"]), self.model["expected_champion"]
-        # Each try is an intent of its own: `promote` looks first who is champion, and a memory of an earlier try would be no proof of it.
-        key = f"promote:{name}:{version}:{context['ti'].dag_id}:{context['ti'].run_id}:{context['ti'].try_number}"
+        name, version, claim = self.model["name"], int(self.model["version"]), self._claim(context)
+        request = {"model": name, "version": version, "expected": claim.expected}
 
-        def move_aliases() -> dict[str, Any]:
-            done = promote(MlflowHook(self.mlflow_conn_id).get_conn(), name, version, expected)
+        def make_champion() -> dict[str, Any]:
+            done = promote(store, registry, claim)
             return {"champion": done.champion, "previous": done.previous}
 
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            done = once(store, key, "promote", {"model": name, "version": version, "expected": expected}, move_aliases)
+            registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            # In the journal each try is an effect of its own: a memory of an earlier one would be no proof that the aliases are still so.
+            key = f"{claim.intent}:{context['ti'].try_number}"
+            done = once(store, key, "promote", request, make_champion)
+            read_back(store, key, lambda: project(store, registry, name))
         kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
         headline = f"{name} version {version} is the champion{kept}"
         self.log.info("%s", headline)
         return {**self.model, **done, "headline": headline}
+
+    def _claim(self, context: Context) -> Claim:
+        from airflow_mlops.ledger.champions import Claim
+
+        model, ti = self.model, context["ti"]
+        run, name, version = f"{ti.dag_id}/{ti.run_id}", model["name"], int(model["version"])
+        why = {key: model[key] for key in sorted(model) if key.startswith("gate.") or key in EVIDENCE}
+        intent, expected = f"promote:{name}:{version}:{ti.dag_id}:{ti.run_id}", model["expected_champion"]
+        return Claim(intent, name, version, expected, model.get("fencing_token"), model.get("model_digest"), actor=run, details=why)

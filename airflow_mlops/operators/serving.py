@@ -53,6 +53,7 @@ class PublishSavedModelOperator(BaseOperator):
         keep_versions: int = 3,
         mlflow_conn_id: str = MlflowHook.default_conn_name,
         tf_serving_conn_id: str = TFServingHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -62,6 +63,7 @@ class PublishSavedModelOperator(BaseOperator):
         self.keep_versions = keep_versions
         self.mlflow_conn_id = mlflow_conn_id
         self.tf_serving_conn_id = tf_serving_conn_id
+        self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_mlops.artifacts import Artifact
@@ -71,7 +73,7 @@ class PublishSavedModelOperator(BaseOperator):
             name, version = self.model["name"], int(self.model["version"])
             policy = RetentionPolicy(self.keep_versions)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            _check_champion(registry, name, version, self.model["expected_champion"])
+            self._check_champion(registry)
             out_dir = try_directory(context)
             registered = registry.get(name, version)
             golden = registry.download(registered, "golden.json", out_dir / "golden.json")
@@ -81,6 +83,19 @@ class PublishSavedModelOperator(BaseOperator):
             headline = f"{name} version {version} is published at {path}"
             self.log.info("%s", headline)
             return {**self.model, "golden": str(golden), "path": path, "headline": headline}
+
+    def _check_champion(self, registry: ModelRegistry) -> None:
+        from airflow_mlops.registry.promotion import reigning
+
+        name, version, expected = self.model["name"], int(self.model["version"]), self.model["expected_champion"]
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            champion = reigning(store, registry, name)
+        found = champion.version if champion else None
+        if found not in (expected, version):  # its own version: a finished release that is run again
+            raise PromotionConflict(
+                f"The champion of {name!r} was {expected or 'nobody'} when version {version} was selected and is {found or 'nobody'} now. "
+                "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
+            )
 
     def _publish(self, saved_model: Path, golden: Path, policy: RetentionPolicy) -> str:
         """Publish beside what the server's configuration names, and return the place."""
@@ -197,10 +212,14 @@ class TFServingRolloutOperator(BaseOperator):
 
     def _remember(self, plan: Plan, context: Context) -> None:
         """Note in the ledger that the switch was done and seen; it is a record for people and for later tries, never a reason not to look."""
+        from airflow_mlops.ledger.chain import Event
         from airflow_mlops.ledger.journal import once
 
         with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            once(store, self._key("switch", context), "switch", self._request(), lambda: {"version": plan.version, "previous": plan.previous})
+            done = {"version": plan.version, "previous": plan.previous}
+            run = f"{context['ti'].dag_id}/{context['ti'].run_id}"
+            event = Event("served", f"{plan.model}@{plan.version}", run, {"label": plan.label, "previous": plan.previous})
+            once(store, self._key("switch", context), "switch", self._request(), lambda: done, event=event)
 
     def _request(self) -> dict[str, Any]:
         return {"model": self.model["name"], "version": int(self.model["version"])}
@@ -212,19 +231,6 @@ class TFServingRolloutOperator(BaseOperator):
 def _base_path(hook: TFServingHook, name: str) -> str:
     """Return where the model's versions lie: publishing and rollout must mean the same place, and for an object store two slashes are another."""
     return f"{hook.extra('base_path').rstrip('/')}/{name}"
-
-
-def _check_champion(registry: ModelRegistry, name: str, version: int, expected: int | None) -> None:
-    from airflow_mlops.registry.base import CHAMPION
-    from airflow_mlops.registry.promotion import holder
-
-    champion = holder(registry, name, CHAMPION)
-    found = champion.version if champion else None
-    if found not in (expected, version):  # its own version: a finished release that is run again
-        raise PromotionConflict(
-            f"The champion of {name!r} was {expected or 'nobody'} when version {version} was selected and is {found or 'nobody'} now. "
-            "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
-        )
 
 
 @contextlib.contextmanager

@@ -72,6 +72,14 @@ class ModelRegistry(Protocol):
         """Return the version an alias points to; raise `ModelNotFound`."""
         ...
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return alias -> version, empty if there is no such model."""
+        ...
+
+    def delete_version(self, name: str, version: int) -> None:
+        """Delete a version for good; raise `ModelNotFound`. Ask `registry.reconciliation.delete_version`, which looks whether it is in use."""
+        ...
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias to a version, away from any other; raise `ModelNotFound`."""
         ...

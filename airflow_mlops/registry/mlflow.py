@@ -133,6 +133,19 @@ class MlflowRegistry:
                 raise ModelNotFound(f"No version of model {name!r} has the alias {alias!r}; its aliases: {', '.join(sorted(aliases)) or 'none'}.")
             return _version(client.get_model_version(name, aliases[alias]))
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return alias -> version, empty if there is no such model."""
+        try:
+            with self._server.calls() as client:
+                return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        except ModelNotFound:
+            return {}
+
+    def delete_version(self, name: str, version: int) -> None:
+        """Delete a version for good; raise `ModelNotFound`."""
+        with self._server.calls() as client:
+            client.delete_model_version(name, str(version))
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias to a version, away from any other; raise `ModelNotFound`."""
         with self._server.calls() as client:

@@ -1,70 +1,105 @@
-"""The challenger becomes champion: a few alias writes in an order that survives a crash after any of them."""
+"""The challenger becomes champion: the ledger decides who, and the registry's aliases are made to say the same.
+
+The aliases are a projection of the ledger. Whoever writes one looks at the ledger again afterwards, and writes again if it says something else
+by then; so the last of all writes, also of a promoter that was frozen in between, is one that agrees with the ledger.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from airflow_mlops.exceptions import ModelNotFound, PromotionConflict
-from airflow_mlops.registry.base import CANDIDATE, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
+from airflow_mlops.exceptions import ModelNotFound, PromotionConflict, RegistryError, RegistryUnavailable
+from airflow_mlops.ledger import champions
+from airflow_mlops.ledger.champions import Claim, Reign
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.registry.base import CANDIDATE, CHAMPION, PREVIOUS, ModelRegistry
+
+DIGEST_TAG = "model_digest"
+_TURNS = 20  # of projecting: more changes of champion than that in a moment are somebody else's loop
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """Who is champion of model `name` now, and who was before, if anybody."""
+    """Version `champion` of model `name` was made champion in reign `token`, in place of version `previous`, if anybody."""
 
     name: str
     champion: int
     previous: int | None
+    token: int
 
 
-def promote(registry: ModelRegistry, name: str, version: int, expected_champion: int | None) -> Promotion:
-    """Make `version` the champion of `name` and the champion so far the previous one; return at once if it is champion already.
+def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
+    """Make the claimed version champion, once per intent, and point the aliases of the registry to whoever is champion by the ledger.
 
-    `expected_champion` is the version the challenger was evaluated against, None if there was none. Raises `PromotionConflict` if another
-    one is champion by now, `ModelNotFound` if there is no such version. Between the check and the write another promoter could still slip
-    in, since registries offer no compare-and-set on aliases: let one promoter run at a time.
+    May be killed anywhere and called again: the promotion and its audit event are one transaction, the aliases are looked at anew.
+
+    :raises PromotionConflict: the champion is no longer the one the version was evaluated against; nothing changed.
+    :raises ModelNotFound: there is no such version (any more); nothing changed.
+    :raises RegistryError: the version's digest is not the one that was evaluated and approved; nothing changed.
     """
-    candidate, champion = registry.get(name, version), holder(registry, name, CHAMPION)
-    if champion is None or champion.version != version:
-        found = champion.version if champion else None
-        if found != expected_champion:
-            raise PromotionConflict(
-                f"Champion of {name!r} is {_spoken(found)}, but version {version} was evaluated against {_spoken(expected_champion)}. "
-                "Evaluate it again, against the present champion."
-            )
-        # Previous first: after a crash here the champion still serves and the same call completes. The other way round, a second try would
-        # find the new champion and could not tell whom it replaced.
-        if found is not None:
-            registry.set_alias(name, PREVIOUS, found)
-        registry.set_alias(name, CHAMPION, version)
-    if CANDIDATE in candidate.aliases:
-        registry.remove_alias(name, CANDIDATE)
-    previous = holder(registry, name, PREVIOUS)
-    return Promotion(name, version, previous.version if previous else None)
+    candidate = registry.get(claim.model, claim.version)
+    found = candidate.tags.get(DIGEST_TAG)
+    if claim.digest is not None and found != claim.digest:
+        raise RegistryError(
+            f"{claim.model} version {claim.version} has the {DIGEST_TAG} {found}; expected {claim.digest}, which was evaluated and approved. "
+            "Somebody changed the version after that. Train it anew; do not release this one."
+        )
+    reigning(store, registry, claim.model)
+    reign = champions.crown(store, claim)
+    project(store, registry, claim.model)
+    return Promotion(reign.model, reign.version, reign.previous, reign.token)
 
 
-def nominate(registry: ModelRegistry, version: ModelVersion, tags: Mapping[str, str]) -> bool:
-    """Make `version` the candidate, with `tags` as what was found out about it, and return True.
-
-    Returns False, and changes nothing, if it is champion already or a newer version is candidate or champion: a registration that is repeated
-    months later must not bring an old model back.
-    """
-    newer = [held for alias in (CANDIDATE, CHAMPION) if (held := holder(registry, version.name, alias)) and held.version > version.version]
-    if newer or CHAMPION in version.aliases:
-        return False
-    registry.set_tags(version.name, version.version, tags)
-    registry.set_alias(version.name, CANDIDATE, version.version)
-    return True
-
-
-def holder(registry: ModelRegistry, name: str, alias: str) -> ModelVersion | None:
-    """Return the version that has an alias, or None if none has."""
+def reigning(store: Store, registry: ModelRegistry, model: str) -> Reign | None:
+    """Return who is champion; one that the registry had before there was a ledger is adopted, with an audit event of that."""
+    reign = champions.current(store, model)
+    if reign is not None or (version := registry.aliases(model).get(CHAMPION)) is None:
+        return reign
+    claim = Claim(f"adopt:{model}", model, version, None, kind="adopted", actor="the alias 'champion' in the registry")
     try:
-        return registry.get_by_alias(name, alias)
+        return champions.crown(store, claim)
+    except PromotionConflict:  # a first champion came meanwhile
+        return champions.current(store, model)
+
+
+def project(store: Store, registry: ModelRegistry, model: str) -> dict[str, int | None]:
+    """Make the aliases say what the ledger says, and return those that had to be changed with what they said before.
+
+    :raises ModelNotFound: the champion is no longer in the registry.
+    """
+    changed: dict[str, int | None] = {}
+    for _ in range(_TURNS):
+        reign = champions.current(store, model)
+        if reign is None:
+            return changed
+        aliases = registry.aliases(model)
+        wrong = {alias: version for alias, version in _wanted(registry, reign, aliases).items() if aliases.get(alias) != version}
+        if not wrong:
+            return changed
+        for alias, version in wrong.items():
+            changed.setdefault(alias, aliases.get(alias))
+            if version is None:
+                registry.remove_alias(model, alias)
+            else:
+                registry.set_alias(model, alias, version)
+    raise RegistryUnavailable(f"The aliases of {model!r} do not stay as they are set: something else moves them. Find out what, and end it.")
+
+
+def _wanted(registry: ModelRegistry, reign: Reign, aliases: dict[str, int]) -> dict[str, int | None]:
+    """Return what each alias of ours must say (None: it must not be there)."""
+    wanted: dict[str, int | None] = {}
+    if reign.previous is not None and (aliases.get(PREVIOUS) == reign.previous or exists(registry, reign.model, reign.previous)):
+        wanted[PREVIOUS] = reign.previous  # a version that was deleted can not have it; reconciliation reports that
+    wanted[CHAMPION] = reign.version
+    if aliases.get(CANDIDATE) == reign.version:
+        wanted[CANDIDATE] = None
+    return wanted
+
+
+def exists(registry: ModelRegistry, model: str, version: int) -> bool:
+    """Return whether the registry has a version."""
+    try:
+        registry.get(model, version)
     except ModelNotFound:
-        return None
-
-
-def _spoken(version: int | None) -> str:
-    return "nobody" if version is None else f"version {version}"
+        return False
+    return True

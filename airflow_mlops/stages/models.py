@@ -17,7 +17,7 @@ MODEL_FILE = "model.keras"
 def champion_of(registry: ModelRegistry, name: str) -> ModelVersion | None:
     """Return the champion of model `name`, or None when there is none."""
     from airflow_mlops.registry.base import CHAMPION
-    from airflow_mlops.registry.promotion import holder
+    from airflow_mlops.registry.nomination import holder
 
     return holder(registry, name, CHAMPION)
 

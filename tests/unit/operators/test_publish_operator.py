@@ -45,6 +45,7 @@ class Desk:
         self.registered, self.connect, self.home = registered, connect, home
         self.config_file, self.tries = home / "models.config", itertools.count(1)
         connect("mlflow_default", "mlflow", host=f"sqlite:///{registered}/mlflow.db")
+        connect("mlops_ledger_default", "mlops_ledger", schema=str(home / "ledger.db"))
         self.connection(base_path=str(home / "served"))
 
     def connection(self, **extra: Any) -> None:

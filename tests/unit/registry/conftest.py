@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from airflow_mlops.ledger import champions
+from airflow_mlops.ledger.champions import Claim
+from airflow_mlops.ledger.store import Store
 from airflow_mlops.registry.mlflow import MlflowRegistry
+
+NAMES = (f"promoted-{number}" for number in count())
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +60,28 @@ def log_run(model_files: Path) -> Callable[[MlflowRegistry], SimpleNamespace]:
 @pytest.fixture(scope="session")
 def run(registry: MlflowRegistry, log_run: Callable[[MlflowRegistry], SimpleNamespace]) -> SimpleNamespace:
     return log_run(registry)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A ledger for all tests, each of which has a model of its own."""
+    opened = Store(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def new_name() -> str:
+    return next(NAMES)
+
+
+@pytest.fixture
+def name(registry: MlflowRegistry, run: SimpleNamespace, store: Store, new_name: str) -> str:
+    """A model with versions 1 to 3: 1 was champion, 2 is, 3 is the candidate."""
+    for version in ("1", "2", "3"):
+        registry.register(new_name, run.run_id, run.artifact_uri, tags={"model_digest": f"sha256:{version}"}, idempotency_key=version)
+    champions.crown(store, Claim(f"{new_name} 1", new_name, 1, None, digest="sha256:1"))
+    champions.crown(store, Claim(f"{new_name} 2", new_name, 2, 1, digest="sha256:2"))
+    for alias, holder in {"previous": 1, "champion": 2, "candidate": 3}.items():
+        registry.set_alias(new_name, alias, holder)
+    return new_name

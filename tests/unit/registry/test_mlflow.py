@@ -24,7 +24,6 @@ from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnavailable, SpecError
 from airflow_mlops.registry import mlflow_server
 from airflow_mlops.registry.mlflow import MlflowRegistry
-from airflow_mlops.registry.promotion import promote
 from tests.servers import free_port
 
 
@@ -200,7 +199,7 @@ def test_importing_the_adapter_keeps_telemetry_off() -> None:
 
 
 def test_the_protocol_is_light_to_import() -> None:
-    script = "import sys, airflow_mlops.registry.promotion; print(*sys.modules.keys() & {'mlflow', 'sqlalchemy', 'airflow'})"
+    script = "import sys, airflow_mlops.registry.nomination; print(*sys.modules.keys() & {'mlflow', 'sqlalchemy', 'airflow'})"
     assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip() == ""
 
 
@@ -244,7 +243,9 @@ def test_a_real_server_does_it_all_and_its_death_in_a_run_is_worth_a_retry(
     with pytest.raises(ModelNotFound):
         registry.get_by_alias("digits", "champion")
     registry.set_alias("digits", "candidate", 1)
-    assert promote(registry, "digits", 1, None).champion == 1
+    registry.set_alias("digits", "champion", 1)
+    assert registry.aliases("digits") == {"candidate": 1, "champion": 1}
+    registry.remove_alias("digits", "candidate")
     assert registry.get_by_alias("digits", "champion").aliases == ("champion",)
     local = registry.download(version, "saved_model", tmp_path / "copy")
     assert path_digest(local) == path_digest(model_files / "saved_model")

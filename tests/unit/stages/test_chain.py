@@ -28,7 +28,6 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.gates import ReleasePolicy, decide
 from airflow_mlops.records import ResultRef, read_record
 from airflow_mlops.registry.mlflow import MlflowRegistry
-from airflow_mlops.registry.promotion import promote
 from airflow_mlops.results import Finding
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, train
@@ -65,7 +64,7 @@ def chain(workshop: Workshop) -> Chain:
     first_ref, first = workshop.run("train", workshop.training_spec(validation_ref), "first")
     first_alone = measured(first_ref, "first")
     version = registry.register("digits", first.mlflow_run_id, first.mlflow_source, tags={"model_digest": first.model.digest})
-    promote(registry, "digits", version.version, None)
+    registry.set_alias("digits", "champion", version.version)
     second_validation, _ = workshop.validate(workshop.v2)
     second_ref, second = workshop.run("train", workshop.training_spec(second_validation, start="champion"), "second")
     compared = measured(second_ref, "second")
