@@ -6,7 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,10 @@ from typing import Any
 from pydantic import ConfigDict, with_config
 
 from airflow_mlops.exceptions import ResultInvalid
+
+# Hosts need not agree on the time, and a large file that is read back or flushed gets no newer meanwhile.
+ABANDONED_SECONDS = 6 * 3600.0
+_MARK = re.compile(r"[.-]([0-9a-f]{8})-([1-9][0-9]{0,8})[.-]")
 
 
 def bytes_digest(data: bytes) -> str:
@@ -87,7 +94,7 @@ def canonical_json(data: Any) -> bytes:
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that a reader sees all of it or none: temporary file in the same directory, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{writer()}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -101,9 +108,47 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def clear_abandoned(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` have left beside it; what cannot be removed stays."""
+    """Remove what writers of `path` that were killed have left beside it, as `abandoned` says; what cannot be removed stays."""
     for left in path.parent.glob(f".{path.name}.*"):
-        writer = left.name.removeprefix(f".{path.name}.").partition(".")[0]
         with contextlib.suppress(OSError):
-            if not (writer.isdigit() and Path(f"/proc/{writer}").exists()):
+            if abandoned(left):
                 left.unlink()
+
+
+def writer() -> str:
+    """Return the mark, ``<where>-<process id>``, of this process in the name of what it has not finished, for `abandoned`.
+
+    A process id says something only on its host, and there in its container; ``<where>`` is a digest of both.
+    """
+    return f"{_where()}-{os.getpid()}"
+
+
+def abandoned(left: Path) -> bool:
+    """Return whether nobody goes on with an unfinished file or directory whose name holds a `writer`: its process ended, or it lies still.
+
+    Of a process that can not be seen from here, on a shared file system, only the time since its newest file was written can tell.
+    Raises `OSError` if it is gone.
+    """
+    marked = _MARK.search(left.name)
+    if marked and marked[1] == _where() and not _alive(int(marked[2])):
+        return True
+    newest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
+    return time.time() - newest > ABANDONED_SECONDS
+
+
+def _where() -> str:
+    try:
+        container = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:  # a system without containers
+        container = 0
+    return hashlib.sha256(f"{socket.gethostname()} {container}".encode()).hexdigest()[:8]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True

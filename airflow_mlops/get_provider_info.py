@@ -55,7 +55,7 @@ def _tf_serving() -> dict[str, Any]:
             "placeholders": {"host": "serving", "port": "8500"},
         },
         "conn-fields": {
-            "rest_url": _field("REST URL", "For instance http://serving:8501"),
+            "rest_url": _field("REST URL", "For instance http://serving:8501; empty: nobody asks by REST. Releases ask by gRPC"),
             "replicas": {
                 "label": "Replicas",
                 "description": 'Several, instead of host, port and REST URL: [{"grpc": "serving-0:8500", "rest": "http://serving-0:8501"}, ...]',
@@ -80,11 +80,16 @@ def _tf_serving() -> dict[str, Any]:
 
 def _tls() -> dict[str, Any]:
     return {
-        "tls": {"label": "TLS", "description": "Encrypt gRPC and REST", "schema": {"type": "boolean", "default": False}},
+        "tls": {"label": "TLS", "description": "Encrypt gRPC, and REST where it has a URL", "schema": {"type": "boolean", "default": False}},
         "ca_cert": _field("CA certificate", "PEM, or the path of a file with it; empty: the public authorities", "multiline"),
         "client_cert": _field("Client certificate", "PEM, or the path of a file with it; where the server asks for one", "multiline"),
         "client_key": _field("Client key", "PEM without a password, or the path of a file with it", "password"),
         "tls_server_name": _field("Server name", "Name in the server's certificate, where it is not the host's"),
+        "plain_rest_allowed": {
+            "label": "Plain REST allowed",
+            "description": "With TLS, let the REST URL be http:// all the same: TensorFlow Serving's own REST port speaks no TLS",
+            "schema": {"type": "boolean", "default": False},
+        },
     }
 
 

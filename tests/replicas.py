@@ -23,6 +23,7 @@ from airflow_mlops.serving.availability import VersionStatus
 from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ServerConfig
 from airflow_mlops.serving.tls import Tls
+from tests.bare_saved_models import signature, tensor
 
 UNAVAILABLE, REFUSED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION
 LOADING, AVAILABLE = VersionStatus("LOADING"), VersionStatus("AVAILABLE")
@@ -53,6 +54,8 @@ class ServerTls:
 class Replica:
     """Serves whatever stands in its fields: `versions` of the model ``m``, by REST `outputs` for each instance, by gRPC its inputs and `tensors`.
 
+    Its default signature takes rows of one number, ``x``; `signature` takes its place.
+
     `calls` counts what reached it by method, `configs` keeps the configurations it took. `failures` are gRPC codes or HTTP statuses for the next
     calls of a method, used up one by one; `delay_seconds` holds every call back, `deadline_seconds` is what its clients wait.
     """
@@ -60,6 +63,7 @@ class Replica:
     versions: dict[int, VersionStatus] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=lambda: [[1.0]])
     tensors: dict[str, Any] = field(default_factory=dict)
+    signature: Any = field(default_factory=lambda: signature({"x": tensor(shape=(-1, 1))}))
     failures: dict[str, list[Any]] = field(default_factory=dict)
     delay_seconds: float = 0.0
     deadline_seconds: float = 5.0
@@ -116,9 +120,17 @@ class Replica:
         answer = protos.predict_pb2.PredictResponse()
         answer.model_spec.name, answer.model_spec.signature_name = asked.name, asked.signature_name or "serving_default"
         answer.model_spec.version.value = {"version": asked.version.value, "version_label": 7}.get(asked.WhichOneof("version_choice"), 9)
-        for name, tensor in {**request.inputs, **self.tensors}.items():
+        for name, value in {**request.inputs, **self.tensors}.items():
             if not request.output_filter or name in request.output_filter:
-                answer.outputs[name].CopyFrom(tensor)
+                answer.outputs[name].CopyFrom(value)
+        return answer
+
+    def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._fail(context, "GetModelMetadata")
+        found = protos.get_model_metadata_pb2.SignatureDefMap()
+        found.signature_def["serving_default"].CopyFrom(self.signature)
+        answer = protos.get_model_metadata_pb2.GetModelMetadataResponse()
+        answer.metadata["signature_def"].Pack(found)
         return answer
 
     def _fail(self, context: grpc.ServicerContext, method: str) -> None:
@@ -136,8 +148,7 @@ def _handler(replica: Replica) -> type[BaseHTTPRequestHandler]:
             self._answer("predict", {"predictions": replica.outputs * len(asked["instances"])})
 
         def do_GET(self) -> None:
-            name = self.path.split("/")[3]
-            self._answer("metadata" if self.path.endswith("/metadata") else "rest status", {"model_spec": {"name": name}})
+            self._answer("rest status", {"model_version_status": []})
 
         def _answer(self, method: str, data: Any) -> None:
             failure = replica.next_failure(method)
@@ -172,7 +183,7 @@ def replica(tls: ServerTls | None = None, directory: Path | None = None, **field
     server = grpc.server(ThreadPoolExecutor(8))
     protos.model_service_pb2_grpc.add_ModelServiceServicer_to_server(served, server)
     predictions = protos.prediction_service_pb2_grpc
-    for method in ("Classify", "Regress", "MultiInference", "GetModelMetadata"):
+    for method in ("Classify", "Regress", "MultiInference"):
         setattr(served, method, None)
     predictions.add_PredictionServiceServicer_to_server(served, server)
     http = _HTTPServer(("127.0.0.1", 0), _handler(served))

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 class TFServingHook(BaseHook):
     """Opens clients for all replicas of the model server that a connection names.
 
-    Connection fields: `host` and `port` are the gRPC address of a single replica and the extra `rest_url` (``http://serving:8501``) its REST
-    interface; several replicas stand in the extra `replicas`, a list of ``{"grpc": "host:port", "rest": "http://host:port"}``, instead. On
-    Kubernetes these are the pods' own addresses, for a Service answers for whichever pod it likes. Extras: `base_path` (directory the server
+    Connection fields: `host` and `port` are the gRPC address of a single replica; several replicas stand in the extra `replicas`, a list of
+    ``{"grpc": "host:port", "rest": "http://host:port"}``, instead. On Kubernetes these are the pods' own addresses, for a Service answers for
+    whichever pod it likes. REST, the extra `rest_url` (``http://serving:8501``) of a single replica, may be left out: only who asks for
+    predictions of JSON rows needs it, and the form's button looks whether it answers. Extras: `base_path` (directory the server
     loads versions from, below which each model has its own), `config_path` (the server's ``--model_config_file``), `storage_options` (what
     fsspec needs to write to `base_path`, where that is an object store), `deadline_seconds` of each call (10: a reload answers in well under a
-    second, a loaded machine may take a few), and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it)
-    and `tls_server_name`.
+    second, a loaded machine may take a few), and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it),
+    `tls_server_name`, and `plain_rest_allowed` (false), which lets a REST URL be http:// all the same: TensorFlow Serving's own has no TLS.
     """
 
     conn_name_attr = "tf_serving_conn_id"
@@ -68,11 +69,11 @@ class TFServingHook(BaseHook):
 
         name, extra = f"Connection {self.tf_serving_conn_id!r}", connection.extra_dejson
         if not isinstance(extra, dict):
-            raise SpecError(f'{name} has extras that are no JSON object. Write them as {{"rest_url": "http://serving:8501", ...}}.')
+            raise SpecError(f'{name} has extras that are no JSON object. Write them as {{"base_path": "/models", ...}}.')
         return ConnectionFields(name, connection.host, connection.port, extra)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say which replicas answer, by gRPC and by REST, for the button in Airflow's connection form."""
+        """Say which replicas answer, by gRPC and, where it has a URL, by REST, for the button in Airflow's connection form."""
 
         def said(replica: ServingClient) -> str:
             try:

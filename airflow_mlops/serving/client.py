@@ -1,6 +1,7 @@
 """The one way this package talks to a replica of a model server: a deadline on every call, and only what has no effect is asked again.
 
-Versions, configuration and tensors go by gRPC, rows of JSON by REST. `airflow_mlops.serving.fleet` asks several replicas.
+Everything goes by gRPC, but for `predict`, which sends rows of JSON by REST: a server that has no REST interface can be released to all the
+same. `airflow_mlops.serving.fleet` asks several replicas.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from airflow_mlops.exceptions import ServingError, ServingUnavailable, SpecError
 from airflow_mlops.serving import protos, retry, tensors
@@ -34,19 +36,28 @@ _PROBE = "airflow-mlops-connection-test"  # a model that nobody serves
 
 
 class ServingClient:
-    """One replica: its gRPC address (``host:port``) and REST URL (``http://host:port``); every call ends within `deadline_seconds`.
+    """One replica: its gRPC address (``host:port``) and, if it has one, REST URL (``http://host:port``); every call ends within `deadline_seconds`.
 
-    With `tls`, both are encrypted and the server's certificate is verified. Every method raises `ServingUnavailable` (a retry may help) if the
+    With `tls`, both are encrypted and the server's certificate is verified; only with `plain_rest_allowed` may the REST URL be http:// then
+    (`SpecError`). Every method raises `ServingUnavailable` (a retry may help) if the
     server does not answer, `ServingError` with its words if it refuses. Questions are asked again within their deadline when the server is away
     for a moment; `reload` never is: somebody else's may have come between.
     """
 
-    def __init__(self, grpc_address: str, rest_url: str, deadline_seconds: float = 10.0, *, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        grpc_address: str,
+        rest_url: str | None = None,
+        deadline_seconds: float = 10.0,
+        *,
+        tls: Tls | None = None,
+        plain_rest_allowed: bool = False,
+    ) -> None:
         if not 0 < deadline_seconds < math.inf:
             raise SpecError(f"deadline_seconds is {deadline_seconds}; expected a positive number of seconds. Write one, for instance 10.")
         self.grpc_address = grpc_address
         self.deadline_seconds = deadline_seconds
-        self._rest = RestClient(rest_url, deadline_seconds, tls)
+        self._rest = RestClient(rest_url, deadline_seconds, tls, plain_allowed=plain_rest_allowed) if rest_url is not None else None
         self._channel = _channel(grpc_address, tls)
         self._models = protos.model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._predictions = protos.prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
@@ -58,14 +69,15 @@ class ServingClient:
         self.close()
 
     def close(self) -> None:
-        """Close both connections."""
-        self._rest.close()
+        """Close the connections."""
+        if self._rest is not None:
+            self._rest.close()
         self._channel.close()
 
     @property
-    def rest_url(self) -> str:
-        """The REST URL, without a slash at its end."""
-        return self._rest.url
+    def rest_url(self) -> str | None:
+        """The REST URL, without a slash at its end; None if it was given none."""
+        return self._rest.url if self._rest is not None else None
 
     @property
     def replicas(self) -> tuple[ServingClient, ...]:
@@ -97,13 +109,21 @@ class ServingClient:
         label: str | None = None,
         signature_name: str | None = None,
     ) -> list[Any]:
-        """Return one prediction per instance (REST row format; JSON values), of one version, of a label's version, or of the latest."""
+        """Return one prediction per instance (REST row format; JSON values), of one version, of a label's version, or of the latest.
+
+        Asked by REST; raises `SpecError` if the client has no REST URL.
+        """
+        if self._rest is None:
+            raise SpecError(
+                f"Rows of JSON go by REST, and the model server at {self.grpc_address} has no REST URL. Give it one (`rest_url` of the connection, "
+                "or `rest` of the replica), or ask by gRPC with predict_tensors."
+            )
         named = {"signature_name": signature_name} if signature_name else {}
         body = json.dumps({**named, "instances": list(instances)}).encode()
         path = model_path(model, version, label)
         predictions = self._rest.ask("POST", f"{path}:predict", body).get("predictions")
         if not isinstance(predictions, list):
-            raise ServingError(f"The model server at {self.rest_url} answered {path}:predict without a list of predictions; is it a model server?")
+            raise ServingError(f"The model server at {self._rest.url} answered {path}:predict without a list of predictions; is it a model server?")
         return predictions
 
     def predict_tensors(
@@ -120,13 +140,9 @@ class ServingClient:
 
         Asked by gRPC, without the rounding and the size of JSON. Raises `SpecError` for an array of a type that TensorFlow has not.
         """
-        one_of(model, version, label)
         request = protos.predict_pb2.PredictRequest(output_filter=output_filter)
-        request.model_spec.name, request.model_spec.signature_name = model, signature_name or ""
-        if version is not None:
-            request.model_spec.version.value = version
-        if label is not None:
-            request.model_spec.version_label = label
+        _name(request.model_spec, model, version, label)
+        request.model_spec.signature_name = signature_name or ""
         for name, array in inputs.items():
             request.inputs[name].CopyFrom(tensors.to_proto(array))
         try:
@@ -138,17 +154,27 @@ class ServingClient:
         except ValueError as error:
             raise ServingError(f"The model server at {self.grpc_address} answered with a tensor that can not be read: {error}.") from error
 
-    def metadata(self, model: str, *, version: int | None = None, label: str | None = None) -> dict[str, Any]:
-        """Return ``{"model_spec": ..., "metadata": {"signature_def": ...}}`` of one version."""
-        return self._rest.ask("GET", f"{model_path(model, version, label)}/metadata")
+    def signatures(self, model: str, *, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """Return the signatures of one version, as `SignatureDef` messages by name: which inputs it takes and which outputs it gives."""
+        request = protos.get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        _name(request.model_spec, model, version, label)
+        try:
+            answer = retry.call(lambda left: self._predictions.GetModelMetadata(request, timeout=left), self.deadline_seconds)
+            packed = answer.metadata["signature_def"].value
+            return dict(protos.get_model_metadata_pb2.SignatureDefMap.FromString(packed).signature_def)
+        except grpc.RpcError as error:
+            raise self._grpc_error(f"the signatures of model {model!r}", error) from error
+        except DecodeError as error:
+            raise ServingError(f"The model server at {self.grpc_address} answered with signatures that can not be read: {error}.") from error
 
     def check(self) -> None:
-        """Raise `ServingUnavailable`, saying which, unless both interfaces answer now, whichever models they serve."""
+        """Raise `ServingUnavailable`, saying which, unless gRPC and REST, where it has a URL, answer now, whichever models they serve."""
         self._status(_PROBE, lambda ask: ask(self.deadline_seconds))
-        self._rest.check()
+        if self._rest is not None:
+            self._rest.check()
 
     def ready(self) -> bool:
-        """Return whether both interfaces answer now, whichever models they serve."""
+        """Return whether `check` finds nothing wrong."""
         try:
             self.check()
         except ServingUnavailable:
@@ -177,6 +203,16 @@ class ServingClient:
                 "Check that it runs, then retry."
             )
         return ServingError(f"The model server at {self.grpc_address} refused {what} ({error.code().name}): {detail}")
+
+
+def _name(spec: Any, model: str, version: int | None, label: str | None) -> None:
+    """Say in a `ModelSpec` which version is meant."""
+    one_of(model, version, label)
+    spec.name = model
+    if version is not None:
+        spec.version.value = version
+    if label is not None:
+        spec.version_label = label
 
 
 def _channel(address: str, tls: Tls | None) -> grpc.Channel:

@@ -14,17 +14,15 @@ import fcntl
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from airflow_mlops.artifacts import clear_abandoned, write_atomically
+from airflow_mlops.artifacts import abandoned, clear_abandoned, write_atomically, writer
 from airflow_mlops.exceptions import PublishError
 from airflow_mlops.serving.content import MANIFESTS, Content, FileEntry, Files, covers, read_back
 
-ABANDONED_SECONDS = 3600.0  # a staging directory untouched for an hour belongs to nobody: one copy takes minutes at most
 _NUM_THREADS = 4  # two files at a time, each hashed and flushed
 
 
@@ -50,7 +48,7 @@ class DirectoryStore:
         """Copy and rename, unless a directory is there already; raise `PublishError` if it is another one."""
         target = self.path / str(version)
         with _disk_errors(f"Version {version} could not be published under {self.path}"):
-            self._remove_leftovers(version)
+            self._remove_leftovers()
             if not target.exists() and (files := self._copy_and_rename(content, target)):
                 return files
             files = read_back(target)
@@ -69,11 +67,11 @@ class DirectoryStore:
 
     def discard(self, version: int) -> None:
         """Rename, so that the version vanishes in one step, then delete; a crash between leaves only rubbish."""
-        target, doomed = self.path / str(version), self._staging(version)
+        target, doomed = self.path / str(version), self.path / f".removed-{version}-{secrets.token_hex(4)}"
         with _disk_errors(f"Version {version} under {self.path} could not be removed"):
             if target.exists():
                 target.rename(doomed)
-            self._remove_leftovers(version)
+            self._remove_leftovers()
             self._lock(version).unlink(missing_ok=True)
 
     def names(self, folder: str = "") -> set[str]:
@@ -104,20 +102,19 @@ class DirectoryStore:
     def _lock(self, version: int) -> Path:
         return self.path / MANIFESTS / f"{version}.lock"
 
-    def _staging(self, version: int) -> Path:
-        return self.path / f".staging-{version}-{secrets.token_hex(4)}"
+    def _remove_leftovers(self) -> None:
+        """Delete versions that were removed, and what crashed copies left.
 
-    def _remove_leftovers(self, version: int) -> None:
-        """Delete what crashed copies left: of this version at once, for its lock is held; of others when old."""
-        for left in self.path.glob(".staging-*"):
-            with contextlib.suppress(FileNotFoundError):  # its owner renamed or removed it first
-                own = left.name.startswith(f".staging-{version}-")
-                if own or time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+        That a version's lock is held says nothing of its copies: not every file system locks between hosts.
+        """
+        for left in (*self.path.glob(".removed-*"), *self.path.glob(".staging-*")):
+            with contextlib.suppress(FileNotFoundError):  # its owner, or another publisher, renamed or removed it first
+                if left.name.startswith(".removed-") or abandoned(left):
                     shutil.rmtree(left)
 
     def _copy_and_rename(self, content: Content, target: Path) -> Files | None:
         """Return what the version holds, None if another process published it first."""
-        staging = self._staging(int(target.name))
+        staging = self.path / f".staging-{target.name}-{writer()}-{secrets.token_hex(4)}"
         copy = staging / "copy"
         try:
             copy.mkdir(parents=True)

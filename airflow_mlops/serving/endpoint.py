@@ -24,23 +24,25 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]@?#]+):(\d{1,5})")
 
 
 class Replica(NamedTuple):
-    """The addresses of one model server: `grpc` is ``host:port``, `rest` a URL."""
+    """The addresses of one model server: `grpc` is ``host:port``, `rest` a URL, or None if nobody asks it by REST."""
 
     grpc: str
-    rest: str
+    rest: str | None = None
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """All replicas of a model server, the seconds that each call may take, and TLS, if they speak it."""
+    """All replicas of a model server, the seconds that each call may take, and TLS, if they speak it, with or without their REST interfaces."""
 
     replicas: tuple[Replica, ...]
     deadline_seconds: float = 10.0
     tls: Tls | None = None
+    plain_rest_allowed: bool = False
 
     def open(self) -> ServingFleet:
         """Return clients for all replicas; they connect when they are first asked."""
-        return ServingFleet(ServingClient(replica.grpc, replica.rest, self.deadline_seconds, tls=self.tls) for replica in self.replicas)
+        asked: dict[str, Any] = {"tls": self.tls, "plain_rest_allowed": self.plain_rest_allowed}
+        return ServingFleet(ServingClient(replica.grpc, replica.rest, self.deadline_seconds, **asked) for replica in self.replicas)
 
 
 class ConnectionFields(NamedTuple):
@@ -53,11 +55,11 @@ class ConnectionFields(NamedTuple):
 
     def endpoint(self) -> Endpoint:
         """Return what the fields mean; raise `SpecError` naming the field that is missing or wrong, and what to write."""
-        tls = self._tls()
-        replicas = tuple(self._replicas(tls is not None))
+        tls, plain_rest_allowed = self._tls(), self._switch("plain_rest_allowed")
+        replicas = tuple(self._replicas(tls is not None and not plain_rest_allowed))
         if twice := sorted({replica.grpc for replica in replicas if [other.grpc for other in replicas].count(replica.grpc) > 1}):
             raise SpecError(f"{self.name} names the replica {', '.join(twice)} more than once in 'replicas'. Name each once.")
-        return Endpoint(replicas, self._deadline(), tls)
+        return Endpoint(replicas, self._deadline(), tls, plain_rest_allowed)
 
     def options(self, field: str) -> dict[str, Any]:
         """Return a JSON object, empty if the field is; raise `SpecError` if it is something else. Its values may be secret: no error shows them."""
@@ -95,16 +97,16 @@ class ConnectionFields(NamedTuple):
                 )
         bare = str(self.host)
         host = f"[{bare}]" if ":" in bare and re.fullmatch(r"[0-9A-Fa-f:.%]+", bare) else bare
-        return Replica(self._address("host and port", f"{host}:{self.port}"), self._url("rest_url", self.required("rest_url"), encrypted))
+        return Replica(self._address("host and port", f"{host}:{self.port}"), self._url("rest_url", self._given("rest_url"), encrypted))
 
     def _listed(self, where: str, entry: Any, encrypted: bool) -> Replica:
         if not isinstance(entry, dict):
             raise SpecError(f"{self.name}: {where} is no object; write the list as {EXAMPLE}.")
         for key in entry.keys() - set(Replica._fields):
             raise SpecError(f"{self.name}: {where} has the unknown key {key!r}.{nearest(key, Replica._fields)} Write the list as {EXAMPLE}.")
-        for key in set(Replica._fields) - entry.keys():
-            raise SpecError(f"{self.name}: {where} has no {key!r}; write the list as {EXAMPLE}.")
-        return Replica(self._address(f"{where}.grpc", entry["grpc"]), self._url(f"{where}.rest", entry["rest"], encrypted))
+        if "grpc" not in entry:
+            raise SpecError(f"{self.name}: {where} has no 'grpc'; write the list as {EXAMPLE}.")
+        return Replica(self._address(f"{where}.grpc", entry["grpc"]), self._url(f"{where}.rest", entry.get("rest") or None, encrypted))
 
     def _address(self, field: str, value: Any) -> str:
         parts = _ADDRESS.fullmatch(str(value))
@@ -114,8 +116,10 @@ class ConnectionFields(NamedTuple):
             raise SpecError(f"{self.name}: {field} is {value!r}; expected HOST:PORT without a scheme, the port from 1 to 65535. Correct it.")
         return str(value)
 
-    def _url(self, field: str, value: Any, encrypted: bool) -> str:
-        check_url(f"{self.name}: {field}", str(value), encrypted)
+    def _url(self, field: str, value: Any, encrypted: bool) -> str | None:
+        if value is None:
+            return None
+        check_url(f"{self.name}: {field}", str(value), encrypted=encrypted)
         return str(value)
 
     def _deadline(self) -> float:
@@ -131,10 +135,7 @@ class ConnectionFields(NamedTuple):
         return seconds
 
     def _tls(self) -> Tls | None:
-        value = self._given("tls")
-        switch = {"none": False, "false": False, "true": True}.get(str(value).strip().lower())
-        if switch is None:
-            raise SpecError(f"{self.name}: tls is {value!r}; expected true or false. Write one of them.")
+        switch = self._switch("tls")
         given = [field for field in (*_CERTIFICATES, "tls_server_name") if self._given(field) is not None]
         if given and not switch:
             raise SpecError(f"{self.name} has {' and '.join(given)}, but TLS is off: nothing would be verified. Set tls to true, or remove them.")
@@ -145,6 +146,13 @@ class ConnectionFields(NamedTuple):
             return Tls(**certificates, server_name=self._given("tls_server_name"))
         except SpecError as error:
             raise SpecError(f"{self.name}: {error}") from error
+
+    def _switch(self, field: str) -> bool:
+        value = self._given(field)
+        switch = {"none": False, "false": False, "true": True}.get(str(value).strip().lower())
+        if switch is None:
+            raise SpecError(f"{self.name}: {field} is {value!r}; expected true or false. Write one of them.")
+        return switch
 
     def _pem(self, field: str) -> str | None:
         value = self._given(field)

@@ -84,7 +84,7 @@ class ServingFleet:
         label: str | None = None,
         signature_name: str | None = None,
     ) -> list[Any]:
-        """Return what the first replica that answers predicts, as `ServingClient.predict`; `ask_all` compares them."""
+        """Return what the first replica that answers predicts, as `ServingClient.predict`; by `ask_all` each can be asked."""
         return self._first(lambda replica: replica.predict(model, instances, version=version, label=label, signature_name=signature_name))
 
     def predict_tensors(
@@ -101,12 +101,12 @@ class ServingFleet:
         asked: dict[str, Any] = {"version": version, "label": label, "signature_name": signature_name, "output_filter": output_filter}
         return self._first(lambda replica: replica.predict_tensors(model, inputs, **asked))
 
-    def metadata(self, model: str, *, version: int | None = None, label: str | None = None) -> dict[str, Any]:
-        """Return what the first replica that answers says of one version, as `ServingClient.metadata`."""
-        return self._first(lambda replica: replica.metadata(model, version=version, label=label))
+    def signatures(self, model: str, *, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """Return what the first replica that answers says of one version, as `ServingClient.signatures`."""
+        return self._first(lambda replica: replica.signatures(model, version=version, label=label))
 
     def ready(self) -> bool:
-        """Return whether both interfaces of every replica answer now, whichever models they serve."""
+        """Return whether every replica answers now, by gRPC and REST, whichever models it serves."""
         return all(self.ask_all(lambda replica: replica.ready()).values())
 
     def ask_all(self, ask: Callable[[ServingClient], T]) -> dict[str, T]:

@@ -32,11 +32,11 @@ class _Left(dict[str, float]):
 class RestClient:
     """Asks the REST interface at `url`; each answer comes within `deadline_seconds`, or `ServingUnavailable` is raised.
 
-    Raises `SpecError` as `check_url`.
+    With `tls`, a URL of http:// is refused unless `plain_allowed`. Raises `SpecError` as `check_url`.
     """
 
-    def __init__(self, url: str, deadline_seconds: float, tls: Tls | None) -> None:
-        check_url("The REST URL", url, tls is not None)
+    def __init__(self, url: str, deadline_seconds: float, tls: Tls | None, *, plain_allowed: bool = False) -> None:
+        check_url("The REST URL", url, encrypted=tls is not None and not plain_allowed)
         self.url = url.rstrip("/")
         self.deadline_seconds = deadline_seconds
         self._server_name = {"sni_hostname": tls.server_name} if tls and tls.server_name else {}
@@ -100,8 +100,8 @@ class RestClient:
         return answer.status_code, bytes(content)
 
 
-def check_url(field: str, url: str, encrypted: bool) -> None:
-    """Raise `SpecError` about `field` unless `url` leads to a REST interface, by TLS if that is wanted."""
+def check_url(field: str, url: str, *, encrypted: bool) -> None:
+    """Raise `SpecError` about `field` unless `url` leads to a REST interface, `encrypted` if that is wanted."""
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
@@ -113,8 +113,9 @@ def check_url(field: str, url: str, encrypted: bool) -> None:
         raise SpecError(f"{field} is {url!r}; expected for instance http://serving:8501. Correct it.")
     if encrypted and parts.scheme != "https":
         raise SpecError(
-            f"{field} is {url!r}, but TLS is on: inputs and answers would travel in the clear. Write https://; TensorFlow Serving's own REST port "
-            "speaks no TLS, so name that of a proxy before it. Or switch TLS off."
+            f"{field} is {url!r}, but TLS is on: inputs and answers would travel in the clear. Write https:// and the port of a proxy, for "
+            "TensorFlow Serving's own REST port speaks no TLS; or leave it out, for releases ask by gRPC; or set plain_rest_allowed if the network "
+            "is trusted."
         )
 
 

@@ -2,26 +2,26 @@
 
 `begin` -> (`decide` until the version is AVAILABLE) -> `verify` -> `switch`, and `revert` from any point. Each step writes the configuration
 file first, because the server starts from it after a kill, and reloads the running server second. Each step may be run again after a crash
-at any point. `decide` does no IO: the trigger and the blocking `roll_out` use the same one. Where there are several replicas, each is told,
-waited for and proven, and a step that fails on one fails.
+at any point. `decide` does no IO, so that the trigger can wait without holding a worker. Where there are several replicas, each is told,
+waited for and proven, and a step that fails on one fails. All is asked by gRPC.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
-from airflow_mlops.exceptions import RolloutFailed, ServingError, ServingUnavailable, SpecError
+from airflow_mlops.exceptions import RolloutFailed, ServingError, SpecError
 from airflow_mlops.serving import availability, config
-from airflow_mlops.serving.availability import Action, Fail, Observation, Wait
+from airflow_mlops.serving.availability import Action, Observation
+from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.fleet import Replicas, ServingFleet
-from airflow_mlops.serving.golden import check_answers, read_golden
-
-POLL_SECONDS = 0.5
-T = TypeVar("T")
+from airflow_mlops.serving.golden import check_answers, inputs_of, read_golden, rows_of
+from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
+from airflow_mlops.serving.tensors import Array
 
 
 class Plan(NamedTuple):
@@ -80,13 +80,22 @@ def begin(client: Replicas, plan: Plan) -> None:
 def verify(client: Replicas, plan: Plan, golden: Path, *, label: str | None = None) -> None:
     """Raise `RolloutFailed` unless every replica answers as the JSON file `golden` says.
 
-    The version is asked by its number or, with `label`, by that label.
+    The version is asked by its number or, with `label`, by that label, which must lead to it.
     """
     expected = read_golden(golden, RolloutFailed)
     asked: dict[str, Any] = {"label": label} if label else {"version": plan.version}
-    served = ServingFleet(client.replicas).ask_all(lambda replica: replica.predict(plan.model, expected["inputs"], **asked))
-    for address, outputs in served.items():
-        check_answers(expected["outputs"], outputs, f"Version {plan.version} of {plan.model!r} at {address}")
+
+    def answered(replica: ServingClient) -> tuple[int, Any]:
+        signature = replica.signatures(plan.model, **asked).get(DEFAULT_SIGNATURE)
+        version, outputs = replica.predict_tensors(plan.model, _inputs(replica, plan, golden, expected["inputs"], signature), **asked)
+        return version, rows_of(outputs)
+
+    for address, (version, outputs) in ServingFleet(client.replicas).ask_all(answered).items():
+        if version != plan.version:
+            raise RolloutFailed(
+                f"Version {version} of {plan.model!r} answered at {address}, not version {plan.version}. See who else changes labels."
+            )
+        check_answers(expected["outputs"], outputs, f"Version {version} of {plan.model!r} at {address}")
 
 
 def switch(client: Replicas, plan: Plan, golden: Path) -> None:
@@ -118,31 +127,17 @@ def revert(client: Replicas, plan: Plan, reason: str) -> NoReturn:
     raise RolloutFailed(f"Version {plan.version} of {plan.model!r} was not rolled out: {reason.rstrip('.')}. {serving} {plan.label!r} {when}.")
 
 
-def roll_out(client: Replicas, plan: Plan, golden: Path, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
-    """Run the whole rollout and return when the label serves the new version; raise `RolloutFailed` after going back.
-
-    `clock` gives epoch seconds. A server that does not answer is asked again until the plan's deadline.
-    """
-
-    def patiently(step: Callable[[], T]) -> T:
-        while True:
-            try:
-                return step()
-            except ServingUnavailable:
-                if clock() >= plan.deadline:
-                    raise
-                sleep(POLL_SECONDS)
-
+def _inputs(replica: ServingClient, plan: Plan, golden: Path, rows: list[Any], signature: Any) -> dict[str, Array]:
+    """Return golden rows as the tensors that the served version takes, whose default `signature` is None where it has none."""
     try:
-        patiently(lambda: begin(client, plan))
-        while isinstance(action := decide(plan, observe(client, plan), clock()), Wait):
-            sleep(POLL_SECONDS)
-        if isinstance(action, Fail):
-            raise RolloutFailed(action.reason)
-        patiently(lambda: verify(client, plan, golden))
-        patiently(lambda: switch(client, plan, golden))
-    except ServingError as error:
-        revert(client, plan, str(error))
+        if signature is None:
+            raise ValueError("it has no such signature")
+        return inputs_of(rows, signature)
+    except ValueError as error:
+        raise RolloutFailed(
+            f"Version {plan.version} of {plan.model!r} at {replica.grpc_address} can not be asked the golden inputs {golden} by its signature "
+            f"{DEFAULT_SIGNATURE!r}: {error}. Compare the published SavedModel's signature with the training's."
+        ) from error
 
 
 def _apply(client: Replicas, plan: Plan, wanted: ServerConfig) -> None:

@@ -10,22 +10,28 @@ from google.protobuf.message import DecodeError
 from airflow_mlops.exceptions import PublishError
 from airflow_mlops.serving import protos, tensors
 
-SERVING_TAG = "serve"
-DEFAULT_SIGNATURE = "serving_default"
+DEFAULT_SIGNATURE = "serving_default"  # what a request asks that names no signature; so in TensorFlow Serving
+_SERVED_TAGS = {"serve"}  # a server loads the graph that has exactly these tags
 _INTERNAL = "__saved_model"  # how TensorFlow 2 notes its initializers, among the signatures
 ADVICE = "Nothing was published; export the model again, with signatures for serving."
 
 
 def parse(graph: bytes, what: str) -> dict[str, Any]:
-    """Return the `SignatureDef` messages by name of a ``saved_model.pb``; raise `PublishError` about `what` if it has none to serve."""
+    """Return the `SignatureDef` messages by name of the graph in a ``saved_model.pb`` that a server loads: the one with the tag ``serve`` alone.
+
+    Raises `PublishError` about `what` if there is no such graph, or nothing in it could be asked.
+    """
     try:
         saved = protos.saved_model_pb2.SavedModel.FromString(graph)
     except DecodeError as error:
         raise PublishError(f"{what} is broken: expected a SavedModel message, found {len(graph)} other bytes. {ADVICE}") from error
-    found = [meta for meta in saved.meta_graphs if SERVING_TAG in meta.meta_info_def.tags]
+    found = [meta for meta in saved.meta_graphs if set(meta.meta_info_def.tags) == _SERVED_TAGS]
     if not found:
-        tags = sorted({tag for meta in saved.meta_graphs for tag in meta.meta_info_def.tags})
-        raise PublishError(f"{what} has no graph with the tag {SERVING_TAG!r}; its tags: {', '.join(tags) or 'none'}. {ADVICE}")
+        graphs = [", ".join(sorted(meta.meta_info_def.tags)) or "no tag" for meta in saved.meta_graphs]
+        raise PublishError(
+            f"{what} has no graph with the tag 'serve' and no other, which is the one that a server loads; it has "
+            f"{'; '.join(f'one with {tags}' for tags in graphs) or 'no graph at all'}. {ADVICE}"
+        )
     signatures = {name: signature for name, signature in found[0].signature_def.items() if not name.startswith(_INTERNAL)}
     if not signatures:
         raise PublishError(f"{what} has no signature, so nobody could ask it. {ADVICE}")

@@ -15,6 +15,7 @@ from airflow_mlops.serving.directory_store import DirectoryStore
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://[^?#]+")
 _CREDENTIALS = re.compile(r"[^/]*(@|:(?!\d+/).*@)")  # a password may hold a slash; digits after a colon are a port
+_AZURE = re.compile(r"abfss?://[^/:@]+@[^/:@]+(:\d+)?(/.*)?")  # container@account: no user, and the only form that names the account
 
 
 class Store(Protocol):
@@ -63,13 +64,19 @@ class Store(Protocol):
 def open_store(base_path: str | Path, storage_options: Mapping[str, Any] | None = None) -> Store:
     """Return the store of a base path: an absolute path, ``file:///...``, or the URL of an object store such as ``s3://bucket/models/digits``.
 
-    `storage_options` (endpoint, credentials) are fsspec's for such a store. Raises `SpecError` if no server could have this base path.
+    Azure's is ``abfs://container@account.dfs.core.windows.net/models/digits``. `storage_options` (endpoint, credentials) are fsspec's for such
+    a store. Raises `SpecError` if no server could have this base path.
     """
     place = normalized(base_path)
     if place.startswith("/"):
         return DirectoryStore(Path(place))
-    if _CREDENTIALS.match(place.partition("://")[2]):
+    if _CREDENTIALS.match(place.partition("://")[2]) and not _AZURE.fullmatch(place):
         raise SpecError("The base path holds a user name or password; leave them out and give them as storage_options of the connection.")
+    if "://" in place and ("?" in place or "#" in place):  # what follows may be a key, as of a signed URL
+        raise SpecError(
+            f"The base path {re.split('[?#]', place)[0]!r} is followed by a '?' or '#', which no base path has; leave the rest out and give "
+            "credentials as storage_options of the connection."
+        )
     if not _URI.fullmatch(place) or place.startswith("file:"):
         raise SpecError(f"The base path {place!r} is neither an absolute path nor a URL such as s3://bucket/models. Correct it.")
     from airflow_mlops.serving.object_store import ObjectStore  # and fsspec, which nobody needs who has a directory

@@ -7,7 +7,6 @@ Source: tensorflow/core/lib/io/record_writer.h, tensorflow_serving/servables/ten
 
 from __future__ import annotations
 
-import base64
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from airflow_mlops.artifacts import write_atomically
-from airflow_mlops.exceptions import PublishError, ServingError, SpecError
+from airflow_mlops.exceptions import PublishError, SpecError
 from airflow_mlops.serving import protos, tensors
-from airflow_mlops.serving.golden import read_golden
-from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE, described, dimensions
+from airflow_mlops.serving.golden import inputs_of, read_golden
+from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE, dimensions
 
 WARM_UP = "assets.extra/tf_serving_warmup_requests"  # where the server looks, below the version's directory
 MAX_RECORDS = 1000  # the server refuses a version that brings more
@@ -38,7 +37,7 @@ def write(path: Path, logs: Sequence[Any]) -> None:
 
 
 def read(path: Path) -> list[Any]:
-    """Return the `PredictionLog` messages of a warm-up file; raise `ServingError` naming the byte where it is no longer one."""
+    """Return the `PredictionLog` messages of a warm-up file; raise `PublishError` naming the byte where it is no longer one."""
     data, start, logs = memoryview(path.read_bytes()), 0, []
     while start < len(data):
         record, end = _record(path, data, start)
@@ -58,50 +57,15 @@ def from_golden(golden: Path, signature: Any, model: str) -> list[Any]:
     Raises `PublishError` if the signature does not take such rows.
     """
     rows = read_golden(golden, PublishError)["inputs"]
-    columns = {name: _column(golden, rows, name, info, len(signature.inputs)) for name, info in signature.inputs.items()}
+    try:
+        columns = inputs_of(rows, signature)
+    except ValueError as error:
+        raise _unfit(golden, str(error)) from error
     sizes = {dims[0] for info in signature.inputs.values() if (dims := dimensions(info))} - {-1}
     if len(sizes) > 1:
         raise _unfit(golden, f"its inputs want {sorted(sizes)} rows at the same time")
     sizes = sizes or {1, min(len(rows), MAX_ROWS)}  # a signature of a fixed batch takes no other
     return [_request(model, {name: np.resize(column, (size, *column.shape[1:])) for name, column in columns.items()}) for size in sorted(sizes)]
-
-
-def _column(golden: Path, rows: list[Any], name: str, info: Any, num_inputs: int) -> tensors.Array:
-    """Return the rows of one input as an array of its type, (N, ...)."""
-    named = isinstance(rows[0], dict) and rows[0].keys() != {"b64"}
-    if num_inputs > 1 and not named:
-        raise _unfit(golden, f"its rows are no objects by input name, and the signature has {num_inputs} inputs")
-    try:
-        values = [row[name] for row in rows] if named else rows
-        column = _array(values, info.dtype)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _unfit(golden, f"its rows give no {tensors.type_name(info.dtype)} for input {name!r} ({type(error).__name__}: {error})") from error
-    dims = dimensions(info)
-    if dims is not None and (
-        not dims or len(dims) != column.ndim or any(want not in (-1, got) for want, got in zip(dims[1:], column.shape[1:], strict=True))
-    ):
-        raise _unfit(golden, f"its rows have shape {list(column.shape[1:])}, and input {name!r} takes {described(info)}")
-    return column
-
-
-def _array(values: list[Any], code: int) -> tensors.Array:
-    """Return nested lists as an array of a TensorFlow type; raise `ValueError` if they do not fit, or would lose something."""
-    if code not in tensors.DTYPES:
-        raise ValueError("there is no such type of values")
-    if code == tensors.DT_STRING:
-        return np.array(_texts(values), dtype=object)
-    plain = np.array(values)
-    with np.errstate(invalid="ignore"):
-        array = plain.astype(tensors.DTYPES[code])
-    if plain.dtype.kind not in "biuf" or (array.dtype.kind in "biu" and not np.array_equal(array, plain)):
-        raise ValueError("a value is no such number")
-    return array
-
-
-def _texts(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_texts(item) for item in value]
-    return base64.b64decode(value["b64"], validate=True) if isinstance(value, dict) else str(value).encode()
 
 
 def _request(model: str, inputs: Mapping[str, tensors.Array]) -> Any:
@@ -147,5 +111,5 @@ def _masked(data: bytes | memoryview) -> int:
     return (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _corrupt(path: Path, at: int, why: str) -> ServingError:
-    return ServingError(f"{path} is no usable warm-up file: at byte {at} {why}. The server would load no version that brings it; write it again.")
+def _corrupt(path: Path, at: int, why: str) -> PublishError:
+    return PublishError(f"{path} is no usable warm-up file: at byte {at} {why}. The server would load no version that brings it; write it again.")

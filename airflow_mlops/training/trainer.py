@@ -108,7 +108,7 @@ def save(model: keras.Model, sample_inputs: NDArray[np.float32], out_dir: Path) 
 
 
 def _answers(saved_model: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    signature = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
+    signature = tf.saved_model.load(str(saved_model)).signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY]
     (name,) = signature.structured_input_signature[1]
     (outputs,) = signature(**{name: tf.constant(samples)}).values()
     return np.asarray(outputs)

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mlops.artifacts import Artifact, bytes_digest, canonical_json, path_digest, write_atomically
+from airflow_mlops import artifacts
+from airflow_mlops.artifacts import (
+    ABANDONED_SECONDS,
+    Artifact,
+    abandoned,
+    bytes_digest,
+    canonical_json,
+    clear_abandoned,
+    path_digest,
+    write_atomically,
+    writer,
+)
 from airflow_mlops.exceptions import ResultInvalid
 
 
@@ -102,3 +113,53 @@ def test_a_disk_that_fills_up_leaves_the_old_content_and_no_other_file(tmp_path:
     assert "File too large" in failed.stderr
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_is_writing_stays(tmp_path: Path, ended: int) -> None:
+    path, here = tmp_path / "result.json", writer().partition("-")[0]
+    living, dead, elsewhere = (
+        tmp_path / f".result.json.{mark}.abc" for mark in (writer(), f"{here}-{ended}", f"0badcafe-{ended}")
+    )  # of another host or container, whose processes can not be seen from here
+    for left in (living, dead, elsewhere):
+        left.write_bytes(b"half")
+    clear_abandoned(path)
+    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere])
+    for left in (living, elsewhere):
+        os.utime(left, (0, left.stat().st_mtime - ABANDONED_SECONDS - 60))
+    clear_abandoned(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_as_young_as_its_newest_file(tmp_path: Path) -> None:
+    directory = tmp_path / ".staging"
+    (directory / "deep").mkdir(parents=True)
+    (directory / "deep" / "file").write_bytes(b"")
+    for path in (directory, directory / "deep"):
+        os.utime(path, (0, 0))
+    assert not abandoned(directory)
+    os.utime(directory / "deep" / "file", (0, 0))
+    assert abandoned(directory)
+
+
+def test_the_process_of_another_user_is_alive() -> None:
+    assert artifacts._alive(1)
+
+
+def test_a_system_without_containers_tells_hosts_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(path: Path) -> os.stat_result:
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(Path, "stat", nothing)
+        one = writer()
+        elsewhere.setattr("socket.gethostname", lambda: "another")
+        assert writer() != one
+    assert writer().endswith(f"-{os.getpid()}")

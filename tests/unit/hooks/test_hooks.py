@@ -102,9 +102,8 @@ def test_an_mlflow_connection_without_a_host_is_named(connect: Connect) -> None:
     [
         ({"port": 8500, "extra": {"rest_url": "http://h:8501"}}, "host"),
         ({"host": "h", "extra": {"rest_url": "http://h:8501"}}, "port"),
-        ({"host": "h", "port": 8500}, "extra 'rest_url'"),
     ],
-    ids=["host", "port", "rest_url"],
+    ids=["host", "port"],
 )
 def test_what_a_serving_connection_lacks_is_named(connect: Connect, fields: dict[str, Any], missing: str) -> None:
     connect("tf_serving_default", "tf_serving", **fields)
@@ -166,6 +165,8 @@ def test_the_form_s_button_says_which_replica_answers(connect: Connect) -> None:
         deaf.grpc_port = up.grpc_port  # by gRPC it would answer
         connect("tf_serving_default", "tf_serving", extra={"replicas": [up.addresses], "deadline_seconds": 1})
         assert TFServingHook().test_connection() == (True, f"The replica {up.grpc_address} answers.")
+        connect("tf_serving_default", "tf_serving", extra={"replicas": [{"grpc": deaf.grpc_address}], "deadline_seconds": 1})
+        assert TFServingHook().test_connection()[0]  # nobody asks by REST
         connect("tf_serving_default", "tf_serving", extra={"replicas": [up.addresses, down.addresses], "deadline_seconds": 1})
         answers, said = TFServingHook().test_connection()
         assert not answers

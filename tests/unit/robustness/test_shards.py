@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from airflow_mlops.artifacts import clear_abandoned
+from airflow_mlops.artifacts import clear_abandoned, writer
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness import shards
 from airflow_mlops.robustness.campaign import CampaignConfig, finish, run_campaign
@@ -192,17 +192,24 @@ def test_a_write_that_is_cut_off_leaves_the_old_file_whole(lab, monkeypatch, tmp
     assert flat(read_islands(path, lab.fingerprint)) == before
 
 
+def mark(process):
+    """Return the mark of another process of this host in the name of what it writes."""
+    return f"{writer().partition('-')[0]}-{process.pid}"
+
+
 def test_what_a_killed_writer_left_is_cleared_away(lab, monkeypatch, tmp_path):
-    (tmp_path / f".{SHARD_FILE}.x1y2").write_bytes(b"half a file")
+    with subprocess.Popen(["true"]) as killed:
+        killed.wait()
+    (tmp_path / f".{SHARD_FILE}.{mark(killed)}.x1y2").write_bytes(b"half a file")
     saved(lab, monkeypatch, tmp_path / SHARD_FILE, stop_after=1)
     assert [path.name for path in tmp_path.iterdir()] == [SHARD_FILE]
 
 
 def test_what_another_process_is_writing_is_left_alone(lab, monkeypatch, tmp_path):
-    with subprocess.Popen(["sleep", "60"]) as writer:
-        (tmp_path / f".{SHARD_FILE}.{writer.pid}.x1y2").write_bytes(b"half a file")
+    with subprocess.Popen(["sleep", "60"]) as another:
+        (tmp_path / f".{SHARD_FILE}.{mark(another)}.x1y2").write_bytes(b"half a file")
         saved(lab, monkeypatch, tmp_path / SHARD_FILE, stop_after=1)
-        writer.kill()
+        another.kill()
     assert len(list(tmp_path.iterdir())) == 2
     clear_abandoned(tmp_path / SHARD_FILE)
     assert [path.name for path in tmp_path.iterdir()] == [SHARD_FILE]

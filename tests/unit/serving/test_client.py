@@ -24,9 +24,9 @@ READS: dict[str, Callable[[ServingClient], Any]] = {
     "GetModelStatus": lambda client: client.status("m"),
     "Predict": lambda client: client.predict_tensors("m", X),
     "predict": lambda client: client.predict("m", [[1]]),
-    "metadata": lambda client: client.metadata("m"),
+    "GetModelMetadata": lambda client: client.signatures("m"),
 }
-AWAY = {"GetModelStatus": UNAVAILABLE, "Predict": UNAVAILABLE, "predict": 503, "metadata": 503}
+AWAY = {"GetModelStatus": UNAVAILABLE, "Predict": UNAVAILABLE, "predict": 503, "GetModelMetadata": UNAVAILABLE}
 
 
 @pytest.fixture
@@ -43,12 +43,11 @@ def test_a_question_is_asked_again_when_the_server_is_away_for_a_moment(served: 
     assert served.calls[method] == 3
 
 
-@pytest.mark.parametrize("method", ["predict", "metadata"])
-def test_a_question_is_asked_again_when_the_connection_broke(served: Replica, method: str) -> None:
-    served.failures[method] = ["drop"]
+def test_a_question_is_asked_again_when_the_connection_broke(served: Replica) -> None:
+    served.failures["predict"] = ["drop"]
     with served.client() as client:
-        READS[method](client)
-    assert served.calls[method] == 2
+        READS["predict"](client)
+    assert served.calls["predict"] == 2
 
 
 @pytest.mark.parametrize("method", ["GetModelStatus", "predict"])
@@ -66,7 +65,7 @@ def test_a_server_that_stays_away_is_asked_a_few_times_within_the_deadline(serve
 
 
 @pytest.mark.parametrize(
-    ("method", "failure"), [("GetModelStatus", REFUSED), ("Predict", grpc.StatusCode.INTERNAL), ("predict", 400), ("metadata", 500)]
+    ("method", "failure"), [("GetModelStatus", REFUSED), ("Predict", grpc.StatusCode.INTERNAL), ("predict", 400), ("GetModelMetadata", REFUSED)]
 )
 def test_a_refusal_is_not_asked_again(served: Replica, method: str, failure: Any) -> None:
     served.failures[method] = [failure]
@@ -160,6 +159,27 @@ def test_a_server_is_ready_when_both_interfaces_answer(served: Replica) -> None:
             half.check()
 
 
+def test_a_server_without_a_rest_url_is_asked_by_grpc_alone(served: Replica) -> None:
+    with ServingClient(served.grpc_address) as client:
+        assert client.rest_url is None
+        assert client.ready()
+        assert client.status("m") == {1: AVAILABLE}
+        assert client.predict_tensors("m", X)[1].keys() == {"x"}
+        with pytest.raises(SpecError, match=rf"the model server at {served.grpc_address} has no REST URL\..*or ask by gRPC with predict_tensors"):
+            client.predict("m", [[1]])
+    assert served.calls == {"GetModelStatus": 2, "Predict": 1}
+
+
+def test_signatures_come_by_name_and_what_is_none_is_the_server_s_fault(served: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served.client() as client:
+        assert client.signatures("m", label="stable") == {"serving_default": served.signature}
+        broken = protos.get_model_metadata_pb2.GetModelMetadataResponse()
+        broken.metadata["signature_def"].value = b"none"
+        monkeypatch.setattr(client._predictions, "GetModelMetadata", lambda *_, **__: broken)
+        with pytest.raises(ServingError, match="answered with signatures that can not be read"):
+            client.signatures("m")
+
+
 @pytest.mark.parametrize(("asked", "version"), [({}, 9), ({"version": 3}, 3), ({"version": 0}, 0), ({"label": "stable"}, 7)])
 def test_tensors_come_back_with_the_version_that_answered(served: Replica, asked: dict[str, Any], version: int) -> None:
     inputs = {
@@ -197,7 +217,7 @@ def test_a_tensor_that_can_not_be_read_is_the_server_s_fault(served: Replica) ->
 def test_a_version_and_a_label_are_not_asked_for_at_once() -> None:
     both: dict[str, Any] = {"version": 1, "label": "x"}
     with nobody().client() as client:
-        for ask in (lambda: client.predict("m", [], **both), lambda: client.predict_tensors("m", {}, **both), lambda: client.metadata("m", **both)):
+        for ask in (lambda: client.predict("m", [], **both), lambda: client.predict_tensors("m", {}, **both), lambda: client.signatures("m", **both)):
             with pytest.raises(SpecError, match="Both version 1 and label 'x'"):
                 ask()
 

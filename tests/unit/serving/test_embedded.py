@@ -35,7 +35,7 @@ def test_the_client_speaks_to_it(client: ServingClient, serving: None) -> None:
     assert client.ready()
     assert client.predict("embedded", [ROW], version=1) == [[4.0, 5.0]]
     assert client.predict("embedded", [ROW]) == [[5.0, 6.0]]
-    assert client.metadata("embedded", label="stable")["model_spec"]["version"] == "1"
+    assert "serving_default" in client.signatures("embedded", label="stable")
     assert client.status("nobody") == {}
     with pytest.raises(ServingError, match="Unrecognized servable version label: x") as refused:
         client.predict("embedded", [ROW], label="x")
@@ -45,7 +45,7 @@ def test_the_client_speaks_to_it(client: ServingClient, serving: None) -> None:
 def test_a_server_that_is_not_there_is_unavailable_and_worth_a_retry() -> None:
     with ServingClient(f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}", deadline_seconds=1) as client:
         assert not client.ready()
-        for call in (lambda: client.status("m"), lambda: client.predict("m", [[1]]), lambda: client.metadata("m")):
+        for call in (lambda: client.status("m"), lambda: client.predict("m", [[1]]), lambda: client.signatures("m")):
             with pytest.raises(ServingUnavailable) as refused:
                 call()
             assert refused.value.retryable

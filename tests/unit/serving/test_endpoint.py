@@ -60,7 +60,6 @@ def test_an_empty_field_is_none(empty: Any) -> None:
     [
         ({"host": None}, r"The connection has no host; give .* gRPC address, host and port, or all addresses in the extra 'replicas'"),
         ({"port": None}, "The connection has no port"),
-        ({"rest_url": None}, "The connection has no extra 'rest_url'"),
         ({"port": 65536}, r"host and port is 'h:65536'; expected HOST:PORT without a scheme, the port from 1 to 65535"),
         ({"port": -1}, "host and port is 'h:-1'"),
         ({"host": "http://h"}, "host and port is 'http://h:8500'"),
@@ -73,6 +72,7 @@ def test_an_empty_field_is_none(empty: Any) -> None:
         ({"replicas": TWO}, "has a host, port or rest_url and the extra 'replicas' as well"),
         *[({"deadline_seconds": value}, "deadline_seconds is .*; expected a positive number") for value in (0, -1, "x", "nan", "inf", True, [1])],
         *[({"tls": value}, "tls is .*; expected true or false") for value in ("on", 2, [True])],
+        ({"plain_rest_allowed": "maybe"}, "plain_rest_allowed is 'maybe'; expected true or false"),
         ({"tls": True}, r"rest_url is 'http://h:8501', but TLS is on.*Write https://"),
         ({"ca_cert": HOUSE.cert}, "has ca_cert, but TLS is off: nothing would be verified"),
         ({"client_key": "s3cret", "tls_server_name": "h", "tls": "false"}, "has client_key and tls_server_name, but TLS is off"),
@@ -99,12 +99,11 @@ def test_a_wrong_field_is_named_with_what_to_write(fields: dict[str, Any], words
         ({"grpc": "a:8500", "rest": "http://a:8501"}, "'replicas' that is no list of objects"),
         (["a:8500"], r"replicas\[0\] is no object; write the list as .*serving-0:8500"),
         ([TWO[0], {**TWO[1], "gprc": "b:8500"}], r"replicas\[1\] has the unknown key 'gprc'\. Did you mean 'grpc'\?"),
-        ([{"grpc": "a:8500"}], r"replicas\[0\] has no 'rest'"),
         ([{"rest": "http://a:8501"}], r"replicas\[0\] has no 'grpc'"),
         ([TWO[0], {**TWO[1], "grpc": "b:0"}], r"replicas\[1\]\.grpc is 'b:0'; expected HOST:PORT"),
         ([{**TWO[0], "grpc": 8500}], r"replicas\[0\]\.grpc is 8500"),
         ([{**TWO[0], "grpc": "a"}], r"replicas\[0\]\.grpc is 'a'"),
-        ([{**TWO[0], "rest": None}], r"replicas\[0\]\.rest is 'None'"),
+        ([{**TWO[0], "rest": 8501}], r"replicas\[0\]\.rest is '8501'"),
         ([TWO[0], TWO[1], TWO[0]], "names the replica a:8500 more than once"),
     ],
 )
@@ -116,6 +115,37 @@ def test_a_wrong_list_of_replicas_says_which_entry_is_wrong(replicas: Any, words
 def test_every_replica_of_a_list_must_speak_tls_if_one_does() -> None:
     with pytest.raises(SpecError, match=r"replicas\[1\]\.rest is 'http://b:8501', but TLS is on"):
         listed([{"grpc": "a:8500", "rest": "https://a:8501"}, {"grpc": "b:8500", "rest": "http://b:8501"}], tls=True)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_rest_may_be_left_out(tls: bool) -> None:
+    assert endpoint(tls=tls).replicas == (Replica("h:8500"),)
+    assert listed([{"grpc": "a:8500"}, {"grpc": "b:8500", "rest": ""}, {"grpc": "c:8500", "rest": None}], tls=tls).replicas == (
+        Replica("a:8500"),
+        Replica("b:8500"),
+        Replica("c:8500"),
+    )
+
+
+def test_rest_in_the_clear_beside_tls_is_a_decision() -> None:
+    for found in (
+        endpoint(tls=True, plain_rest_allowed="true", rest_url="http://h:8501"),
+        listed([{"grpc": "h:8500", "rest": "http://h:8501"}], tls=True, plain_rest_allowed=True),
+    ):
+        assert found == Endpoint((Replica("h:8500", "http://h:8501"),), tls=Tls(), plain_rest_allowed=True)
+        with found.open() as fleet:
+            assert fleet.replicas[0].rest_url == "http://h:8501"
+    assert endpoint(tls=True, plain_rest_allowed=True, rest_url="https://h:8501").replicas[0].rest == "https://h:8501"
+
+
+def test_a_server_that_speaks_tls_by_grpc_alone_is_asked_by_both(tmp_path: Path) -> None:
+    mine = HOUSE.sign("127.0.0.1")
+    with replica(ServerTls(mine.cert, mine.key), tmp_path, versions={1: AVAILABLE}) as encrypted, replica() as plain:
+        both = {"grpc": encrypted.grpc_address, "rest": plain.rest_url}  # as TensorFlow Serving has them
+        with listed([both], tls=True, ca_cert=HOUSE.cert, plain_rest_allowed=True).open() as fleet:
+            assert fleet.ready()
+            assert fleet.predict("m", [[1]]) == [[1.0]]
+            assert fleet.status("m") == {1: AVAILABLE}
 
 
 def test_certificates_are_text_or_files_and_survive_a_one_line_field(tmp_path: Path) -> None:

@@ -6,19 +6,31 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from airflow_mlops.exceptions import RolloutFailed, ServingError, ServingUnavailable, SpecError
-from airflow_mlops.serving import config, rollout
+from airflow_mlops.serving import config, rollout, tensors
 from airflow_mlops.serving.availability import VersionStatus
+from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.fleet import ServingFleet
+from tests.bare_saved_models import signature, tensor
 from tests.replicas import AVAILABLE, LOADING, REFUSED, UNAVAILABLE, Replica, nobody, replica, seconds
+from tests.rollouts import roll_out
 
 CONFIG = ServerConfig((ModelConfig("m", "/models/m", (2,)),))
 BROKEN = VersionStatus("END", "no graph")
+
+
+PLAN = rollout.Plan("m", 2, None, "/models/m", "/models.config", deadline=0.0)
+
+
+def golden(path: Path, inputs: Any, outputs: Any) -> Path:
+    path.write_text(json.dumps({"inputs": inputs, "outputs": outputs}))
+    return path
 
 
 @pytest.fixture
@@ -109,7 +121,7 @@ def test_questions_go_to_the_first_replica_that_answers(served: list[Replica]) -
     with fleet(nobody(), served[1]) as half:
         assert half.predict("m", [[1], [2]], label="stable") == [[1.0], [1.0]]
         assert half.predict_tensors("m", {"x": np.ones(2)}, label="stable")[0] == 7
-        assert half.metadata("m") == {"model_spec": {"name": "m"}}
+        assert half.signatures("m") == {"serving_default": served[1].signature}
     with fleet(nobody(), nobody()) as none, pytest.raises(ServingUnavailable, match="did not answer"):
         none.predict("m", [[1]])
 
@@ -134,27 +146,74 @@ def test_a_fleet_has_at_least_one_replica_and_none_twice(ports: list[int]) -> No
 
 
 def test_an_answer_must_be_right_on_every_replica(served: list[Replica], tmp_path: Path) -> None:
-    (tmp_path / "golden.json").write_text(json.dumps({"inputs": [[0], [0]], "outputs": [[1.0], [1.0]]}))
-    plan = rollout.Plan("m", 2, None, "/models/m", str(tmp_path / "models.config"), deadline=0.0)
+    answers = golden(tmp_path / "golden.json", [[1.0], [2.0]], [[1.0], [2.0]])
     with fleet(*served) as both:
-        rollout.verify(both, plan, tmp_path / "golden.json")
-        served[1].outputs = [[1.1]]
+        rollout.verify(both, PLAN, answers)
+        served[1].tensors["x"] = tensors.to_proto(np.array([[1.0], [2.1]]))
         with pytest.raises(
             RolloutFailed, match=rf"Version 2 of 'm' at {served[1].grpc_address} answers the golden inputs differently.*by up to 0\.1"
         ):
-            rollout.verify(both, plan, tmp_path / "golden.json")
+            rollout.verify(both, PLAN, answers)
+
+
+def test_golden_answers_need_no_rest(served: list[Replica], tmp_path: Path) -> None:
+    answers = golden(tmp_path / "golden.json", [[1.0], [2.0]], [[1.0], [2.0]])
+    with ServingFleet(ServingClient(replica.grpc_address) for replica in served) as both:
+        rollout.verify(both, PLAN, answers)
+    assert [replica.calls for replica in served] == [{"GetModelMetadata": 1, "Predict": 1}] * 2
+
+
+def test_rows_of_several_inputs_texts_and_bytes_are_asked_by_grpc_as_they_were_by_rest(served: list[Replica], tmp_path: Path) -> None:
+    text = tensor("DT_STRING", (-1,))
+    served[0].signature = signature({"number": tensor("DT_HALF", (-1, 1)), "text": text, "raw_bytes": text})
+    rows = [{"number": [1.5], "text": "grün", "raw_bytes": {"b64": "/w=="}}, {"number": [2.0], "text": "", "raw_bytes": {"b64": ""}}]
+    with fleet(served[0]) as one:
+        rollout.verify(one, PLAN, golden(tmp_path / "golden.json", rows, rows))
+        with pytest.raises(RolloutFailed, match="in another shape or with other texts"):
+            rollout.verify(one, PLAN, golden(tmp_path / "golden.json", rows, [rows[0], {**rows[1], "text": "blau"}]))
+
+
+def test_outputs_that_are_no_rows_prove_nothing(served: list[Replica], tmp_path: Path) -> None:
+    served[0].tensors["y"] = tensors.to_proto(np.array([1.0, 2.0, 3.0]))
+    with fleet(served[0]) as one, pytest.raises(RolloutFailed, match="in another shape"):
+        rollout.verify(one, PLAN, golden(tmp_path / "golden.json", [[1.0]], [[1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [({"x": tensor("DT_INT32", (-1, 1))}, "its rows give no DT_INT32 for input 'x'"), ({"x": tensor()}, r"its rows have shape \[1\]")],
+)
+def test_golden_rows_that_the_served_version_does_not_take_are_a_reason(served: list[Replica], tmp_path: Path, taken: Any, words: str) -> None:
+    served[1].signature = signature(taken)
+    reason = rf"at {served[1].grpc_address} can not be asked the golden inputs .* by its signature 'serving_default': {words}"
+    with fleet(*served) as both, pytest.raises(RolloutFailed, match=reason):
+        rollout.verify(both, PLAN, golden(tmp_path / "golden.json", [[1.5]], [[1.5]]))
+
+
+def test_a_version_without_a_default_signature_can_not_be_proven(served: list[Replica], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServingClient, "signatures", lambda *_, **__: {"classify": signature()})
+    with fleet(*served) as both, pytest.raises(RolloutFailed, match="'serving_default': it has no such signature"):
+        rollout.verify(both, PLAN, golden(tmp_path / "golden.json", [[1.5]], [[1.5]]))
+
+
+def test_a_label_that_leads_to_another_version_proves_nothing_even_if_it_answers_the_same(served: list[Replica], tmp_path: Path) -> None:
+    answers = golden(tmp_path / "golden.json", [[1.0]], [[1.0]])
+    with fleet(*served) as both:
+        rollout.verify(both, PLAN._replace(version=7), answers, label="stable")  # 7 is what these answer for a label
+        with pytest.raises(RolloutFailed, match=rf"Version 7 of 'm' answered at {served[0].grpc_address}, not version 2"):
+            rollout.verify(both, PLAN, answers, label="stable")
 
 
 def test_a_rollout_that_one_replica_refuses_takes_the_configuration_from_the_others_again(served: list[Replica], tmp_path: Path) -> None:
     file = tmp_path / "models.config"
     before = ServerConfig((ModelConfig("m", "/models/m", (1,), {"stable": 1}),))
     config.write(file, before)
-    (tmp_path / "golden.json").write_text(json.dumps({"inputs": [[0]], "outputs": [[1.0]]}))
+    golden(tmp_path / "golden.json", [[1.0]], [[1.0]])
     plan = rollout.Plan("m", 2, 1, "/models/m", str(file), deadline=1000.0)
     served[1].failures["HandleReloadConfigRequest"] = [None, REFUSED]  # it takes the version and refuses the label
     words = rf"1 of 2 replicas took a new configuration \({served[0].grpc_address}\).*Version 1 serves 'stable' now"
     with fleet(*served) as both, pytest.raises(RolloutFailed, match=words):
-        rollout.roll_out(both, plan, tmp_path / "golden.json", lambda: 0.0, lambda _: None)
+        roll_out(both, plan, tmp_path / "golden.json", lambda: 0.0, lambda _: None)
     labels = [[taken.model("m").labels["stable"] for taken in replica.configs] for replica in served]
     assert labels == [[1, 2, 1], [1, 1]]
     assert config.read(file).get("m") == before.get("m")

@@ -15,8 +15,9 @@ from airflow_mlops.serving import config
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.fleet import ServingFleet
 from airflow_mlops.serving.publish import publish_saved_model
-from airflow_mlops.serving.rollout import Plan, begin, revert, roll_out, switch
+from airflow_mlops.serving.rollout import Plan, begin, revert, switch
 from tests.replicas import nobody
+from tests.rollouts import roll_out
 from tests.servers import EmbeddedServer, await_state
 
 from .conftest import INPUTS, Models
@@ -49,7 +50,7 @@ class Stage:
         return self.models.golden(version - 1, self.home)
 
     def roll_out(self, plan: Plan, fleet: ServingFleet | None = None, golden: Path | None = None) -> None:
-        roll_out(fleet or self.fleet, plan, golden or self.golden(plan.version), time.time, lambda _: time.sleep(0.02))
+        roll_out(fleet or self.fleet, plan, golden or self.golden(plan.version))
 
     def serve(self) -> list[int]:
         """Return the version whose answers each server gives under the label."""

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mlops.artifacts import path_digest
-from airflow_mlops.exceptions import PublishError, ServingError, SpecError
+from airflow_mlops import artifacts
+from airflow_mlops.artifacts import ABANDONED_SECONDS, path_digest
+from airflow_mlops.exceptions import PublishError, SpecError
 from airflow_mlops.serving import directory_store, manifest, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
-from airflow_mlops.serving.directory_store import ABANDONED_SECONDS, DirectoryStore
+from airflow_mlops.serving.directory_store import DirectoryStore
 from airflow_mlops.serving.publish import publish_saved_model
 from airflow_mlops.serving.stores import open_store
 from airflow_mlops.serving.usage import Usage
@@ -250,7 +252,7 @@ def test_a_savedmodel_s_own_warm_up_is_kept(source: Path, base: Path, tmp_path: 
 def test_a_warm_up_that_the_server_could_not_read_is_refused(source: Path, base: Path) -> None:
     (source / WARM_UP).parent.mkdir()
     (source / WARM_UP).write_bytes(b"not a record at all")
-    with pytest.raises(ServingError, match="is no usable warm-up file: at byte 0"):
+    with pytest.raises(PublishError, match="is no usable warm-up file: at byte 0"):
         publish_saved_model(source, base, 3, path_digest(source)[0])
     assert visible(base) == []
 
@@ -397,12 +399,45 @@ def test_where_the_file_system_has_no_locks_the_rename_decides(
     assert visible(base) == ["3"]
 
 
+def gone() -> int:
+    """Return the id of a process that has ended."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
 def test_leftovers_of_a_crash_are_removed_but_not_another_version_s_copy_under_way(source: Path, digest: str, base: Path) -> None:
-    for name in (".staging-3-dead", ".staging-4-alive", ".staging-5-old"):
+    ended, here = gone(), artifacts.writer()
+    dead = [f".staging-{version}-{here.partition('-')[0]}-{ended}-0a1b2c3d" for version in (3, 4)]
+    alive = f".staging-4-{here}-0a1b2c3d"
+    for name in (*dead, alive, ".staging-5-old"):
         (base / name).mkdir(parents=True)
     os.utime(base / ".staging-5-old", (0, base.stat().st_mtime - ABANDONED_SECONDS - 60))
     publish_saved_model(source, base, 3, digest)
-    assert visible(base) == [".staging-4-alive", "3"]
+    assert visible(base) == [alive, "3"]
+
+
+def test_a_copy_that_another_host_is_still_making_stays_whatever_version_it_is_of(
+    source: Path, digest: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # which locks nothing between these two hosts, and says nothing
+    copyfile, other_is_here = shutil.copyfile, iter([True])
+
+    def copy_while_another_host_publishes(path: Path, target: Path) -> None:
+        if next(other_is_here, False):
+            for directory in base.glob(".staging-*"):  # its files keep it alive: a directory is no newer for what is written deep in it
+                os.utime(directory, (0, 0))
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(artifacts, "_where", lambda: "0badcafe")
+                elsewhere.setattr(artifacts, "_alive", lambda pid: False)  # there, this process can not be seen
+                publish_saved_model(source, base, 3, digest)
+                publish_saved_model(source, base, 4, digest)
+        copyfile(path, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_while_another_host_publishes)
+    publish_saved_model(source, base, 3, digest)
+    assert visible(base) == ["3", "4"]
+    assert path_digest(base / "3")[0] == digest
 
 
 def test_a_copy_under_way_of_files_that_are_old_is_not_taken_for_abandoned(

@@ -16,7 +16,8 @@ from airflow_mlops.serving.availability import Available, Fail, VersionStatus, W
 from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.publish import publish_saved_model
-from airflow_mlops.serving.rollout import Plan, begin, decide, labelled, observe, revert, roll_out, switch, verify
+from airflow_mlops.serving.rollout import Plan, begin, decide, labelled, observe, revert, switch, verify
+from tests.rollouts import roll_out
 from tests.servers import EmbeddedServer, await_state, free_port
 
 from .conftest import INPUTS, Models
@@ -60,7 +61,7 @@ class Stage:
         return self.models.golden(version - 1, self.directory)
 
     def roll_out(self, version: int, previous: int | None, golden: Path | None = None, client: ServingClient | None = None) -> None:
-        roll_out(client or self.client, self.plan(version, previous), golden or self.golden(version), time.time, lambda _: time.sleep(0.02))
+        roll_out(client or self.client, self.plan(version, previous), golden or self.golden(version))
 
     def serves(self) -> int:
         """Return the version whose golden answers the label gives."""
@@ -140,7 +141,7 @@ def test_a_first_rollout_that_fails_leaves_no_version_serving(stage: Stage) -> N
 
 def test_a_version_that_is_not_published_fails_at_the_deadline(stage: Stage) -> None:
     with pytest.raises(RolloutFailed, match="at the deadline version 9 is not AVAILABLE on every replica: unknown to"):
-        roll_out(stage.client, stage.plan(9, None, seconds=0.3), stage.golden(1), time.time, lambda _: time.sleep(0.02))
+        roll_out(stage.client, stage.plan(9, None, seconds=0.3), stage.golden(1))
 
 
 class Crash(BaseException):

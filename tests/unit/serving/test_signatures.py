@@ -22,8 +22,9 @@ def test_signatures_are_read_without_tensorflow_s_own_ones() -> None:
 
 
 def test_of_several_graphs_the_one_to_serve_is_read() -> None:
-    both = graph({"train": signature()}, tags=("train",)) + graph()  # messages that follow one another are merged
-    assert list(parse(both, "m")) == ["serving_default"]
+    # Messages that follow one another are merged.
+    several = graph({"train": signature()}, tags=("train",)) + graph({"tpu": signature()}, tags=("serve", "tpu")) + graph()
+    assert list(parse(several, "m")) == ["serving_default"]
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,9 @@ def test_of_several_graphs_the_one_to_serve_is_read() -> None:
     [
         (b"not a graph", "m is broken: expected a SavedModel message, found 11 other bytes"),
         (graph()[:-5], "m is broken"),
-        (b"", "no graph with the tag 'serve'; its tags: none"),
-        (graph(tags=("train", "gpu")), "its tags: gpu, train"),
+        (b"", "no graph with the tag 'serve' and no other, .* it has no graph at all"),
+        (graph(tags=("train", "gpu")), "it has one with gpu, train"),
+        (graph(tags=("serve", "tpu")) + graph(tags=()), "it has one with serve, tpu; one with no tag"),
         (graph({"__saved_model_init_op": signature()}), "has no signature"),
     ],
 )

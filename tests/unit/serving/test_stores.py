@@ -304,6 +304,27 @@ def test_what_only_looks_like_credentials_is_a_base_path(path: str) -> None:
     assert open_store(f"memory://{path}").uri == f"memory://{path}"
 
 
+@pytest.mark.parametrize("scheme", ["abfs", "abfss"])
+@pytest.mark.parametrize("host", ["account", "account.dfs.core.windows.net", "account.dfs.core.windows.net:443"])
+def test_azure_names_a_container_where_others_name_a_user(scheme: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_mlops.serving.object_store.fsspec.core.url_to_fs", lambda uri, **_: (None, uri))
+    assert open_store(f"{scheme}://container@{host}/models/m@home/").uri == f"{scheme}://container@{host}/models/m@home"
+
+
+@pytest.mark.parametrize("user", [f"container:{SECRET}", f"me:{SECRET}@container", f":{SECRET}", f"container@me:{SECRET}"])
+def test_credentials_beside_azure_s_container_are_refused(user: str) -> None:
+    with pytest.raises(SpecError, match="holds a user name or password") as caught:
+        open_store(f"abfs://{user}@account.dfs.core.windows.net/models")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["abfs://c@a.dfs.core.windows.net/m", "s3://bucket/m"])
+def test_a_signed_url_is_refused_without_repeating_its_signature(url: str) -> None:
+    with pytest.raises(SpecError, match=rf"The base path '{url}' is followed by a '\?'.*storage_options") as caught:
+        open_store(f"{url}?sig={SECRET}")
+    assert SECRET not in str(caught.value)
+
+
 def test_a_missing_package_is_named(source: Path, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(PublishError, match=r"a package is missing .*Install gcsfs on the workers"):

@@ -23,7 +23,7 @@ CALLS: list[Callable[[ServingClient], Any]] = [
     lambda client: client.reload(ServerConfig()),
     lambda client: client.predict_tensors("m", {"x": np.ones(1, np.float32)}),
     lambda client: client.predict("m", [[1]]),
-    lambda client: client.metadata("m"),
+    lambda client: client.signatures("m"),
 ]
 
 

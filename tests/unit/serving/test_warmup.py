@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airflow_mlops.exceptions import PublishError, ServingError, SpecError
+from airflow_mlops.exceptions import PublishError, SpecError
 from airflow_mlops.serving import protos, tensors, warmup
 from tests.bare_saved_models import ROWS, golden, signature, tensor
 
@@ -46,25 +46,25 @@ def test_any_altered_byte_is_found(tmp_path: Path, at: int) -> None:
     (tmp_path / "requests").write_bytes(data)
     begin = SECOND if at >= SECOND else 0
     where = begin if at - begin < 12 else begin + 12
-    with pytest.raises(ServingError, match=f"at byte {where} .*does not fit its checksum"):
+    with pytest.raises(PublishError, match=f"at byte {where} .*does not fit its checksum"):
         warmup.read(tmp_path / "requests")
 
 
 @pytest.mark.parametrize(("length", "at"), [(1, 0), (SECOND - 1, 12), (SECOND + 5, SECOND), (BODY, BODY), (len(TENSORFLOWS) - 1, BODY)])
 def test_a_file_that_ends_too_early_is_found(tmp_path: Path, length: int, at: int) -> None:
     (tmp_path / "requests").write_bytes(TENSORFLOWS[:length])
-    with pytest.raises(ServingError, match=f"at byte {at} the file ends within"):
+    with pytest.raises(PublishError, match=f"at byte {at} the file ends within"):
         warmup.read(tmp_path / "requests")
 
 
 def test_a_record_of_another_kind_and_records_without_end_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(warmup._framed(b"no log"))
-    with pytest.raises(ServingError, match="at byte 0 the record is no PredictionLog"):
+    with pytest.raises(PublishError, match="at byte 0 the record is no PredictionLog"):
         warmup.read(tmp_path / "other")
     (tmp_path / "many").write_bytes(TENSORFLOWS[:SECOND] * 1000)
     assert len(warmup.read(tmp_path / "many")) == 1000
     (tmp_path / "many").write_bytes(TENSORFLOWS[:SECOND] * 1001)
-    with pytest.raises(ServingError, match="more than the 1000 records"):
+    with pytest.raises(PublishError, match="more than the 1000 records"):
         warmup.read(tmp_path / "many")
     with pytest.raises(SpecError, match="1001 warm-up requests are too many"):
         warmup.write(tmp_path / "written", [protos.prediction_log_pb2.PredictionLog()] * 1001)
