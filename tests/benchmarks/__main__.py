@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks import robustness, serving
+from tests.benchmarks import ledger, robustness, serving
 from tests.benchmarks.row import HEADER, Row, line, markdown, seconds
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +98,7 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "arrival": arrival,
     "publish": publish,
     "serving": serving.rows,
+    "ledger": ledger.rows,
     "robustness": robustness.rows,
 }
 
