@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import re
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import airflow_mlops
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
@@ -27,11 +31,12 @@ _WITHOUT_EFFECT = re.findall(
     """,
 )
 
+_TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tf-nightly")  # names under which it is installed
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and Windows' subsystem for Linux
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Return the options; exits with 0 after printing help, with 2 on flags it does not understand."""
+    """Return the options; exits with 0 after printing help or the version, with 2 on flags it does not understand."""
     options = _parser().parse_args(argv)
     if without := [name for name in _WITHOUT_EFFECT if getattr(options, name) is not None]:
         log.warning("these flags of TensorFlow Serving have no effect here: %s", ", ".join(without))
@@ -40,10 +45,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def initial_config(options: argparse.Namespace) -> ServerConfig:
     """Return what to serve at first: the file's models, or the one of --model_name; a file that is not written yet means none."""
-    if options.port == options.rest_api_port != 0:
-        raise SpecError(f"--port and --rest_api_port are both {options.port}; gRPC and REST need a port each.")
+    _check_addresses(options)
     if options.model_config_file is None:
-        if options.model_base_path is None:
+        if not options.model_base_path:
             raise SpecError("Nothing to serve: give --model_config_file, or --model_name and --model_base_path.")
         base_path = options.model_base_path if "://" in options.model_base_path else str(Path(options.model_base_path).absolute())
         return ServerConfig((ModelConfig(options.model_name, base_path),))
@@ -51,6 +55,15 @@ def initial_config(options: argparse.Namespace) -> ServerConfig:
         log.warning("%s does not exist yet, or is empty: serving no model until a reload names one", options.model_config_file)
         return ServerConfig()
     return config_file(options.model_config_file)
+
+
+def _check_addresses(options: argparse.Namespace) -> None:
+    if not options.port and not options.grpc_socket_path:
+        raise SpecError("--port=0 turns gRPC off, and nobody could configure the server. Give a --port, or --grpc_socket_path to have it there only.")
+    if options.port == options.rest_api_port != 0:
+        raise SpecError(f"--port and --rest_api_port are both {options.port}; gRPC and REST need a port each.")
+    if options.monitoring_config_file and not options.rest_api_port:
+        log.warning("--monitoring_config_file has no effect: metrics are shown by REST, and --rest_api_port is 0")
 
 
 def config_file(path: Path) -> ServerConfig:
@@ -70,7 +83,9 @@ def config_file(path: Path) -> ServerConfig:
 
 
 def order(options: argparse.Namespace) -> Order:
-    """Return what every model process is told; name, version and path are filled in for each."""
+    """Return what every model process is told; name, version and path are filled in for each. Raises `SpecError`."""
+    if options.batching_parameters_file and not options.enable_batching:
+        raise SpecError("--batching_parameters_file is given, but --enable_batching is not, so it would do nothing. Give both or neither.")
     config = protos.config_pb2.ConfigProto()
     config.intra_op_parallelism_threads = options.tensorflow_intra_op_parallelism or options.tensorflow_session_parallelism
     # By default a request's operations run in the thread that has the request: handing each over costs a small model as much as running it.
@@ -85,13 +100,31 @@ def order(options: argparse.Namespace) -> Order:
         path="",
         tags=tuple(options.saved_model_tags.split(",")),
         config=config.SerializeToString(),
-        libraries=tuple(options.op_library),
+        libraries=tuple(map(_library, options.op_library)),
         batching=settings.batching_parameters(options.batching_parameters_file) if options.enable_batching else None,
         num_threads=options.num_run_threads,
         warm_up=options.enable_model_warmup,
         as_content=options.enable_serialization_as_tensor_content,
         run_timeout_seconds=options.run_timeout_in_ms / 1000,
     )
+
+
+def _library(text: str) -> str:
+    """Return where a library is; checked now, because later every version would fail to load for the want of it."""
+    path = Path(text).absolute()  # the linker looks for a bare name in its own directories, and not here
+    try:
+        with path.open("rb") as file:
+            kind = file.read(4)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--op_library={text} can not be read: {error}. Give the path of a shared library.") from error
+    if kind != b"\x7fELF":
+        raise SpecError(f"--op_library={text} is no shared library of this system. Give the path of one that is built for TensorFlow.")
+    return str(path)
+
+
+def _file(text: str) -> Path | None:
+    """Return a file's path; an empty value is the original's default, and start scripts pass it on for "none"."""
+    return Path(text) if text else None
 
 
 def _port(text: str) -> int:
@@ -122,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    text = "say which versions of this server and of TensorFlow these are"
+    parser.add_argument("--version", action=_Version, type=_boolean, nargs="?", const=True, default=argparse.SUPPRESS, metavar="BOOL", help=text)
     for group in (_addresses, _models, _loading, _running, _ours):
         group(parser)
     for name in _WITHOUT_EFFECT:
@@ -133,20 +168,37 @@ def _switch(parser: argparse.ArgumentParser, name: str, text: str, *, default: b
     parser.add_argument(name, type=_boolean, nargs="?", const=True, default=default, metavar="BOOL", help=text)
 
 
+class _Version(argparse.Action):
+    """Says which versions these are, and ends; looked up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option_string: str | None = None) -> None:
+        if not values:
+            return
+        sys.stdout.write(f"airflow-mlops model server {airflow_mlops.__version__}, TensorFlow {_tensorflow_version()}\n")
+        parser.exit(0)
+
+
+def _tensorflow_version() -> str:
+    for name in _TENSORFLOWS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)  # importing it would take seconds
+    return "is not installed"
+
+
 def _addresses(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
-    add("--port", type=_port, default=8500, help="gRPC port")
-    add("--grpc_socket_path", type=Path, help="listen for gRPC on this UNIX socket, too")
-    add("--rest_api_port", type=_port, default=8501, help="REST port")
+    add("--port", type=_port, default=8500, help="gRPC port; 0: none, only --grpc_socket_path")
+    add("--grpc_socket_path", type=_file, help="listen for gRPC on this UNIX socket, too")
+    add("--rest_api_port", type=_port, default=8501, help="REST port; 0: no REST")
     add("--rest_api_timeout_in_ms", type=_positive, default=30_000, help="most that a REST request may take to arrive and to be answered")
-    add("--ssl_config_file", type=Path, help="SSLConfig: keys and certificates of the gRPC port, as PEM text")
-    add("--monitoring_config_file", type=Path, help="MonitoringConfig: whether and where the REST port shows Prometheus metrics")
+    add("--ssl_config_file", type=_file, help="SSLConfig: keys and certificates of the gRPC port, as PEM text")
+    add("--monitoring_config_file", type=_file, help="MonitoringConfig: whether and where the REST port shows Prometheus metrics")
     _switch(parser, "--enable_grpc_healthcheck_service", "answer grpc.health.v1 on the gRPC port")
 
 
 def _models(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
-    add("--model_config_file", type=Path, help="model_config_list in protobuf text format")
+    add("--model_config_file", type=_file, help="model_config_list in protobuf text format")
     add("--model_config_file_poll_wait_seconds", type=float, default=0.0, help="seconds between looks at that file for changes; 0: never")
     add("--model_name", default="default", help="the one model to serve without a configuration file")
     add("--model_base_path", help="its directory of version directories; the latest is served")
@@ -167,7 +219,7 @@ def _loading(parser: argparse.ArgumentParser) -> None:
 def _running(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
     _switch(parser, "--enable_batching", "join requests that arrive together into one run of the model")
-    add("--batching_parameters_file", type=Path, help="BatchingParameters in protobuf text format")
+    add("--batching_parameters_file", type=_file, help="BatchingParameters in protobuf text format, with --enable_batching")
     add("--tensorflow_session_parallelism", type=int, default=0, help="threads of TensorFlow for one model; 0: as many as cores")
     add("--tensorflow_intra_op_parallelism", type=int, default=0, help="threads of one operation")
     add("--tensorflow_inter_op_parallelism", type=int, default=0, help="operations of one request at the same time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -124,10 +125,14 @@ class Loader(Generic[S]):
 
 
 class Listings:
-    """What lies under each base path, looked at in threads of their own, of which a hanging disk keeps at most one per path."""
+    """What lies under each base path, looked at in threads of their own, of which a hanging disk keeps at most one per path.
+
+    What is wrong with a path is logged when it begins, changes or ends, not at every look.
+    """
 
     def __init__(self) -> None:
-        self._looking: dict[Path, asyncio.Future[dict[int, Path]]] = {}
+        self._looking: dict[Path, asyncio.Future[dict[int, Path] | str]] = {}
+        self._wrong: dict[Path, str] = {}
 
     async def of(self, config: ServerConfig) -> dict[str, dict[int, Path]]:
         """Return version directories by model, none for a path that can not be read now."""
@@ -138,20 +143,34 @@ class Listings:
         if paths:
             await asyncio.wait([self._looking[path] for path in paths], timeout=_LISTING_SECONDS)
         found = {path: self._taken(path) for path in paths}
+        self._wrong = {path: reason for path, reason in self._wrong.items() if path in paths}
         return {model.name: found[path] for model in config.models if (path := source.local_path(model.base_path))}
 
-    def _look(self, path: Path) -> asyncio.Future[dict[int, Path]]:
+    def _look(self, path: Path) -> asyncio.Future[dict[int, Path] | str]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[dict[int, Path]] = loop.create_future()
+        future: asyncio.Future[dict[int, Path] | str] = loop.create_future()
 
         def look() -> None:
-            loop.call_soon_threadsafe(future.set_result, source.versions_on_disk(path))
+            found: dict[int, Path] | str
+            try:
+                found = source.versions_on_disk(path)
+            except FileNotFoundError:
+                found = "does not exist"
+            except Exception as error:  # for instance a null byte in the path
+                found = f"can not be listed ({error})"
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended meanwhile
+                loop.call_soon_threadsafe(future.set_result, found)
 
         threading.Thread(target=look, name=f"look {path}", daemon=True).start()
         return future
 
     def _taken(self, path: Path) -> dict[int, Path]:
-        if self._looking[path].done():
-            return self._looking.pop(path).result()
-        log.warning("base path %s does not answer within %g s, so nothing changes for its model", path, _LISTING_SECONDS)
-        return {}
+        found = self._looking.pop(path).result() if self._looking[path].done() else f"does not answer within {_LISTING_SECONDS:g} s"
+        if isinstance(found, str):
+            if self._wrong.get(path) != found:
+                log.warning("base path %s %s, so nothing changes for its model", path, found)
+            self._wrong[path] = found
+            return {}
+        if self._wrong.pop(path, None):
+            log.info("base path %s can be listed again", path)
+        return found

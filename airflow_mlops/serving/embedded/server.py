@@ -48,22 +48,30 @@ async def run(options: argparse.Namespace, wanted: ServerConfig, order: Order, z
     gateway = Gateway(versions, metrics)
     await loader.configure(wanted, at_start=True)
     async with contextlib.AsyncExitStack() as stack:
-        rest = listener(options.host, options.rest_api_port)
+        rest = listener(options.host, options.rest_api_port) if options.rest_api_port else None
         grpc_server = await stack.enter_async_context(_grpc(options, gateway, loader))
-        rest_server = await stack.enter_async_context(_rest(options, gateway, metrics, rest))
+        rest_server = await stack.enter_async_context(_rest(options, gateway, metrics, rest)) if rest else None
         beside = [asyncio.create_task(loader.run()), asyncio.create_task(stop.wait())]
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             beside.append(asyncio.create_task(_follow(options.model_config_file, options.model_config_file_poll_wait_seconds, loader)))
-        log.info("serving: gRPC %s:%s, REST %s:%s, %s models", options.host, options.port, options.host, options.rest_api_port, len(wanted.models))
+        log.info("serving: %s, %s models", _where(options), len(wanted.models))
         ended, _ = await asyncio.wait(beside, return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping: requests in flight have %g s", GRACE_SECONDS)
         loader.stop()
         for task in beside:
             task.cancel()
-        rest_server.should_exit = True
+        if rest_server:
+            rest_server.should_exit = True
         await grpc_server.stop(GRACE_SECONDS)  # both have the same seconds
     for task in ended:
         task.result()  # what none of them should raise must not look like a request to stop
+
+
+def _where(options: argparse.Namespace) -> str:
+    rest = f"REST {options.host}:{options.rest_api_port}" if options.rest_api_port else "no REST"
+    grpc_places = [f"{options.host}:{options.port}"] if options.port else []
+    grpc_places += [str(options.grpc_socket_path)] if options.grpc_socket_path else []
+    return f"gRPC {' and '.join(grpc_places)}, {rest}"
 
 
 class Starter:
@@ -99,7 +107,8 @@ async def _grpc(options: argparse.Namespace, gateway: Gateway, loader: Loader[An
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address = f"[{options.host}]:{options.port}" if ":" in options.host else f"{options.host}:{options.port}"
     try:
-        _listen(server, address, settings.tls(options.ssl_config_file) if options.ssl_config_file else None)
+        if options.port:
+            _listen(server, address, settings.tls(options.ssl_config_file) if options.ssl_config_file else None)
         if options.grpc_socket_path:
             _check_unused(options.grpc_socket_path)
             address = f"unix:{options.grpc_socket_path.absolute()}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from airflow_mlops.serving.config import ModelConfig
 
-log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
@@ -20,14 +18,8 @@ def local_path(base_path: str) -> Path | None:
 
 
 def versions_on_disk(base_path: Path) -> dict[int, Path]:
-    """Return what lies in `base_path` under a number, nothing if there is no such directory; "00000123" is version 123."""
-    try:
-        return {int(child.name): child for child in sorted(base_path.iterdir()) if _NUMBER.fullmatch(child.name) and int(child.name) < 2**63}
-    except FileNotFoundError:
-        return {}  # not published yet
-    except (OSError, ValueError) as error:  # the latter on a null byte in the path
-        log.warning("base path %s can not be listed, so nothing changes for its model: %s", base_path, error)
-        return {}
+    """Return what lies in `base_path` under a number; "00000123" is version 123. Raises `OSError`, `ValueError` on a null byte in the path."""
+    return {int(child.name): child for child in sorted(base_path.iterdir()) if _NUMBER.fullmatch(child.name) and int(child.name) < 2**63}
 
 
 def aspired(model: ModelConfig, on_disk: Mapping[int, Path], loaded: Collection[int]) -> set[int]:

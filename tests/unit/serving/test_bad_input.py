@@ -88,6 +88,16 @@ def processes(server: EmbeddedServer) -> set[int]:
     return running
 
 
+def settled(server: EmbeddedServer) -> set[int]:
+    """Return `processes` once those that an earlier test has let go of have ended."""
+    seen = processes(server)
+    while True:
+        time.sleep(0.5)
+        if (now := processes(server)) == seen:
+            return now
+        seen = now
+
+
 def ask(rough: Target, signature: str, seconds: float = 1.0, *, model: str = "trouble", version: int = 1, timeout: float = SECONDS) -> Any:
     """Ask ``trouble`` or a model like it by gRPC."""
     return rough.prediction.Predict(predict(model, {"x": tensor([seconds], [1])}, signature, version=version), timeout=timeout)
@@ -310,7 +320,7 @@ class TestCrashes:
 
     @pytest.mark.parametrize("by", ["grpc", "rest"])
     def test_at_predict_only_its_own_requests_fail_and_it_comes_back(self, rough: Target, server: EmbeddedServer, by: str) -> None:
-        before = processes(server)
+        before = settled(server)
         with Asking(rough, "calm") as calm, Asking(rough, "trouble", version=2) as other, ThreadPoolExecutor(2) as pool:
             in_flight, in_flight_rest = pool.submit(ask, rough, "slow", 1.5), pool.submit(ask_rest, rough, "slow", 1.5)
             time.sleep(0.3)  # they run
@@ -345,7 +355,7 @@ class TestCrashes:
         assert set(map(str, asking.answers)) == {str(ONE)}
 
     def test_killed_from_outside_it_comes_back_too(self, rough: Target, server: EmbeddedServer, name: str) -> None:
-        before = processes(server)
+        before = settled(server)
         with rough.serving(name, {1: "linear1"}):
             (own,) = processes(server) - before
             psutil.Process(own).kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -204,6 +205,8 @@ class TestOrder:
 
     def test_every_flag_reaches_the_process(self, tmp_path: Path) -> None:
         (tmp_path / "batching").write_text("max_batch_size { value: 4 }")
+        for name in ("a.so", "b.so"):
+            (tmp_path / name).write_bytes(b"\x7fELF...")
         order = flags.order(
             parse(
                 "--saved_model_tags=serve,gpu",
@@ -213,18 +216,26 @@ class TestOrder:
                 "--enable_model_warmup=false",
                 "--enable_serialization_as_tensor_content",
                 "--run_timeout_in_ms=1500",
-                "--op_library=/a.so",
-                "--op_library=/b.so",
+                f"--op_library={tmp_path}/a.so",
+                f"--op_library={tmp_path}/b.so",
             )
         )
         assert order._replace(config=b"") == Order(
-            "", 0, "", ("serve", "gpu"), b"", ("/a.so", "/b.so"), BatchingParameters(max_batch_size=4), 7, False, True, 1.5
+            "", 0, "", ("serve", "gpu"), b"", (f"{tmp_path}/a.so", f"{tmp_path}/b.so"), BatchingParameters(max_batch_size=4), 7, False, True, 1.5
         )
 
-    def test_batching_parameters_without_batching_join_nothing(self, tmp_path: Path) -> None:
+    def test_batching_parameters_without_batching_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "batching").write_text("max_batch_size { value: 4 }")
-        assert flags.order(parse(f"--batching_parameters_file={tmp_path}/batching")).batching is None
+        with pytest.raises(SpecError, match=r"--batching_parameters_file is given, but --enable_batching is not.*Give both or neither"):
+            flags.order(parse(f"--batching_parameters_file={tmp_path}/batching"))
         assert flags.order(parse("--enable_batching")).batching == BatchingParameters()
+
+    @pytest.mark.parametrize(("content", "words"), [(None, "can not be read: .*No such file"), (b"#!/bin/sh", "is no shared library of this system")])
+    def test_a_library_that_is_none_is_found_at_the_start(self, tmp_path: Path, content: bytes | None, words: str) -> None:
+        if content is not None:
+            (tmp_path / "ops.so").write_bytes(content)
+        with pytest.raises(SpecError, match=f"--op_library={tmp_path}/ops.so {words}"):
+            flags.order(parse(f"--op_library={tmp_path}/ops.so"))
 
     @pytest.mark.parametrize(
         ("argv", "intra", "inter"),
@@ -243,3 +254,22 @@ class TestOrder:
         for argv, fraction, grows in (([], 0.0, True), (["--per_process_gpu_memory_fraction=0.5"], 0.5, False)):
             options = protos.config_pb2.ConfigProto.FromString(flags.order(parse(*argv)).config).gpu_options
             assert (options.per_process_gpu_memory_fraction, options.allow_growth) == (fraction, grows)
+
+
+@pytest.mark.parametrize("name", ["ssl_config_file", "model_config_file", "monitoring_config_file", "batching_parameters_file", "grpc_socket_path"])
+def test_an_empty_file_name_means_none(name: str) -> None:
+    assert getattr(parse(f"--{name}="), name) is None
+
+
+def test_the_version_is_told_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--version")
+    assert caught.value.code == 0
+    assert re.fullmatch(r"airflow-mlops model server \S+, TensorFlow 2\.\S+\n", capsys.readouterr().out)
+    parse("--version=false")  # as the original takes it
+
+
+def test_a_server_that_listens_nowhere_for_grpc_is_refused() -> None:
+    with pytest.raises(SpecError, match="--port=0 turns gRPC off"):
+        flags.initial_config(parse("--port=0", "--model_base_path=/models/m"))
+    assert flags.initial_config(parse("--port=0", "--grpc_socket_path=/tmp/s", "--model_base_path=/models/m")).models

@@ -435,3 +435,21 @@ async def test_two_models_of_one_path_are_looked_at_once(base: Path) -> None:
 
 async def test_no_models_need_no_look() -> None:
     assert await Listings().of(ServerConfig()) == {}
+
+
+async def test_what_is_wrong_with_a_base_path_is_logged_when_it_begins_changes_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, listings = tmp_path / "m", Listings()
+    caplog.set_level("INFO", "airflow_mlops.serving.embedded.loader")
+    for _ in range(3):
+        await listings.of(ServerConfig((ModelConfig("m", str(base)),)))
+    base.write_text("a file")
+    for _ in range(3):
+        await listings.of(ServerConfig((ModelConfig("m", str(base)),)))
+    base.unlink()
+    (base / "1").mkdir(parents=True)
+    for _ in range(3):
+        assert await listings.of(ServerConfig((ModelConfig("m", str(base)),))) == {"m": {1: base / "1"}}
+    missing, file, again = (record.getMessage() for record in caplog.records)
+    assert missing == f"base path {base} does not exist, so nothing changes for its model"
+    assert "can not be listed" in file and "Not a directory" in file
+    assert again == f"base path {base} can be listed again"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +18,14 @@ from pathlib import Path
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from airflow_mlops.local.services import free_port
 from airflow_mlops.serving import protos
 from tests.conformance.serving_target import SECONDS, Code, Target, predict, refusal, row, tensor, until
 from tests.servers import EmbeddedServer
@@ -238,3 +243,40 @@ def test_a_server_that_can_not_start_says_why(tmp_path: Path, flags: list[str], 
     command = [sys.executable, "-m", "airflow_mlops.serving.embedded", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
+def test_rest_is_off_with_port_0(tmp_path: Path) -> None:
+    (tmp_path / "models.config").write_text("model_config_list {}")
+    server = EmbeddedServer(tmp_path / "models.config", ("--rest_api_port=0",))
+    server.start(wait=False)
+    try:
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            grpc.channel_ready_future(channel).result(SECONDS)
+        assert "no REST, 0 models" in until(lambda: "serving" in server.log.read_text() and server.log.read_text(), "its word that it serves")
+        listening = {
+            connection.laddr.port for connection in psutil.Process(server.process.pid).net_connections("tcp") if connection.status == "LISTEN"
+        }
+        assert listening == {server.grpc_port}
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [0.0, 0.15, 0.4, 0.8, 1.2])
+def test_a_signal_while_it_starts_ends_it_quietly_and_all_it_has_started(tmp_path: Path, number: signal.Signals, after: float) -> None:
+    (tmp_path / "models.config").write_text("model_config_list {}")
+    command = [sys.executable, "-m", "airflow_mlops", "serve", f"--model_config_file={tmp_path}/models.config"]
+    command += [f"--port={free_port()}", f"--rest_api_port={free_port()}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    until(lambda: _catches(process.pid, signal.SIGTERM) or process.poll() is not None, "it minds its signals")
+    time.sleep(after)
+    os.killpg(process.pid, number)  # as a terminal does, the children too
+    output, _ = process.communicate(timeout=SECONDS)  # ends when nobody has its output open any more
+    assert process.returncode in (0, 128 + number), output
+    assert "Traceback" not in output
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal; Python has none for SIGTERM by itself."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
