@@ -273,3 +273,25 @@ def test_a_server_that_listens_nowhere_for_grpc_is_refused() -> None:
     with pytest.raises(SpecError, match="--port=0 turns gRPC off"):
         flags.initial_config(parse("--port=0", "--model_base_path=/models/m"))
     assert flags.initial_config(parse("--port=0", "--grpc_socket_path=/tmp/s", "--model_base_path=/models/m")).models
+
+
+def test_an_empty_configuration_file_leaves_the_one_model_and_an_empty_base_path_is_none() -> None:
+    assert flags.initial_config(parse("--model_config_file=", "--model_base_path=/m")).models[0].base_path == "/m"
+    with pytest.raises(SpecError, match="Nothing to serve"):
+        flags.initial_config(parse("--model_config_file=", "--model_base_path="))
+
+
+def test_metrics_without_rest_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    flags.initial_config(parse("--model_base_path=/m", "--monitoring_config_file=/f"))
+    assert caplog.records == []
+    flags.initial_config(parse("--model_base_path=/m", "--monitoring_config_file=/f", "--rest_api_port=0"))
+    assert "--monitoring_config_file has no effect" in caplog.text
+
+
+def test_a_bare_name_of_a_library_is_one_of_this_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The linker would look for it in its own directories."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.so").write_bytes(b"\x7fELF...")
+    assert flags.order(parse("--op_library=a.so")).libraries == (f"{tmp_path}/a.so",)
+    with pytest.raises(SpecError, match="--op_library= can not be read"):
+        flags.order(parse("--op_library="))

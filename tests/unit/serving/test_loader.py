@@ -420,7 +420,6 @@ class TestAListingThatHangs:
         assert serving.versions.resolve("m")[0] == 1
         hanging.set()
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     async def test_a_path_that_no_disk_can_have_is_empty_and_does_not_count_as_hanging(self, hanging: threading.Event, tmp_path: Path) -> None:
         listings = Listings()
         assert await listings.of(of(tmp_path / "a\0b")) == {"m": {}}
@@ -453,3 +452,29 @@ async def test_what_is_wrong_with_a_base_path_is_logged_when_it_begins_changes_a
     assert missing == f"base path {base} does not exist, so nothing changes for its model"
     assert "can not be listed" in file and "Not a directory" in file
     assert again == f"base path {base} can be listed again"
+
+
+async def test_a_base_path_that_hangs_is_logged_once(base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(loader_module, "_LISTING_SECONDS", 0.02)
+    monkeypatch.setattr(source, "versions_on_disk", lambda path: {} if answers.wait(SECONDS) else {})
+    listings = Listings()
+    for _ in range(3):
+        await listings.of(of(base))
+    answers.set()
+    (record,) = caplog.records
+    assert record.getMessage() == f"base path {base} does not answer within 0.02 s, so nothing changes for its model"
+    await asyncio.gather(*listings._looking.values())
+
+
+async def test_a_base_path_that_was_left_is_named_again_when_it_comes_back(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listings = Listings()
+    for config in (of(base), of(base), ServerConfig(), of(base)):
+        await listings.of(config)
+    assert caplog.text.count("does not exist") == 2
+
+
+async def test_the_loader_itself_says_once_what_is_wrong(serving: Serving, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    await serving.configure(of(base))
+    await asyncio.sleep(0.3)  # more than ten looks
+    assert caplog.text.count("does not exist") == 1

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +236,14 @@ def server_answers(target: Target) -> bool:
 
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
-    [(["--nonsense"], 2, "unrecognized arguments"), ([], 1, "Nothing to serve"), (["--model_config_file=bad.config"], 1, "not a model_config_list")],
+    [
+        (["--nonsense"], 2, "unrecognized arguments"),
+        ([], 1, "Nothing to serve"),
+        (["--model_config_file=bad.config"], 1, "not a model_config_list"),
+        (["--model_base_path=/m", "--port=0"], 1, "--port=0 turns gRPC off"),
+        (["--model_base_path=/m", "--op_library=missing.so"], 1, "--op_library=missing.so can not be read"),
+        (["--model_base_path=/m", "--batching_parameters_file=bad.config"], 1, "but --enable_batching is not"),
+    ],
 )
 def test_a_server_that_can_not_start_says_why(tmp_path: Path, flags: list[str], code: int, words: str) -> None:
     (tmp_path / "bad.config").write_text("nonsense")
@@ -253,27 +260,77 @@ def test_rest_is_off_with_port_0(tmp_path: Path) -> None:
         with grpc.insecure_channel(server.grpc_address) as channel:
             grpc.channel_ready_future(channel).result(SECONDS)
         assert "no REST, 0 models" in until(lambda: "serving" in server.log.read_text() and server.log.read_text(), "its word that it serves")
-        listening = {
-            connection.laddr.port for connection in psutil.Process(server.process.pid).net_connections("tcp") if connection.status == "LISTEN"
-        }
-        assert listening == {server.grpc_port}
+        assert _listening(server) == {server.grpc_port}
     finally:
         assert server.stop() == 0
 
 
+def test_grpc_is_on_its_socket_alone_with_port_0_and_files_without_a_name_are_none(tmp_path: Path) -> None:
+    (tmp_path / "models.config").write_text("model_config_list {}")
+    none = [f"--{name}=" for name in ("ssl_config_file", "monitoring_config_file", "batching_parameters_file")]
+    server = EmbeddedServer(tmp_path / "models.config", ("--port=0", f"--grpc_socket_path={tmp_path}/s", *none))
+    server.start(wait=False)
+    try:
+        await_rest(server)
+        with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            grpc.channel_ready_future(channel).result(SECONDS)
+        assert _listening(server) == {server.rest_port}
+    finally:
+        assert server.stop() == 0
+
+
+def _listening(server: EmbeddedServer) -> set[int]:
+    """Return the TCP ports on which the front listens."""
+    connections = psutil.Process(server.process.pid).net_connections("tcp")
+    return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
+def test_the_version_is_told_without_importing_tensorflow() -> None:
+    code = "import sys; from airflow_mlops.cli import main; code = main(['serve', '--version']); sys.exit(code or 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout.count("airflow-mlops model server")) == (0, "", 1)
+
+
+def test_the_signals_are_taken_over_before_anything_that_takes_long_is_imported() -> None:
+    code = "import sys, airflow_mlops.serving.embedded.main; print([name for name in ('uvloop', 'grpc', 'google.protobuf') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("end", [os.kill, os.killpg])  # an orchestrator means the front alone, a terminal its children too
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after", [0.0, 0.15, 0.4, 0.8, 1.2])
-def test_a_signal_while_it_starts_ends_it_quietly_and_all_it_has_started(tmp_path: Path, number: signal.Signals, after: float) -> None:
+def test_a_signal_while_it_starts_ends_it_quietly_and_all_it_has_started(
+    tmp_path: Path, number: signal.Signals, after: float, end: Callable[[int, int], None]
+) -> None:
     (tmp_path / "models.config").write_text("model_config_list {}")
     command = [sys.executable, "-m", "airflow_mlops", "serve", f"--model_config_file={tmp_path}/models.config"]
     command += [f"--port={free_port()}", f"--rest_api_port={free_port()}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     until(lambda: _catches(process.pid, signal.SIGTERM) or process.poll() is not None, "it minds its signals")
     time.sleep(after)
-    os.killpg(process.pid, number)  # as a terminal does, the children too
+    end(process.pid, number)
     output, _ = process.communicate(timeout=SECONDS)  # ends when nobody has its output open any more
     assert process.returncode in (0, 128 + number), output
     assert "Traceback" not in output
+    assert [other.pid for other in psutil.process_iter() if _session(other.pid) == process.pid] == []
+
+
+def _session(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return None
+
+
+@pytest.mark.parametrize("after", [0.05, 0.1, 0.2, 0.4])
+def test_sigterm_at_any_time_ends_it_quietly(tmp_path: Path, after: float) -> None:
+    """Also before it has its handlers; what Ctrl-C makes of Python itself, while that starts, is not ours."""
+    command = [sys.executable, "-m", "airflow_mlops", "serve", f"--model_base_path={tmp_path}", f"--port={free_port()}", "--rest_api_port=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(after)
+    process.terminate()
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode in (0, 128 + signal.SIGTERM, -signal.SIGTERM) and "Traceback" not in output, output
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
