@@ -457,7 +457,7 @@ async def test_what_is_wrong_with_a_base_path_is_logged_when_it_begins_changes_a
 async def test_a_base_path_that_hangs_is_logged_once(base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     answers = threading.Event()
     monkeypatch.setattr(loader_module, "_LISTING_SECONDS", 0.02)
-    monkeypatch.setattr(source, "versions_on_disk", lambda path: {} if answers.wait(SECONDS) else {})
+    monkeypatch.setattr(source, "versions_on_disk", lambda path: answers.wait(SECONDS) and {})
     listings = Listings()
     for _ in range(3):
         await listings.of(of(base))
