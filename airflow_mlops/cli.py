@@ -140,11 +140,10 @@ def _ledger(where: str) -> Store:
     """Open a ledger that is there; asking questions must not make an empty one."""
     from airflow_mlops.ledger.store import Store
 
-    if "://" in where:
-        return Store(where)
-    if not Path(where).is_file():
+    url = where if "://" in where else f"sqlite:///{Path(where).absolute()}"
+    if url.startswith("sqlite") and not Path(url.partition(":///")[2]).is_file():
         raise SpecError(f"{where} does not exist; expected the SQLite file of a ledger, or an SQLAlchemy URL.")
-    return Store(f"sqlite:///{Path(where).absolute()}")
+    return Store(url)
 
 
 def _stage(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -123,9 +125,14 @@ class Place:
         """As the operator does it."""
         from airflow_mlops.registry.promotion import promote
 
-        store, registry = SteppingStore(self.ledger_url, step), SteppingRegistry(self.registry(), step)
+        store = SteppingStore(self.ledger_url, step)
+        registry: Any = SteppingRegistry(self.registry(), step)
         claim = Claim(f"promote:{version}", MODEL, version, 1, 1)
-        once(store, claim.intent, "promote", {"version": version}, lambda: {"champion": promote(store, registry, claim).champion})  # type: ignore[arg-type]
+        once(store, claim.intent, "promote", {"version": version}, lambda: {"champion": promote(store, registry, claim).champion})
+
+    def check(self) -> None:
+        """Fail unless version 2 was promoted exactly once, and everything says so."""
+        assert (seen := self.seen()) == RIGHT, seen
 
     def seen(self) -> dict[str, Any]:
         store = Store(self.ledger_url)
@@ -146,13 +153,9 @@ def kill(home: Path, every: int) -> dict[str, Any]:
     prepared = Place(home / "prepared")
     for number in count(every, every):
         place = Place(home / str(number), prepared)
-        code = ended(forked(lambda place=place, number=number: place.promote(2, Steps(number))))  # type: ignore[misc]
-        again = ended(forked(lambda place=place: place.promote(2, Steps(0))))  # type: ignore[misc]
-
-        def check(place: Place = place) -> None:
-            assert place.seen() == RIGHT, place.seen()
-
-        if code not in (0, -signal.SIGKILL) or again != 0 or ended(forked(check)) != 0:
+        code = ended(forked(partial(place.promote, 2, Steps(number))))
+        again = ended(forked(partial(place.promote, 2, Steps(0))))
+        if code not in (0, -signal.SIGKILL) or again != 0 or ended(forked(place.check)) != 0:
             wrong.append({"step": number, "code": code, "again": again})
         if code == 0:
             return {"num_kills": number // every - 1, "wrong": wrong}
@@ -239,7 +242,6 @@ if __name__ == "__main__":
     if what == "race":
         print(json.dumps(race(rest[0], int(rest[1]))))
     else:
-        import airflow_mlops.registry.mlflow  # noqa: F401 - once, before the forks
-
+        importlib.import_module("airflow_mlops.registry.mlflow")  # once, before the forks
         print(json.dumps(kill(Path(rest[0]), int(rest[1])) if what == "kill" else freeze(Path(rest[0]), rest[1])))
     print(f"{time.monotonic() - began:.1f} s", file=sys.stderr)

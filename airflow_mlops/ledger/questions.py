@@ -28,12 +28,15 @@ def export(store: Store, path: Path) -> Head:
     """Write the whole trail to `path`, one JSON document a line, and return its head, which belongs somewhere else as an anchor.
 
     :raises AuditTrailBroken: the trail in the ledger is not whole; what came before that place is in the file.
+    :raises SpecError: the file can not be written.
     """
-    with path.open("wb") as stream:
-        for line in chain.lines(store):
-            stream.write(line)
-    with path.open("rb") as written:
-        return chain.verify(written)
+    try:
+        with path.open("wb") as stream:
+            for line in chain.lines(store):
+                stream.write(line)
+    except OSError as error:
+        raise SpecError(f"{path} can not be written: {error.strerror}. Name a file in a directory that is there and has room.") from error
+    return verify_file(path, ())
 
 
 def verify_file(path: Path, anchors: Iterable[Head]) -> Head:

@@ -33,7 +33,8 @@ def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
 
     May be killed anywhere and called again: the promotion and its audit event are one transaction, the aliases are looked at anew.
 
-    :raises PromotionConflict: the champion is no longer the one the version was evaluated against; nothing changed.
+    :raises PromotionConflict: the champion is no longer the one the version was evaluated against; nothing changed. Or this intent did promote
+        it, and another version has taken its place since; the aliases are on that one.
     :raises ModelNotFound: there is no such version (any more); nothing changed.
     :raises RegistryError: the version's digest is not the one that was evaluated and approved; nothing changed.
     """
@@ -47,6 +48,12 @@ def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
     reigning(store, registry, claim.model)
     reign = champions.crown(store, claim)
     project(store, registry, claim.model)
+    latest = champions.current(store, claim.model)
+    if latest is not None and latest.token != reign.token:
+        raise PromotionConflict(
+            f"This release made version {reign.version} of {claim.model!r} champion on {reign.since:%Y-%m-%d %H:%M:%S} UTC, and version "
+            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. That one stays; start a new release to bring the other back."
+        )
     return Promotion(reign.model, reign.version, reign.previous, reign.token)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from airflow_mlops.exceptions import RegistryError
 from airflow_mlops.ledger import chain, champions
 from airflow_mlops.ledger.champions import Reign
+from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.registry.base import CHAMPION, ModelRegistry
 from airflow_mlops.registry.promotion import DIGEST_TAG, exists, project
@@ -53,9 +54,13 @@ def delete_version(store: Store, registry: ModelRegistry, model: str, version: i
         uses.append("it serves")
     if uses:
         raise RegistryError(f"{model} version {version} is not deleted: {', '.join(uses)}. Release another version first, or move the alias.")
-    registry.delete_version(model, version)
-    with store.transaction() as connection:
-        chain.append(connection, chain.Event("deleted", f"{model}@{version}", actor, {}))
+
+    def delete() -> dict[str, int]:
+        registry.delete_version(model, version)
+        return {"version": version}
+
+    event = chain.Event("deleted", f"{model}@{version}", actor, {})
+    once(store, f"delete:{model}:{version}", "delete", {"model": model, "version": version}, delete, event=event)
 
 
 def _registry(store: Store, registry: ModelRegistry, reign: Reign) -> list[Difference]:

@@ -12,7 +12,6 @@ import numpy as np
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.refusal import CODES, Refusal, invalid
 from airflow_mlops.serving.embedded.tensorflow_c import Endpoint, Session, TensorFlowError
-from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE as DEFAULT_SIGNATURE  # the one that publishing and clients mean
 from airflow_mlops.serving.tensors import DTYPES, Array, type_name
 
 _SHOWN = 10

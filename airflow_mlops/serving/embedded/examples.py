@@ -14,10 +14,11 @@ import numpy as np
 
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded import json_answers, json_examples, json_tensors
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Signature
+from airflow_mlops.serving.embedded.engine import Signature
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.requests import Model, Outputs, Prepared, Run
 from airflow_mlops.serving.embedded.wire import parsed
+from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
 from airflow_mlops.serving.tensors import DT_STRING, Array
 
 _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"

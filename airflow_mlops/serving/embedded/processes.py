@@ -16,11 +16,10 @@ import sys
 import grpc
 
 from airflow_mlops.serving.embedded.frames import Board
-from airflow_mlops.serving.embedded.model_process import ModelProcess, Result
+from airflow_mlops.serving.embedded.model_process import ModelProcess
 from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, NotStarted, Order, Start, Started
 from airflow_mlops.serving.embedded.refusal import Shortage
 
-__all__ = ["ModelProcess", "Result", "Zygote"]
 log = logging.getLogger(__name__)
 _END_SECONDS = 5.0  # how long the zygote may take to see that it is no longer needed
 _LOOK_SECONDS = 1.0  # as often as a process says that it is alive

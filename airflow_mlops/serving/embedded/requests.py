@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded import json_answers, json_tensors
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable, check_names
+from airflow_mlops.serving.embedded.engine import Servable, check_names
 from airflow_mlops.serving.embedded.refusal import invalid, precondition
 from airflow_mlops.serving.embedded.wire import parsed
+from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
 from airflow_mlops.serving.tensors import Array, to_array, to_proto
 
 Outputs = Mapping[str, Array]

@@ -23,8 +23,9 @@ from airflow_mlops.serving.embedded.gateway import Gateway
 from airflow_mlops.serving.embedded.http_server import GRACE_SECONDS, HttpServer, http_server, listener
 from airflow_mlops.serving.embedded.loader import Loader, LoaderOptions
 from airflow_mlops.serving.embedded.metrics import Metrics
+from airflow_mlops.serving.embedded.model_process import ModelProcess
 from airflow_mlops.serving.embedded.orders import Order
-from airflow_mlops.serving.embedded.processes import ModelProcess, Zygote
+from airflow_mlops.serving.embedded.processes import Zygote
 from airflow_mlops.serving.embedded.refusal import Refusal
 from airflow_mlops.serving.embedded.rest_api import RestApi, RestOptions
 from airflow_mlops.serving.embedded.versions import RetryPolicy, Version, Versions

@@ -100,6 +100,8 @@ def test_an_exported_trail_is_verified_against_its_anchor(store: Store, database
         (["why", "digits", "--ledger", "LEDGER"], "'digits' is no version; expected MODEL@VERSION"),
         (["why", "digits@9", "--ledger", "LEDGER"], "The trail says nothing of digits@9"),
         (["why", "digits@1", "--ledger", "nowhere.db"], "nowhere.db does not exist"),
+        (["why", "digits@1", "--ledger", "sqlite:///nowhere.db"], "nowhere.db does not exist"),
+        (["export", "--ledger", "LEDGER", "--out", "/nowhere/trail.jsonl"], "/nowhere/trail.jsonl can not be written: No such file or directory"),
         (["who-served", "digits", "--at", "yesterday", "--ledger", "LEDGER"], "--at is 'yesterday'; expected a time"),
         (["verify"], "Give either --trail FILE or --ledger URL"),
         (["verify", "--trail", "nowhere.jsonl"], "nowhere.jsonl can not be read"),

@@ -39,6 +39,16 @@ def test_promoting_twice_changes_nothing_more(store: Store, registry: MlflowRegi
     assert registry.aliases(name) == {"champion": 3, "previous": 2}
 
 
+def test_a_release_that_is_run_again_after_another_does_not_say_that_its_version_is_champion(
+    store: Store, registry: MlflowRegistry, name: str
+) -> None:
+    promote(store, registry, claim(name, 3, 2))
+    promote(store, registry, claim(name, 1, 3))
+    with pytest.raises(PromotionConflict, match=r"This release made version 3 of .* champion on .*, and version 1 took its place on"):
+        promote(store, registry, claim(name, 3, 2))
+    assert registry.aliases(name) == {"champion": 1, "previous": 3}
+
+
 def test_the_first_champion_has_no_previous(store: Store, registry: MlflowRegistry, run: SimpleNamespace, new_name: str) -> None:
     registry.register(new_name, run.run_id, run.artifact_uri)
     assert promote(store, registry, claim(new_name, 1, None)) == Promotion(new_name, champion=1, previous=None, token=1)
@@ -141,7 +151,7 @@ def test_a_promoter_frozen_while_another_wins_does_not_win_when_it_goes_on(tmp_p
     report = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     assert report["champion"] == report["alias"] == 3
     assert report["reigns"] == ([1, 3] if frozen_at == "between look and write" else [1, 2, 3])
-    assert report["frozen"] == ("PromotionConflict" if frozen_at == "between look and write" else "promoted")
+    assert report["frozen"] == "PromotionConflict"
 
 
 def test_of_eight_that_promote_at_once_one_wins_each_round_and_the_others_are_told(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Servable
+from airflow_mlops.serving.embedded.engine import Servable
 from airflow_mlops.serving.embedded.refusal import Refusal
 from airflow_mlops.serving.embedded.tensorflow_c import Session, TensorFlowError, load_library
+from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
 from airflow_mlops.serving.tensors import Array
 from tests.serving_models import NUMBERS, ROW
 

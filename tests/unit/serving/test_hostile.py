@@ -34,36 +34,35 @@ from tests.serving_models import ROW, publish
 INSTANCES = {"instances": [ROW]}
 
 
-@pytest.fixture(scope="module")
-def server(building_models: object, serving_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    home = tmp_path_factory.mktemp("hostile")
-    publish(serving_models / "linear1", home / "linear", 1)
-    (home / "batching.config").write_text("pad_variable_length_inputs: true max_batch_size { value: 16 } batch_timeout_micros { value: 200000 }")
-    server = EmbeddedServer(home / "models.config", ("--rest_max_body_bytes=100000000", "--rest_api_timeout_in_ms=10000"))
-    config.write(server.config_file, ServerConfig((ModelConfig("linear", str(home / "linear"), (1,)),)))
+@contextlib.contextmanager
+def serving(home: Path, name: str, model: Path, *flags: str) -> Iterator[EmbeddedServer]:
+    """Yield a server of one model."""
+    publish(model, home / name, 1)
+    server = EmbeddedServer(home / "models.config", flags)
+    config.write(server.config_file, ServerConfig((ModelConfig(name, str(home / name), (1,)),)))
     server.start()
     try:
         with server.client() as client:
-            await_state(client, "linear", 1, "AVAILABLE")
+            await_state(client, name, 1, "AVAILABLE")
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(building_models: object, serving_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    home = tmp_path_factory.mktemp("hostile")
+    (home / "batching.config").write_text("pad_variable_length_inputs: true max_batch_size { value: 16 } batch_timeout_micros { value: 200000 }")
+    flags = ("--rest_max_body_bytes=100000000", "--rest_api_timeout_in_ms=10000")
+    with serving(home, "linear", serving_models / "linear1", *flags) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def counting(building_models: object, serving_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """A server of the model ``many``, which counts the runs of its signature ``count``."""
-    home = tmp_path_factory.mktemp("counting")
-    publish(serving_models / "many", home / "many", 1)
-    server = EmbeddedServer(home / "models.config")
-    config.write(server.config_file, ServerConfig((ModelConfig("many", str(home / "many"), (1,)),)))
-    server.start()
-    try:
-        with server.client() as client:
-            await_state(client, "many", 1, "AVAILABLE")
+    with serving(tmp_path_factory.mktemp("counting"), "many", serving_models / "many") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

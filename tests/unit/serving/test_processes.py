@@ -20,8 +20,9 @@ import pytest_asyncio
 
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.frames import Kind
+from airflow_mlops.serving.embedded.model_process import ModelProcess, Result
 from airflow_mlops.serving.embedded.orders import BatchingParameters, Order
-from airflow_mlops.serving.embedded.processes import ModelProcess, Result, Zygote
+from airflow_mlops.serving.embedded.processes import Zygote
 from airflow_mlops.serving.embedded.refusal import Refusal
 from airflow_mlops.serving.embedded.server import Starter
 from airflow_mlops.serving.embedded.versions import Version

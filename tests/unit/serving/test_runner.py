@@ -14,12 +14,13 @@ import pytest
 
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded import batching
-from airflow_mlops.serving.embedded.engine import DEFAULT_SIGNATURE, Port, Signature
+from airflow_mlops.serving.embedded.engine import Port, Signature
 from airflow_mlops.serving.embedded.frames import Answer, Call, Kind
 from airflow_mlops.serving.embedded.orders import BatchingParameters
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.requests import Model
 from airflow_mlops.serving.embedded.runner import Runner
+from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
 from airflow_mlops.serving.tensors import CODES, DT_STRING, DTYPES, Array, to_array, to_proto
 
 FLOAT = Port(None, CODES[np.dtype(np.float32)], None)
