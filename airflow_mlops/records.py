@@ -7,12 +7,13 @@ phases and XComs prove nothing; a record counts only after `read_record` has che
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from airflow_mlops import exceptions
-from airflow_mlops.artifacts import file_digest
+from airflow_mlops.artifacts import bytes_digest, canonical_json, file_digest
 from airflow_mlops.exceptions import MlopsError, ResultInvalid
 from airflow_mlops.results import STRICT, artifacts, from_data
 
@@ -102,6 +103,11 @@ def lineage(*refs: ResultRef) -> dict[str, ResultRef]:
             )
         waiting += _referred(ref).inputs.values()
     return found
+
+
+def evidence_digest(refs: Mapping[str, ResultRef]) -> str:
+    """Return ``sha256:<64 hex digits>`` of the canonical JSON of stage -> digest of its record: what an approval is bound to."""
+    return bytes_digest(canonical_json({stage: ref.digest for stage, ref in refs.items()}))
 
 
 def _referred(ref: ResultRef) -> Record:

@@ -1,22 +1,22 @@
-"""Decide about a trained model, register it, pick it up for release, and make it the champion."""
+"""Register a trained model, pick it up for release, and make it the champion."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, SkipMixin
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionConflict, SpecError
-from airflow_mlops.gates import ReleasePolicy, decide
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
-from airflow_mlops.records import ResultRef, lineage, load
+from airflow_mlops.records import ResultRef, evidence_digest, load
 from airflow_mlops.registry.base import CANDIDATE
-from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, from_data, to_data
+from airflow_mlops.results import EvaluationResult, TrainingResult, from_data
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset, Context
@@ -24,43 +24,7 @@ if TYPE_CHECKING:
     from airflow_mlops.ledger.champions import Claim
 
 NO_CHAMPION = "none"
-EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluated_against", "golden_digest", "saved_model_digest")
-
-
-def _ref(data: Any) -> ResultRef:
-    return from_data(ResultRef, data, what="reference to a stage's result")
-
-
-class GateModelOperator(BaseOperator, SkipMixin):
-    """Decide by policy whether the model may be offered for release; when not, say why and skip what follows.
-
-    Returns the decision and ``evidence``, the references to every result record behind it.
-
-    :param evaluation: reference to the evaluation's result record.
-    :param robustness: reference to the robustness campaign's result record.
-    :param policy: the thresholds.
-    """
-
-    template_fields = ("evaluation", "robustness")
-    ui_color = "#f6e4f7"
-
-    def __init__(self, *, evaluation: Any, robustness: Any, policy: ReleasePolicy, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.evaluation = evaluation
-        self.robustness = robustness
-        self.policy = policy
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        with airflow_errors():
-            evaluation, robustness = _ref(self.evaluation), _ref(self.robustness)
-            evidence = lineage(evaluation, robustness)
-            decision = decide(self.policy, load(evaluation, EvaluationResult), load(robustness, RobustnessResult))
-        self.log.info("%s", decision.headline())
-        answer = {**to_data(decision), "headline": decision.headline(), "evidence": {stage: to_data(ref) for stage, ref in evidence.items()}}
-        if not decision.released:
-            context["ti"].xcom_push(key="return_value", value=answer)  # skipping ends the task before its value would be stored
-            self.skip(ti=context["ti"], tasks=context["task"].get_direct_relatives(upstream=False))
-        return answer
+EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluated_against", "evidence_digest", "golden_digest", "saved_model_digest")
 
 
 class MlflowRegisterModelOperator(BaseOperator):
@@ -95,7 +59,7 @@ class MlflowRegisterModelOperator(BaseOperator):
         with airflow_errors():
             if not self.decision["released"]:
                 raise SpecError(f"The gate did not let this model pass ({self.decision['headline']}); only one that passed is registered.")
-            evidence = {stage: _ref(data) for stage, data in self.decision["evidence"].items()}
+            evidence = {stage: from_data(ResultRef, data, what="reference to a stage's result") for stage, data in self.decision["evidence"].items()}
             training = load(evidence["train"], TrainingResult)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
             tags = self._tags(training, evidence, context)
@@ -119,6 +83,8 @@ class MlflowRegisterModelOperator(BaseOperator):
             "model_digest": training.model.digest,
             "saved_model_digest": training.saved_model.digest,
             "golden_digest": training.golden.digest,
+            "evidence": json.dumps({stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in sorted(evidence.items())}),
+            "evidence_digest": evidence_digest(evidence),
             "evaluated_against": evaluation.champion_version or NO_CHAMPION,
             "gate.validation": evidence["validate"].headline,
             "gate.evaluation": evidence["evaluate"].headline,

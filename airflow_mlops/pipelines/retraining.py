@@ -8,7 +8,8 @@ from airflow.sdk import DAG, Asset
 
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.operators.dataset import ClaimDatasetOperator
-from airflow_mlops.operators.model import GateModelOperator, MlflowRegisterModelOperator
+from airflow_mlops.operators.gate import GateModelOperator
+from airflow_mlops.operators.model import MlflowRegisterModelOperator
 from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate

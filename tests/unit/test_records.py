@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from airflow_mlops import exceptions
+from airflow_mlops.artifacts import bytes_digest
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, unknown_name
-from airflow_mlops.records import Record, ResultRef, StageFailure, lineage, load, read_record
+from airflow_mlops.records import Record, ResultRef, StageFailure, evidence_digest, lineage, load, read_record
 from airflow_mlops.results import TrainingResult, to_data
 from tests import fakes
 
@@ -152,3 +153,11 @@ def test_a_record_further_up_that_changed_breaks_the_lineage(ref: ResultRef, tmp
     rewrite(ref, stage="other")
     with pytest.raises(ResultInvalid, match="changed after its stage ended"):
         lineage(measured)
+
+
+def test_the_digest_of_the_evidence_says_which_records_they_are_and_not_where_they_lie() -> None:
+    refs = {"train": ResultRef("train", "/a", "sha256:1", "good"), "evaluate": ResultRef("evaluate", "/b", "sha256:2")}
+    moved = {"evaluate": ResultRef("evaluate", "/c", "sha256:2"), "train": ResultRef("train", "/d", "sha256:1")}
+    assert evidence_digest(refs) == evidence_digest(moved) == bytes_digest(b'{"evaluate":"sha256:2","train":"sha256:1"}')
+    assert evidence_digest({**refs, "train": ResultRef("train", "/a", "sha256:3")}) != evidence_digest(refs)
+    assert evidence_digest({"train": refs["train"]}) != evidence_digest(refs)

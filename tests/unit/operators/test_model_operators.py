@@ -16,9 +16,11 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, D
 from airflow_mlops.exceptions import ModelNotFound, RegistryUnavailable
 from airflow_mlops.gates import ReleasePolicy
 from airflow_mlops.ledger.store import Store
-from airflow_mlops.operators.model import GateModelOperator, MlflowPromoteModelOperator, MlflowRegisterModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.operators.gate import GateModelOperator
+from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowRegisterModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.records import ResultRef, evidence_digest, lineage
 from airflow_mlops.registry.mlflow import MlflowRegistry
-from airflow_mlops.results import to_data
+from airflow_mlops.results import from_data, to_data
 from tests import fakes
 from tests.fakes import FakeTaskInstance, context
 
@@ -138,6 +140,10 @@ def test_a_model_is_registered_once_with_its_origin_and_its_gates(shop: Shop) ->
     }
     assert {name: version.tags[name] for name in expected} == expected
     assert version.tags["gate.decision"].startswith("released")
+    refs = lineage(*(from_data(ResultRef, ref) for ref in records.values()))
+    assert json.loads(version.tags["evidence"]) == {stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in refs.items()}
+    assert set(refs) == {"validate", "train", "evaluate", "robustness"}
+    assert version.tags["evidence_digest"] == evidence_digest(refs)
     assert {"gate.validation", "gate.evaluation", "gate.robustness"} <= set(version.tags)
 
 
