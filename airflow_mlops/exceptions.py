@@ -23,6 +23,7 @@
     │   └── RolloutFailed           says to which version it went back
     ├── LedgerError
     │   ├── LedgerUnavailable       retryable
+    │   ├── NotApproved             nobody agreed to this release, or to something else
     │   └── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     └── StageError
         ├── StageKilled             retryable: the stage's process died without a result
@@ -138,6 +139,10 @@ class LedgerUnavailable(LedgerError):
     """The ledger's database did not answer."""
 
     retryable = True
+
+
+class NotApproved(LedgerError):
+    """Nobody agreed to this release in time, or what was agreed to is not what would be released."""
 
 
 class AuditTrailBroken(LedgerError):

@@ -1,4 +1,4 @@
-"""Pure policy: given what was measured, release or not, and the reasons in sentences.
+"""Pure policy: given what was measured, release or not, and the reasons in sentences; and who must agree.
 
 A model that is not good enough is a result, not an error. Later rooms add their measures as further arguments of `decide`; nothing here
 reads a file or a clock.
@@ -7,7 +7,7 @@ reads a file or a clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airflow_mlops.exceptions import SpecError
@@ -41,6 +41,51 @@ class ReleasePolicy:
         for name, minimum in self.min_metrics.items():
             if math.isnan(minimum):
                 raise SpecError(f"min_metrics asks for {name} of at least {minimum}; give a number.")
+
+
+@STRICT
+@dataclass(frozen=True)
+class ApprovalPolicy:
+    """Who must agree before a model goes live.
+
+    * `num_approvals`: how many different people; 0 lets the policy itself approve, which the audit trail says.
+    * `approvers`: Airflow user ids of those who may; empty for everybody who may answer in Airflow.
+    * `author_may_approve`: whether who triggered the runs or wrote the code may approve it. On a team of one there is nobody else.
+    * `identities`: name or e-mail address in Git by Airflow user id, where neither the id nor the user's name says it.
+    * `valid_days`: how long a request may be answered; after a week the evidence is old.
+    * `comment_required`: whether an answer without a comment is refused.
+    """
+
+    num_approvals: int = 1
+    approvers: Sequence[str] = ()
+    author_may_approve: bool = False
+    identities: Mapping[str, str] = field(default_factory=dict)
+    valid_days: float = 7.0
+    comment_required: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.approvers, str):
+            raise SpecError(f"approvers is the text {self.approvers!r}; give a list of Airflow user ids: ['{self.approvers}'].")
+        if self.num_approvals < 0:
+            raise SpecError(f"num_approvals is {self.num_approvals}; give how many people must agree, or 0 for nobody.")
+        if self.approvers and len(set(self.approvers)) < self.num_approvals:
+            raise SpecError(f"num_approvals is {self.num_approvals}, and there are only {len(set(self.approvers))} approvers: name more of them.")
+        if not 0.0 < self.valid_days <= 3650.0:
+            raise SpecError(f"valid_days is {self.valid_days}; give for how many days people may answer, more than 0 and at most 3650.")
+
+    def author(self, user: str, name: str, authors: Sequence[str]) -> str | None:
+        """Return which of `authors` the Airflow user with this id and name is, or None.
+
+        An author may be an Airflow user id, or a name and address from Git (``Ann Lee <ann@example.org>``), of which each part counts.
+        """
+        known = {text.casefold() for text in (user, name, self.identities.get(user, "")) if text}
+        return next((author for author in authors if known & _parts(author)), None)
+
+
+def _parts(author: str) -> set[str]:
+    name, _, address = author.casefold().partition("<")
+    address = address.rstrip("> ")
+    return {part for part in (author.casefold(), name.strip(), address, (address or name).partition("@")[0].strip()) if part}
 
 
 @STRICT

@@ -84,3 +84,25 @@ AUDIT_EVENTS = sa.Table(
     sa.Column("subject", sa.String(300), nullable=False, index=True),
     sa.Column("line", sa.Text, nullable=False),  # the event as it is exported; what else this row says is for searching
 )
+
+APPROVAL_REQUESTS = sa.Table(
+    "approval_requests",
+    METADATA,
+    sa.Column("release", sa.String(500), primary_key=True),  # "DAG id/run id" of the release
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, 3...: one that ended without approval is asked anew
+    sa.Column("binding", sa.String(80), nullable=False),  # digest of what is to be approved
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("outcome", sa.String(20), nullable=True),  # None while it is open
+)
+
+APPROVALS = sa.Table(
+    "approvals",
+    METADATA,
+    sa.Column("release", sa.String(500), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("approver", sa.String(250), primary_key=True),  # so that nobody counts twice
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("answered_at", UtcDateTime, nullable=False),
+)

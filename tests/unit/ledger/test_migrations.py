@@ -59,7 +59,7 @@ def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(store: Store, dat
         connection.execute(sa.text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))
     store.close()
     before = database.read_bytes()
-    with pytest.raises(LedgerError, match=r"schema 9999; expected at most 0002.*A newer version has used it") as caught:
+    with pytest.raises(LedgerError, match=r"schema 9999; expected at most 0003.*A newer version has used it") as caught:
         Store(f"sqlite:///{database}")
     assert not caught.value.retryable
     assert database.read_bytes() == before
