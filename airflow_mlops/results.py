@@ -96,7 +96,8 @@ class TrainingResult(StageResult):
     """A trained model: Keras file, SavedModel directory, golden answers (JSON: ``{"inputs": [...], "outputs": [...]}``) and its origin.
 
     `code_version` is a Git commit (with ``+dirty``) or a source digest; `mlflow_source` is the
-    URI of the run's artefacts; `warm_started_from` names the champion's version or is None.
+    URI of the run's artefacts; `warm_started_from` names the champion's version or is None; `code_authors` wrote and committed the last change of
+    the code (``Ann Lee <ann@example.org>``), empty where Git does not know.
     """
 
     dataset: DatasetVersion
@@ -113,6 +114,7 @@ class TrainingResult(StageResult):
     num_train_rows: int
     num_held_out_rows: int
     warm_started_from: str | None
+    code_authors: tuple[str, ...] = ()
 
     def headline(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))

@@ -90,4 +90,5 @@ def context(ti: FakeTaskInstance | None = None, *, extras: Sequence[dict[str, An
     """Return a task's context; `extras` are those of the asset events that started the run, from the oldest to the newest."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     events = [SimpleNamespace(extra=extra, timestamp=start + timedelta(seconds=i)) for i, extra in enumerate(extras)]
-    return {"ti": ti or FakeTaskInstance(), "triggering_asset_events": {"asset": events} if events else {}, **more}
+    run = SimpleNamespace(triggering_user_name=None)
+    return {"ti": ti or FakeTaskInstance(), "dag_run": run, "triggering_asset_events": {"asset": events} if events else {}, **more}

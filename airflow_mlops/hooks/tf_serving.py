@@ -44,6 +44,10 @@ class TFServingHook(BaseHook):
         """Return a required extra of the connection; raise `SpecError` naming it when it is not set."""
         return str(self._fields(self.get_connection(self.tf_serving_conn_id)).required(name))
 
+    def base_path(self, model: str) -> str:
+        """Return where a model's versions lie: publishing and rollout must mean the same place, and for an object store two slashes are another."""
+        return f"{self.extra('base_path').rstrip('/')}/{model}"
+
     def storage_options(self) -> dict[str, Any]:
         """Return what fsspec needs to reach the base path, nothing for a directory; raise `SpecError` when it is no JSON object."""
         options = self._fields(self.get_connection(self.tf_serving_conn_id)).options("storage_options")

@@ -1,4 +1,4 @@
-"""Where a task keeps its files, and the address under which its pages are shown."""
+"""What a task is: whose run it belongs to, where it keeps its files, and the address under which its pages are shown."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def try_directory(context: Context) -> Path:
     mapped = f"-{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
     run = re.sub(r"[^A-Za-z0-9_.+-]", "_", ti.run_id)
     return workspace() / "runs" / ti.dag_id / run / f"{ti.task_id}{mapped}" / f"try-{ti.try_number}"
+
+
+def run_of(context: Context) -> str:
+    """Return the run's name in the ledger: ``DAG id/run id``."""
+    return f"{context['ti'].dag_id}/{context['ti'].run_id}"
+
+
+def who_triggered(context: Context) -> tuple[str, ...]:
+    """Return the id of the Airflow user who started the run by hand; nobody started one that a schedule or an asset started."""
+    user = context["dag_run"].triggering_user_name
+    return (user,) if user else ()
+
+
+def target(tf_serving_conn_id: str, version_label: str) -> str:
+    """Return what a release changes, and people agree to: the label of a model server's connection."""
+    return f"{tf_serving_conn_id}/{version_label}"
 
 
 def report_url(page: Path) -> str:

@@ -14,6 +14,7 @@ from airflow_mlops.exceptions import PromotionConflict, SpecError
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.workspace import run_of, who_triggered
 from airflow_mlops.records import ResultRef, evidence_digest, load
 from airflow_mlops.registry.base import CANDIDATE
 from airflow_mlops.results import EvaluationResult, TrainingResult, from_data
@@ -80,6 +81,7 @@ class MlflowRegisterModelOperator(BaseOperator):
             "dataset": f"{training.dataset.dataset} {training.dataset.name}",
             "dataset_digest": training.dataset.digest,
             "code_version": training.code_version,
+            "authors": json.dumps(sorted({*training.code_authors, *who_triggered(context)})),
             "model_digest": training.model.digest,
             "saved_model_digest": training.saved_model.digest,
             "golden_digest": training.golden.digest,
@@ -90,7 +92,7 @@ class MlflowRegisterModelOperator(BaseOperator):
             "gate.evaluation": evidence["evaluate"].headline,
             "gate.robustness": evidence["robustness"].headline,
             "gate.decision": self.decision["headline"],
-            "airflow_run": f"{context['ti'].dag_id}/{context['ti'].run_id}",
+            "airflow_run": run_of(context),
         }
 
 
@@ -201,7 +203,7 @@ class MlflowPromoteModelOperator(BaseOperator):
         from airflow_mlops.ledger.champions import Claim
 
         model, ti = self.model, context["ti"]
-        run, name, version = f"{ti.dag_id}/{ti.run_id}", model["name"], int(model["version"])
+        run, name, version = run_of(context), model["name"], int(model["version"])
         why = {key: model[key] for key in sorted(model) if key.startswith("gate.") or key in EVIDENCE}
         intent, expected = f"promote:{name}:{version}:{ti.dag_id}:{ti.run_id}", model["expected_champion"]
         return Claim(intent, name, version, expected, model.get("fencing_token"), model.get("model_digest"), actor=run, details=why)

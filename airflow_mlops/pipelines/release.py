@@ -1,15 +1,16 @@
-"""From a candidate to a served champion, with a person's approval in between."""
+"""From a candidate to a served champion, with the approval of people in between."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
+from airflow_mlops.operators.approval import ApproveReleaseOperator
 from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowSelectCandidateOperator
-from airflow_mlops.operators.serving import PublishSavedModelOperator, TFServingRolloutOperator
+from airflow_mlops.operators.publish import PublishSavedModelOperator
+from airflow_mlops.operators.serving import TFServingRolloutOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
 
 MODEL = "{% set model = ti.xcom_pull(task_ids='select') %}"
@@ -22,6 +23,8 @@ BODY = (
 | Replaces | {{ 'version ' ~ model.expected_champion if model.expected_champion else 'nothing, it is the first' }} |
 | Trained on | {{ model.dataset }} (`{{ model.dataset_digest[:19] }}`) |
 | Code | `{{ model.code_version[:19] }}` |
+| By | {{ model.authors | default('[]') }} |
+| Model, evidence | `{{ model.model_digest[:19] }}`, `{{ (model.evidence_digest or '')[:19] }}` |
 | Validation | {{ model['gate.validation'] }} |
 | Evaluation | {{ model['gate.evaluation'] }} |
 | Robustness | {{ model['gate.robustness'] }} |
@@ -29,19 +32,20 @@ BODY = (
 """
 )
 UNANSWERED = "airflow.providers.standard.exceptions.HITLTimeoutError"
-ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }}"
+ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }} {{ approval_progress }}"
 DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion."
 
 
 def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
     """Add select, approve, publish, roll_out and promote to `dag`."""
     selected = MlflowSelectCandidateOperator(task_id="select", model_name=spec.model, version=dag.param("version"))
-    approve = ApprovalOperator(
+    approve = ApproveReleaseOperator(
         task_id="approve",
+        model=selected.output,
+        policy=spec.approval,
         subject=SUBJECT,
         body=BODY,
         notifiers=[ApprovalNotifier(text=ASK, channel=spec.channel)],
-        response_timeout=timedelta(days=7),
         retry_policy=ExceptionRetryPolicy(rules=[RetryRule(exception=UNANSWERED, action=RetryAction.FAIL, reason="nobody answered")]),
     )
     published = PublishSavedModelOperator(task_id="publish", model=selected.output)

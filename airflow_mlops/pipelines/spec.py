@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.gates import ReleasePolicy
+from airflow_mlops.gates import ApprovalPolicy, ReleasePolicy
 
 Parameter = str | int | float | bool
 OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
@@ -25,6 +25,7 @@ class PipelineSpec:
     * `suite`: Great Expectations suite (JSON), relative to `code_path`.
     * `train_function`: ``module:function``, imported from `code_path`, the directory of the DAG file.
     * `layout`: how rows become arrays.
+    * `approval`: who must agree before it is released.
     * `params`: what the train function gets; each becomes a field of the trigger form with this default.
     * `policy`: when a model may be offered for release.
     * `nightly`: cron expression (UTC) of the retraining from scratch.
@@ -43,6 +44,7 @@ class PipelineSpec:
     code_path: Path
     layout: ArrayLayout
     policy: ReleasePolicy = field(default_factory=ReleasePolicy)
+    approval: ApprovalPolicy = field(default_factory=ApprovalPolicy)
     params: Mapping[str, Parameter] = field(default_factory=dict)
     nightly: str = "0 2 * * *"
     max_mutants: int = 4000

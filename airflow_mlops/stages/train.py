@@ -60,7 +60,7 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
     """Train, save, and log one MLflow run; nothing is logged of a training that failed but its failure."""
     from airflow_mlops.registry.mlflow import MlflowRegistry
     from airflow_mlops.training.context import TrainContext
-    from airflow_mlops.training.function import code_version, resolve
+    from airflow_mlops.training.function import code_authors, code_version, resolve
     from airflow_mlops.training.reproducibility import package_versions, seed_everything
     from airflow_mlops.training.trainer import fit, save
 
@@ -115,6 +115,7 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
         num_train_rows=len(train),
         num_held_out_rows=len(held_out),
         warm_started_from=str(champion.version) if champion else None,
+        code_authors=code_authors(Path(spec.code_path)),
     )
 
 

@@ -71,6 +71,12 @@ def code_version(code_path: Path) -> str:
     return bytes_digest(lines.encode())
 
 
+def code_authors(code_path: Path) -> tuple[str, ...]:
+    """Return who wrote and who committed the last change below `code_path` (``Ann Lee <ann@example.org>``); nobody where Git does not know it."""
+    people = _git(code_path, "log", "-1", "--format=%an <%ae>%n%cn <%ce>", "--", ".") or ""
+    return tuple(dict.fromkeys(people.splitlines()))
+
+
 def _git(directory: Path, *arguments: str) -> str | None:
     """Return the output of a Git command, or None where there is no Git, or it fails or hangs."""
     command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]

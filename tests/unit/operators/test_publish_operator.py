@@ -12,7 +12,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.artifacts import file_digest, path_digest
-from airflow_mlops.operators.serving import PublishSavedModelOperator
+from airflow_mlops.operators.publish import PublishSavedModelOperator
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.serving import config, manifest, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
@@ -60,6 +60,7 @@ class Desk:
         return {"name": "digits", "version": version, "expected_champion": champion, **digests}
 
     def publish(self, version: int, champion: int | None = None, **settings: Any) -> dict[str, Any]:
+        settings = {"approval_required": False, **settings}
         operator = PublishSavedModelOperator(task_id="publish", model=self.model(version, champion), **settings)
         return operator.execute(context(FakeTaskInstance(try_number=next(self.tries))))
 

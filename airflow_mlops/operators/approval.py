@@ -1,0 +1,131 @@
+"""A person, or several, agree to a release; or a policy does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.sdk import Param
+
+from airflow_mlops.exceptions import NotApproved
+from airflow_mlops.gates import ApprovalPolicy
+from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.tf_serving import TFServingHook
+from airflow_mlops.hooks.workspace import run_of, target, who_triggered
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mlops.ledger.approvals import Request, Subject
+    from airflow_mlops.ledger.store import Store
+
+COMMENT = "comment"
+
+
+class ApproveReleaseOperator(ApprovalOperator):
+    """Ask until as many different people as the policy wants have approved, one rejects, or the time is over; or let the policy approve.
+
+    What was asked, every answer and what came of it stand in the ledger and its audit trail, bound to the model's, the dataset's and the
+    evidence's digest, the version to be replaced and the target; `PublishSavedModelOperator` publishes nothing without it. An answer that does
+    not count (of an author, of somebody else, twice by the same person) is recorded, and the task asks again. Notifiers find how far the
+    request is in ``approval_progress``.
+
+    :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
+    :param policy: who must agree, and until when.
+    :param version_label: version label that the release moves; with the server's connection it is the target that people agree to.
+    """
+
+    template_fields = (*ApprovalOperator.template_fields, "model")
+    ui_color = "#fdf3d0"
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        policy: ApprovalPolicy,
+        version_label: str = "stable",
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        tf_serving_conn_id: str = TFServingHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        comment = Param("", type="string", title="Comment", description="Why; it goes into the audit trail.")
+        asked = [{"id": user, "name": user} for user in policy.approvers]
+        super().__init__(params={COMMENT: comment}, assigned_users=asked or None, **kwargs)
+        self.model = model
+        self.policy = policy
+        self.version_label = version_label
+        self.mlflow_conn_id = mlflow_conn_id
+        self.tf_serving_conn_id = tf_serving_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> Any:
+        from airflow_mlops.ledger import approvals
+
+        authors = tuple(sorted({*json.loads(self.model.get("authors", "[]")), *who_triggered(context)}))
+        with self._ledger() as store:
+            request = approvals.ask(store, run_of(context), self._subject(self.model), self.policy, authors)
+        return self._go_on(context, request)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Count the answer in `event`, and ask again while it is not enough."""
+        from airflow_mlops.ledger import approvals
+
+        if "error" in event:
+            with self._ledger() as store:
+                approvals.expire(store, run_of(context))
+            self.process_trigger_event_error(event)
+        said = HITLOperator.execute_complete(self, context, event)
+        answer = approvals.Answer(
+            user=said["responded_by_user"]["id"],
+            name=said["responded_by_user"]["name"],
+            approve=said["chosen_options"] == [self.APPROVE],
+            at=said["responded_at"],
+            comment=said["params_input"].get(COMMENT) or "",
+        )
+        with self._ledger() as store:
+            request = approvals.answer(store, run_of(context), answer, self._subject(self._now()))
+        if request.outcome == approvals.REJECTED:
+            return super().execute_complete(context, event)  # which skips what follows
+        return self._go_on(context, request)
+
+    def _go_on(self, context: Context, request: Request) -> Any:
+        """Return the approval, or ask (again), or fail where no answer can help any more."""
+        from airflow_mlops.ledger import approvals
+        from airflow_mlops.ledger.store import now
+
+        self.log.info("%s", request.progress())
+        if request.outcome == approvals.GRANTED:
+            return {"approved_by": list(request.approved_by), "binding": request.subject.binding, "headline": request.progress()}
+        if request.outcome is not None:
+            with airflow_errors():
+                raise NotApproved(f"The request is {request.outcome}. {request.problem} Clear this task to ask again.")
+        context["approval_progress"] = request.progress()  # type: ignore[typeddict-unknown-key]
+        self.response_timeout = max(request.expires_at - now(), request.expires_at.resolution)
+        return super().execute(context)
+
+    def _subject(self, description: Any) -> Subject:
+        from airflow_mlops.ledger.approvals import Subject
+
+        return Subject.of(description, target(self.tf_serving_conn_id, self.version_label))
+
+    def _now(self) -> dict[str, Any]:
+        """Return the version's description as the registry has it now, with whom it would replace now."""
+        from airflow_mlops.registry.promotion import reigning
+
+        registry = MlflowHook(self.mlflow_conn_id).get_conn()
+        with self._ledger() as store:
+            name, version = self.model["name"], int(self.model["version"])
+            champion = reigning(store, registry, name)
+            replaces = champion.version if champion else None
+            return {**registry.get(name, version).tags, "name": name, "version": version, "expected_champion": replaces}
+
+    @contextlib.contextmanager
+    def _ledger(self) -> Iterator[Store]:
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            yield store

@@ -1,0 +1,133 @@
+"""Bring the files of an approved model version to where the model server finds them."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_mlops.exceptions import MlopsError, PromotionConflict
+from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.tf_serving import TFServingHook
+from airflow_mlops.hooks.workspace import run_of, target, try_directory
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mlops.registry.base import ModelRegistry
+    from airflow_mlops.serving.retention import RetentionPolicy
+
+
+class PublishSavedModelOperator(BaseOperator):
+    """Copy a registered version's SavedModel, verified by its digest, to the model server's base path, and take old versions away.
+
+    The base path is that of the connection: a directory, or the URL of an object store. The server warms the version up on the rows of the golden
+    answers. Returns the model's description with ``golden``, the path of the offline answers that the served ones must equal.
+
+    :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
+    :param version_label: version label that clients ask for: the version that has it decides which signatures must stay as they are.
+    :param signature_change_allowed: publish a version that clients of the serving one could not ask; only ``True`` allows it, no text does.
+    :param keep_versions: how many published versions stay below the base path, at least. What the server's configuration names stays too, and
+        so do the version before the serving one and what was not published from here. 3 are the serving one, its way back and a candidate.
+    :param approval_required: whether the ledger must hold an approval of this run, by `ApproveReleaseOperator`, for exactly this version.
+    :raises NotApproved: it holds none; nothing was touched.
+    :raises PromotionConflict: the champion changed while the version waited for its approval; nothing was touched.
+    """
+
+    template_fields = ("model", "signature_change_allowed")
+    ui_color = "#e2f4e4"
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        version_label: str = "stable",
+        signature_change_allowed: bool = False,
+        keep_versions: int = 3,
+        approval_required: bool = True,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        tf_serving_conn_id: str = TFServingHook.default_conn_name,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.version_label = version_label
+        self.signature_change_allowed = signature_change_allowed
+        self.keep_versions = keep_versions
+        self.approval_required = approval_required
+        self.mlflow_conn_id = mlflow_conn_id
+        self.tf_serving_conn_id = tf_serving_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_mlops.artifacts import Artifact
+        from airflow_mlops.serving.retention import RetentionPolicy
+
+        with airflow_errors():
+            name, version = self.model["name"], int(self.model["version"])
+            policy = RetentionPolicy(self.keep_versions)
+            registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            self._check(registry, context)
+            out_dir = try_directory(context)
+            registered = registry.get(name, version)
+            golden = registry.download(registered, "golden.json", out_dir / "golden.json")
+            Artifact(str(golden), self.model["golden_digest"], golden.stat().st_size).verify()
+            saved_model = registry.download(registered, "saved_model", out_dir / "saved_model")
+            path = self._publish(saved_model, golden, policy)
+            headline = f"{name} version {version} is published at {path}"
+            self.log.info("%s", headline)
+            return {**self.model, "golden": str(golden), "path": path, "headline": headline}
+
+    def _check(self, registry: ModelRegistry, context: Context) -> None:
+        from airflow_mlops.ledger.approvals import Subject, require
+        from airflow_mlops.registry.promotion import reigning
+
+        name, version, expected = self.model["name"], int(self.model["version"]), self.model["expected_champion"]
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            if self.approval_required:
+                require(store, run_of(context), Subject.of(self.model, target(self.tf_serving_conn_id, self.version_label)))
+            champion = reigning(store, registry, name)
+        found = champion.version if champion else None
+        if found not in (expected, version):  # its own version: a finished release that is run again
+            raise PromotionConflict(
+                f"The champion of {name!r} was {expected or 'nobody'} when version {version} was selected and is {found or 'nobody'} now. "
+                "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
+            )
+
+    def _publish(self, saved_model: Path, golden: Path, policy: RetentionPolicy) -> str:
+        """Publish beside what the server's configuration names, and return the place."""
+        from airflow_mlops.serving import config
+        from airflow_mlops.serving.publish import publish_saved_model
+        from airflow_mlops.serving.usage import Usage
+
+        hook = TFServingHook(self.tf_serving_conn_id)
+        base_path, config_file, options = hook.base_path(self.model["name"]), Path(hook.extra("config_path")), hook.storage_options()
+        path = publish_saved_model(
+            saved_model,
+            base_path,
+            int(self.model["version"]),
+            self.model["saved_model_digest"],
+            golden=golden,
+            usage=Usage.of(config.read(config_file), base_path, self.version_label),
+            signature_change_allowed=self.signature_change_allowed is True,
+            storage_options=options,
+        )
+        self._retain(base_path, config_file, policy, options)
+        return path
+
+    def _retain(self, base_path: str, config_file: Path, policy: RetentionPolicy, options: dict[str, Any]) -> None:
+        """Take old versions away; when that fails the release goes on, and the next one tries again."""
+        from airflow_mlops.serving.retention import retain
+
+        version = int(self.model["version"])
+        try:
+            removed = retain(base_path, policy, config_file, version=version, label=self.version_label, storage_options=options)
+        except MlopsError as error:
+            self.log.warning("Old versions below %s stay where they are: %s", base_path, error)
+        else:
+            self.log.info("Old versions removed: %s", removed or "none")

@@ -1,0 +1,160 @@
+"""The question to people: asked until enough of the right ones agreed, and bound to what they saw; over a real registry and ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.standard.exceptions import HITLTimeoutError
+from airflow.providers.standard.operators import hitl
+from airflow.sdk import DAG, BaseOperator
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped, TaskAwaitingInput
+
+from airflow_mlops.gates import ApprovalPolicy
+from airflow_mlops.ledger import approvals, chain
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.approval import ApproveReleaseOperator
+from airflow_mlops.operators.publish import PublishSavedModelOperator
+from airflow_mlops.registry.mlflow import MlflowRegistry
+from tests.fakes import FakeTaskInstance, context
+
+TAGS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "sha256:e", "authors": '["Ann Lee <ann@example.org>"]'}
+MODEL = {**TAGS, "name": "digits", "version": 1, "expected_champion": None}
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def registry(tracking_uri: str) -> MlflowRegistry:
+    registry = MlflowRegistry(tracking_uri)
+    with registry.start_run("digits", name="training", tags={}) as run:
+        pass
+    registry.register("digits", run.run_id, run.artifact_uri, tags=TAGS)
+    return registry
+
+
+class Office:
+    """The task `approve`, what it put before people, and what it told them."""
+
+    def __init__(self, ledger: Store, asked: list[dict[str, Any]]) -> None:
+        self.ledger, self.asked, self.told = ledger, asked, [""]
+        self.triggered_by: str | None = None
+
+    def context(self, **more: Any) -> Any:
+        ti = FakeTaskInstance(dag_id="digits_release", run_id="run 1", task_id="approve")
+        ti.id = "ti"  # type: ignore[attr-defined]
+        about = {"ti": ti, "task_instance": ti, "dag_run": SimpleNamespace(triggering_user_name=self.triggered_by)}
+        return {**context(ti), **about, **more}
+
+    def operator(self, policy: ApprovalPolicy | None = None) -> ApproveReleaseOperator:
+        def tell(context: Any) -> None:
+            self.told.append(context["approval_progress"])
+
+        with DAG("digits_release"):
+            asking = ApproveReleaseOperator(task_id="approve", model=MODEL, policy=policy or ApprovalPolicy(), subject="Release?", notifiers=[tell])
+            asking >> BaseOperator(task_id="publish")  # type: ignore[arg-type]
+        return asking
+
+    def answer(self, operator: ApproveReleaseOperator, user: str, chosen: str = "Approve", comment: str = "", **more: Any) -> Any:
+        said = {"chosen_options": [chosen], "params_input": {"comment": comment}, "responded_at": datetime.now(UTC)}
+        return operator.execute_complete(self.context(task=operator), {**said, "responded_by_user": {"id": user, "name": user}, **more})
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in chain.events(self.ledger)]
+
+
+@pytest.fixture
+def office(
+    registry: MlflowRegistry, tracking_uri: str, connect: Callable[..., None], ledger: Store, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Office]:
+    connect("mlflow_default", "mlflow", host=tracking_uri)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **detail: asked.append(detail))  # the API server's part; see tests/integration
+    yield Office(ledger, asked)
+    registry.set_tags("digits", 1, TAGS)
+
+
+def test_it_asks_waits_and_returns_who_approved(office: Office) -> None:
+    operator = office.operator()
+    with pytest.raises(TaskAwaitingInput) as waiting:
+        operator.execute(office.context())
+    assert timedelta(days=6.9) < waiting.value.timeout <= timedelta(days=7)
+    assert set(office.asked[0]["params"]) == {"comment"} and office.told[-1] == "0 of 1 approvals."
+    done = office.answer(operator, "cleo", comment="fine")
+    assert (done["approved_by"], done["headline"]) == (["cleo"], "1 of 1 approvals by cleo.")
+    assert office.kinds() == ["approval asked", "approved", "approval granted"]
+    assert operator.execute(office.context()) == done, "a task that is run again does not ask again"
+
+
+def test_an_answer_that_does_not_count_is_told_and_asked_again(office: Office) -> None:
+    operator = office.operator(ApprovalPolicy(2, approvers=("ann", "bob", "cleo")))
+    office.triggered_by = "bob"
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    assert [user["id"] for user in office.asked[0]["assigned_users"]] == ["ann", "bob", "cleo"]
+    for user, told in [("ann", "Ann Lee"), ("bob", "(bob)"), ("mallory", "not one of the approvers"), ("cleo", "1 of 2 approvals by cleo.")]:
+        with pytest.raises(TaskAwaitingInput):
+            office.answer(operator, user)
+        assert told in office.told[-1]
+    assert office.kinds().count("answer refused") == 3 and len(office.asked) == 5
+
+
+def test_a_rejection_skips_what_follows_and_says_so_in_the_trail(office: Office) -> None:
+    operator = office.operator()
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    with pytest.raises(DownstreamTasksSkipped):
+        office.answer(operator, "cleo", "Reject", "too early")
+    event = chain.events(office.ledger)[-2]
+    assert (event.kind, event.actor, event.details["comment"]) == ("rejected", "cleo", "too early")
+
+
+def test_a_policy_that_asks_nobody_approves_at_once(office: Office) -> None:
+    assert office.operator(ApprovalPolicy(0)).execute(office.context())["headline"] == "Approved by policy; no person was asked."
+    assert office.asked == []
+
+
+def test_when_nobody_answers_the_task_fails_and_the_trail_says_expired(office: Office) -> None:
+    operator = office.operator()
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    with pytest.raises(HITLTimeoutError):
+        operator.execute_complete(office.context(), {"error": "late", "error_type": "timeout"})
+    assert office.kinds() == ["approval asked", "approval expired"]
+
+
+def test_a_late_answer_fails_the_task(office: Office) -> None:
+    operator = office.operator()
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    with pytest.raises(AirflowFailException, match=r"NotApproved: The request is expired\. The answer of .* comes too late"):
+        office.answer(operator, "cleo", responded_at=datetime.now(UTC) + timedelta(days=8))
+
+
+def test_an_answer_about_a_model_that_changed_meanwhile_is_stale(office: Office, registry: MlflowRegistry) -> None:
+    operator = office.operator()
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    registry.set_tags("digits", 1, {"evidence_digest": "sha256:other"})
+    with pytest.raises(AirflowFailException, match="NotApproved: The request is stale"):
+        office.answer(operator, "cleo")
+
+
+@pytest.mark.parametrize("said", ["nothing", "rejected", "approved for another label"])
+def test_nothing_is_published_that_the_ledger_does_not_know_as_approved(office: Office, said: str, workspace: Path) -> None:
+    release = "digits_release/run 1"
+    subject = approvals.Subject.of(MODEL, "tf_serving_default/stable")
+    if said != "nothing":
+        approvals.ask(office.ledger, release, subject, ApprovalPolicy(), ())
+        answer = approvals.Answer("cleo", "cleo", said != "rejected", datetime.now(UTC))
+        approvals.answer(office.ledger, release, answer, subject)
+    publish = PublishSavedModelOperator(task_id="publish", model=MODEL, version_label="canary" if "label" in said else "stable")
+    with pytest.raises(AirflowFailException, match=r"NotApproved: .*(nobody was asked|is rejected|target was tf_serving_default/stable)"):
+        publish.execute(office.context())
