@@ -12,6 +12,7 @@
     │   ├── TrainFunctionError      the user's function raised or returned something unusable
     │   └── NonFiniteModel          NaN or Inf in weights or metrics
     ├── EvaluationError
+    ├── UnsafeModel                 its files bring code of their own, or are none that Keras or TensorFlow wrote
     ├── RobustnessError
     ├── RegistryError
     │   ├── RegistryUnavailable     retryable
@@ -89,6 +90,10 @@ class NonFiniteModel(TrainingError):
 
 class EvaluationError(MlopsError):
     """The challenger could not be measured."""
+
+
+class UnsafeModel(MlopsError):
+    """A model's files would run code of their own, or are not what Keras or TensorFlow writes; the message names the layer or the file."""
 
 
 class RobustnessError(MlopsError):
