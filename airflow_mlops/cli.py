@@ -72,6 +72,8 @@ def _add_audit(audit: argparse.ArgumentParser) -> None:
     verify = add("verify", "find any edit, removal, insertion, cut or rewrite, and name the place", _verify, ledger=False)
     verify.add_argument("--trail", type=Path, help="an exported trail, instead of --ledger")
     verify.add_argument("--anchor", action="append", default=[], help="NUMBER:HASH as an export printed it; may be given several times")
+    verify.add_argument("--anchors", type=Path, action="append", default=[], help="text that holds anchors: exported messages, the outbox")
+    verify.add_argument("--tracking-uri", help="MLflow, whose versions have the anchor of their promotion as a tag")
     served = add("who-served", "which version of a model served at a time", _who_served)
     served.add_argument("model")
     served.add_argument("--at", required=True, help="time in ISO format with its zone, for instance 2026-11-24T12:00:00+00:00")
@@ -90,9 +92,14 @@ def _export(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from airflow_mlops.ledger import chain
-    from airflow_mlops.ledger.questions import verify_file
+    from airflow_mlops.ledger.questions import anchors_in, verify_file
 
-    anchors = [chain.Head.parse(text) for text in options.anchor]
+    anchors = [*map(chain.Head.parse, options.anchor), *(anchor for path in options.anchors for anchor in anchors_in(path))]
+    if options.tracking_uri:
+        from airflow_mlops.registry import anchors as noted
+        from airflow_mlops.registry.mlflow import MlflowRegistry
+
+        anchors += noted.anchors(MlflowRegistry(options.tracking_uri))
     if (options.trail is None) == (options.ledger is None):
         raise SpecError("Give either --trail FILE or --ledger URL: one trail is verified at a time.")
     if options.trail is not None:
@@ -101,7 +108,11 @@ def _verify(options: argparse.Namespace) -> int:
         with contextlib.closing(_ledger(options.ledger)) as store:
             head = chain.verify(chain.lines(store), anchors)
     last = max((anchor.number for anchor in anchors), default=0)
-    beyond = f"events up to {last} are vouched for by the anchor" if anchors else "without --anchor a trail that was cut off or rewritten looks whole"
+    beyond = (
+        f"events up to {last} are vouched for by {len(set(anchors))} anchors"
+        if anchors
+        else "without an anchor a trail that was cut off or rewritten looks whole"
+    )
     print(f"{head.number} events, each as it was written; {beyond}.\n{head}")
     return 0
 

@@ -16,6 +16,8 @@ import pytest
 
 from airflow_mlops.artifacts import canonical_json
 from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.ledger import chain
+from airflow_mlops.ledger.store import Store
 from airflow_mlops.local.api import AirflowApi
 from airflow_mlops.local.deployment import LocalDeployment, end_processes
 from airflow_mlops.local.services import WANTED_PORTS, Settings, free_port
@@ -47,6 +49,7 @@ class Story:
         self.deployment.start(print)
         self.settings = self.deployment.settings
         self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
+        self.reviewer = AirflowApi(self.settings.url("airflow"), "reviewer", self.settings.password)
 
     def kill(self, service: str) -> None:
         """Kill a service the hard way and wait until another process has taken its place."""
@@ -63,6 +66,15 @@ class Story:
             return None
 
         return [event for event in wait("Airflow lists its events", ask)[0] if event["name"] == "digits_dataset"]
+
+    def asked(self, run_id: str) -> None:
+        """Wait until a release waits for an answer."""
+        wait("Airflow asks", lambda: self.task(RELEASE, run_id, "approve")["state"] == "awaiting_input")
+
+    def trail(self, run_id: str) -> list[str]:
+        """Return the kinds of the audit events about the approval of a release."""
+        with contextlib.closing(Store(f"sqlite:///{self.home}/ledger.db")) as store:
+            return [event.kind for event in chain.events(store) if event.details.get("release") == f"{RELEASE}/{run_id}"]
 
     def finished(self, dag_id: str, run_id: str) -> str:
         return str(wait(f"{dag_id} ends", lambda: (s := self.api.run_state(dag_id, run_id)) in ("success", "failed") and s, seconds=240.0))

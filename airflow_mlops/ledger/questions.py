@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from airflow_mlops.ledger.store import Store
 
 CHAMPION_KINDS = ("adopted", "promoted", "rolled back")
 SERVED = "served"
+_ANCHOR = re.compile(r"\b\d+:[0-9a-f]{64}\b")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ def verify_file(path: Path, anchors: Iterable[Head]) -> Head:
             return chain.verify(trail, anchors)
     except OSError as error:
         raise SpecError(f"{path} can not be read: {error.strerror}. Give the file that 'airflow-mlops audit export' wrote.") from error
+
+
+def anchors_in(path: Path) -> list[Head]:
+    """Return every anchor, ``NUMBER:HASH``, in a text: exported Slack messages, the outbox, notes; raise `SpecError` where there is none."""
+    try:
+        found = _ANCHOR.findall(path.read_text(errors="replace"))
+    except OSError as error:
+        raise SpecError(f"{path} can not be read: {error.strerror}. Give a text that holds anchors.") from error
+    if not found:
+        raise SpecError(f"{path} holds no anchor; expected NUMBER:HASH with 64 hex digits somewhere in it.")
+    return [Head.parse(text) for text in found]
 
 
 def who_served(store: Store, model: str, at: datetime) -> Served:

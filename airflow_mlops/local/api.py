@@ -74,7 +74,7 @@ class AirflowApi:
         details = [error for line in answer["content"] if isinstance(line, dict) for error in line.get("error_detail") or ()]
         return [str(error["exc_value"]) for error in details]
 
-    def approve(self, dag_id: str, run_id: str, task_id: str, answer: str = "Approve") -> None:
+    def approve(self, dag_id: str, run_id: str, task_id: str, answer: str = "Approve", comment: str = "") -> None:
         """Answer a task that waits for a person."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/-1/hitlDetails"
-        self.call("PATCH", path, {"chosen_options": [answer], "params_input": {}})
+        self.call("PATCH", path, {"chosen_options": [answer], "params_input": {"comment": comment}})

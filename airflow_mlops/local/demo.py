@@ -32,6 +32,7 @@ class Demo:
         deployment.start(lambda text: say(f"   {text}"))
         self.settings = deployment.settings
         self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
+        self.reviewer = AirflowApi(self.settings.url("airflow"), "reviewer", self.settings.password)
 
     def run(self) -> None:
         """Run every act of the demo."""
@@ -111,10 +112,10 @@ class Demo:
             question = f"{task_id}?{task['try_number']}"
             if task["state"] == "awaiting_input" and question not in shown:
                 shown.add(question)
-                self.say(f"     ? {task_id:<11} Airflow asks a person; the demo answers Approve through the REST API")
+                self.say(f"     ? {task_id:<11} Airflow asks a person; the demo answers Approve as user reviewer")
                 # Airflow 3.3 asks again when an answer comes before its scheduler has noticed that the task waits.
                 time.sleep(READING_SECONDS)
-                self.api.approve(dag_id, run_id, task_id)
+                self.reviewer.approve(dag_id, run_id, task_id)
             elif task["state"] in FINISHED and task_id not in shown:
                 shown.add(task_id)
                 self.say(f"     {_mark(task['state'])} {task_id:<11} {task['duration'] or 0:5.1f} s  {self._headline(dag_id, run_id, task)}")
@@ -151,7 +152,7 @@ class Demo:
             self.say(f"   {json.loads(line)['text']}")
         self.say(f"""
 Everything still runs; look around:
-   Airflow       {self.settings.url("airflow")}   user admin, password {self.settings.password}
+   Airflow       {self.settings.url("airflow")}   users admin and reviewer, password {self.settings.password}
    MLOps page    {self.settings.url("airflow")}/plugin/mlops
    MLflow        {self.settings.url("mlflow")}
    Model server  {self.settings.url("serving_rest")}/v1/models/digits

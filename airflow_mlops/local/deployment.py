@@ -18,7 +18,7 @@ import httpx
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.local.processes import Session, command_line, marked, send
-from airflow_mlops.local.services import MARKER, Settings, commands, environment
+from airflow_mlops.local.services import MARKER, USERS, Settings, commands, environment
 from airflow_mlops.results import from_data
 
 START_SECONDS = 180.0  # Airflow's first start migrates its database and takes half a minute on two cores
@@ -73,7 +73,7 @@ class LocalDeployment:
         for name in ("airflow", "inbox", "logs", "models", "mlflow-artifacts", "workspace"):
             (self.home / name).mkdir(parents=True, exist_ok=True)
         (self.home / "models.config").touch()
-        write_atomically(self.home / "airflow" / "passwords.json", canonical_json({"admin": self.settings.password}), mode=0o600)
+        write_atomically(self.home / "airflow" / "passwords.json", canonical_json(dict.fromkeys(USERS, self.settings.password)), mode=0o600)
         # Not the mark: `stop` would end whatever was started in a shell that has read the file, itself included.
         lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(self.env.items()) if name != MARKER)
         write_atomically(self.home / "env", lines.encode(), mode=0o600)

@@ -14,6 +14,8 @@ from pathlib import Path
 from airflow_mlops.artifacts import canonical_json, write_atomically
 
 MARKER = "MLOPS_LOCAL_HOME"  # in the environment of every process that is started, so that one of no known session is found, too
+# Who triggers a run does not approve what comes of it.
+USERS = {"admin": "admin", "reviewer": "op"}
 WANTED_PORTS = {"airflow": 8080, "mlflow": 5000, "serving_grpc": 8500, "serving_rest": 8501, "worker_logs": 8793, "trigger_logs": 8794}
 
 
@@ -90,7 +92,7 @@ def environment(home: Path, dags: Path, settings: Settings) -> dict[str, str]:
         "CORE__EXECUTION_API_SERVER_URL": f"{airflow}/execution/",
         "CORE__PARALLELISM": "4",
         "CORE__FERNET_KEY": settings.fernet_key,
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:{role}" for user, role in USERS.items()),
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "airflow" / "passwords.json"),
         "API__HOST": "127.0.0.1",
         "API__PORT": str(ports["airflow"]),

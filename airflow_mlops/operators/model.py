@@ -158,6 +158,7 @@ class MlflowPromoteModelOperator(BaseOperator):
     """Make a version that serves the champion, in the ledger and by the aliases ``champion`` and ``previous``; or find it so.
 
     :param model: description of the version, as `TFServingRolloutOperator` returns it.
+    Returns the model's description with ``audit_head``, the audit trail's head, which is also noted as a tag of the version.
     :raises PromotionConflict: somebody else moved the champion meanwhile.
     """
 
@@ -179,6 +180,7 @@ class MlflowPromoteModelOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_mlops.ledger.journal import once, read_back
+        from airflow_mlops.registry.anchors import anchor
         from airflow_mlops.registry.promotion import project, promote
 
         name, version, claim = self.model["name"], int(self.model["version"]), self._claim(context)
@@ -194,10 +196,11 @@ class MlflowPromoteModelOperator(BaseOperator):
             key = f"{claim.intent}:{context['ti'].try_number}"
             done = once(store, key, "promote", request, make_champion)
             read_back(store, key, lambda: project(store, registry, name))
+            head = anchor(store, registry, name, version)
         kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
         headline = f"{name} version {version} is the champion{kept}"
         self.log.info("%s", headline)
-        return {**self.model, **done, "headline": headline}
+        return {**self.model, **done, "audit_head": str(head), "headline": headline}
 
     def _claim(self, context: Context) -> Claim:
         from airflow_mlops.ledger.champions import Claim

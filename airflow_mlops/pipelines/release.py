@@ -33,7 +33,8 @@ BODY = (
 )
 UNANSWERED = "airflow.providers.standard.exceptions.HITLTimeoutError"
 ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }} {{ approval_progress }}"
-DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion."
+DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion. "
+ANCHOR = "Audit trail `{{ ti.xcom_pull(task_ids='promote').audit_head }}`"
 
 
 def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
@@ -53,7 +54,7 @@ def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
     promoted = MlflowPromoteModelOperator(
         task_id="promote",
         model=rolled_out.output,
-        on_success_callback=PipelineNotifier(text=DONE, channel=spec.channel),
+        on_success_callback=PipelineNotifier(text=DONE + ANCHOR, channel=spec.channel),
         # The version serves by now: a registry that is down for an hour must not leave it without its alias.
         retries=12,
         retry_exponential_backoff=True,

@@ -68,6 +68,10 @@ class ModelRegistry(Protocol):
         """Return a version; raise `ModelNotFound`."""
         ...
 
+    def versions(self) -> list[ModelVersion]:
+        """Return every version of every model."""
+        ...
+
     def get_by_alias(self, name: str, alias: str) -> ModelVersion:
         """Return the version an alias points to; raise `ModelNotFound`."""
         ...

@@ -125,6 +125,18 @@ class MlflowRegistry:
         with self._server.calls() as client:
             return _version(client.get_model_version(name, str(version)))
 
+    def versions(self) -> list[ModelVersion]:
+        """Return every version of every model."""
+        found: list[ModelVersion] = []
+        token: str | None = None
+        with self._server.calls() as client:
+            while page := client.search_model_versions(page_token=token):
+                found += [_version(version) for version in page]
+                token = page.token
+                if not token:
+                    break
+        return found
+
     def get_by_alias(self, name: str, alias: str) -> ModelVersion:
         """Return the version an alias points to; raise `ModelNotFound` naming the aliases there are."""
         with self._server.calls() as client:

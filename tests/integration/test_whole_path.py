@@ -53,7 +53,7 @@ def trained(story: Story) -> str:
 def released(story: Story, trained: str) -> str:
     """The release of the model, answered as a person would, with the triggerer killed while it waits."""
     run_id = wait("the release starts", lambda: story.api.runs(RELEASE))[0]["dag_run_id"]
-    wait("Airflow asks", lambda: story.task(RELEASE, run_id, "approve")["state"] == "awaiting_input")
+    story.asked(run_id)
     assert not (story.home / "models" / "digits").exists(), "nothing is published before a person agreed"
     time.sleep(3.0)
     story.api.approve(RELEASE, run_id, "approve")
@@ -92,6 +92,18 @@ def test_the_registry_names_the_champion_and_its_gates(story: Story, released: s
 def test_people_were_told_once_of_each_transition(story: Story, released: str) -> None:
     texts = [json.loads(line)["text"] for line in (story.home / "workspace" / "outbox.jsonl").read_text().splitlines()]
     assert [sum(sign in text for text in texts) for sign in (":scales:", ":raising_hand:", ":rocket:", ":x:")] == [1, 1, 1, 0]
+
+
+def test_who_triggered_a_release_does_not_approve_it_and_another_may(story: Story, released: str) -> None:
+    run_id = story.api.trigger(RELEASE, {"version": 1})
+    story.asked(run_id)
+    story.api.approve(RELEASE, run_id, "approve", comment="mine is good")
+    wait("the answer is refused", lambda: "answer refused" in story.trail(run_id))
+    story.asked(run_id)
+    story.reviewer.approve(RELEASE, run_id, "approve", comment="seen")
+    assert story.finished(RELEASE, run_id) == "success"
+    assert story.api.xcom(RELEASE, run_id, "approve")["approved_by"] == ["reviewer"]
+    assert story.trail(run_id) == ["approval asked", "answer refused", "approved", "approval granted"]
 
 
 def test_a_report_opens_for_a_user_who_is_logged_in_and_for_nobody_else(story: Story, trained: str) -> None:

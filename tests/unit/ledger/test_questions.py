@@ -89,7 +89,7 @@ def test_an_exported_trail_is_verified_against_its_anchor(store: Store, database
         assert "4 events, each as it was written; events up to 4 are vouched for" in capsys.readouterr().out
     trail.write_bytes(b"".join(trail.read_bytes().splitlines(keepends=True)[:-1]))
     assert main(["audit", "verify", "--trail", str(trail)]) == 0
-    assert "without --anchor a trail that was cut off or rewritten looks whole" in capsys.readouterr().out
+    assert "without an anchor a trail that was cut off or rewritten looks whole" in capsys.readouterr().out
     assert main(["audit", "verify", "--trail", str(trail), "--anchor", anchor]) == 1
     assert "The trail ends after event 3; the anchor names event 4" in capsys.readouterr().err
 
@@ -106,6 +106,8 @@ def test_an_exported_trail_is_verified_against_its_anchor(store: Store, database
         (["verify"], "Give either --trail FILE or --ledger URL"),
         (["verify", "--trail", "nowhere.jsonl"], "nowhere.jsonl can not be read"),
         (["verify", "--ledger", "LEDGER", "--anchor", "4"], "'4' is no anchor"),
+        (["verify", "--ledger", "LEDGER", "--anchors", "LEDGER"], "holds no anchor; expected NUMBER:HASH"),
+        (["verify", "--ledger", "LEDGER", "--anchors", "missing.txt"], "missing.txt can not be read: No such file"),
     ],
 )
 def test_a_question_that_can_not_be_answered_is_one_sentence(
