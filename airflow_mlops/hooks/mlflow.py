@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from airflow.sdk import BaseHook
 
 if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
     from airflow_mlops.registry.mlflow import MlflowRegistry
 
 TOKEN = "MLFLOW_TRACKING_TOKEN"
@@ -31,27 +33,38 @@ class MlflowHook(BaseHook):
     @property
     def tracking_uri(self) -> str:
         """The tracking URI, without credentials."""
-        from airflow_mlops.exceptions import SpecError
-
-        host: str | None = self.get_connection(self.mlflow_conn_id).host
-        if not host:
-            raise SpecError(f"Connection {self.mlflow_conn_id!r} has no host; put the tracking URI there, for instance http://mlflow:5000.")
-        return host
+        return self._uri(self.get_connection(self.mlflow_conn_id))
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables by which MLflow's client authenticates."""
-        token = self.get_connection(self.mlflow_conn_id).password
-        return {TOKEN: token} if token else {}
+        return self._token(self.get_connection(self.mlflow_conn_id))
 
     def get_conn(self) -> MlflowRegistry:
         """Return the registry of this connection, for use in this process."""
+        return self.open(self.get_connection(self.mlflow_conn_id))
+
+    @classmethod
+    def open(cls, connection: Connection) -> MlflowRegistry:
+        """Return the registry that `connection` names; from now on this process authenticates with its token, and with no other."""
         import os
 
         os.environ.pop(TOKEN, None)  # that of another connection
-        os.environ.update(self.environment())
+        os.environ.update(cls._token(connection))
         from airflow_mlops.registry.mlflow import MlflowRegistry
 
-        return MlflowRegistry(self.tracking_uri)
+        return MlflowRegistry(cls._uri(connection))
+
+    @staticmethod
+    def _uri(connection: Connection) -> str:
+        from airflow_mlops.exceptions import SpecError
+
+        if not connection.host:
+            raise SpecError(f"Connection {connection.conn_id!r} has no host; put the tracking URI there, for instance http://mlflow:5000.")
+        return connection.host
+
+    @staticmethod
+    def _token(connection: Connection) -> dict[str, str]:
+        return {TOKEN: connection.password} if connection.password else {}
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the server answers, for the button in Airflow's connection form."""

@@ -4,6 +4,8 @@ An effect is written down before it is applied ("asked"), again with its result 
 when it was ("read back"). A crash in between leaves it
 asked; whoever retries applies it again, so an effect must look first whether what it wants is already so, or be bearable twice (a message).
 Two callers with the same intent at the same moment both apply it: let one of them run at a time.
+
+What a watcher of the outside saw last is kept here, too, in one row that is replaced (`remember`), so that its next look tells only what is new.
 """
 
 from __future__ import annotations
@@ -54,6 +56,19 @@ def known(store: Store, key: str) -> dict[str, Any] | None:
     with store.transaction() as connection:
         result: dict[str, Any] | None = connection.scalar(sa.select(EFFECTS.c.result).where(EFFECTS.c.key == key))
     return result
+
+
+def asked(store: Store, key: str) -> bool:
+    """Return whether the intent `key` was written down, applied or not."""
+    with store.transaction() as connection:
+        return connection.scalar(sa.select(EFFECTS.c.key).where(EFFECTS.c.key == key)) is not None
+
+
+def remember(store: Store, key: str, kind: str, seen: Mapping[str, Any]) -> None:
+    """Keep `seen` as what the watcher `key` saw last, in place of what it saw before; `known` returns it."""
+    with store.transaction() as connection:
+        insert_new(connection, EFFECTS, {"key": key, "kind": kind, "request": {}, "asked_at": now()})
+        connection.execute(EFFECTS.update().where(EFFECTS.c.key == key).values(result=_as_json(seen), applied_at=now()))
 
 
 def _ask(store: Store, key: str, kind: str, request: dict[str, Any]) -> dict[str, Any] | None:
