@@ -25,6 +25,7 @@
     ├── LedgerError
     │   ├── LedgerUnavailable       retryable
     │   ├── NotApproved             nobody agreed to this release, or to something else
+    │   ├── EvidenceInvalid         an evidence pack is not as it was written, or another one is in its place
     │   └── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     └── StageError
         ├── StageKilled             retryable: the stage's process died without a result
@@ -148,6 +149,10 @@ class LedgerUnavailable(LedgerError):
 
 class NotApproved(LedgerError):
     """Nobody agreed to this release in time, or what was agreed to is not what would be released."""
+
+
+class EvidenceInvalid(LedgerError):
+    """A file of an evidence pack changed, is missing or was added, or another pack is in its place; the message names it."""
 
 
 class AuditTrailBroken(LedgerError):
