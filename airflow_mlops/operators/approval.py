@@ -56,7 +56,8 @@ class ApproveReleaseOperator(ApprovalOperator):
     ) -> None:
         comment = Param("", type="string", title="Comment", description="Why; it goes into the audit trail.")
         asked = [{"id": user, "name": user} for user in policy.approvers]
-        super().__init__(params={COMMENT: comment}, assigned_users=asked or None, **kwargs)
+        # Airflow hands a task the DAG's own params, too, which do not belong into the form.
+        super().__init__(**{**kwargs, "params": {COMMENT: comment}}, assigned_users=asked or None)
         self.model = model
         self.policy = policy
         self.version_label = version_label

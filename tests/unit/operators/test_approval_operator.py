@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.providers.standard.exceptions import HITLTimeoutError
 from airflow.providers.standard.operators import hitl
-from airflow.sdk import DAG, BaseOperator
+from airflow.sdk import DAG, BaseOperator, Param
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped, TaskAwaitingInput
 
 from airflow_mlops.gates import ApprovalPolicy
@@ -57,7 +57,7 @@ class Office:
         def tell(context: Any) -> None:
             self.told.append(context["approval_progress"])
 
-        with DAG("digits_release"):
+        with DAG("digits_release", params={"version": Param(None, type=["null", "integer"])}):
             asking = ApproveReleaseOperator(task_id="approve", model=MODEL, policy=policy or ApprovalPolicy(), subject="Release?", notifiers=[tell])
             asking >> BaseOperator(task_id="publish")  # type: ignore[arg-type]
         return asking
