@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib import metadata
 
 from airflow_mlops.exceptions import SpecError
-
-PACKAGES = ("airflow-mlops", "keras", "mlflow", "numpy", "tensorflow")
 
 
 def seed_everything(seed: int) -> None:
@@ -22,10 +21,9 @@ def seed_everything(seed: int) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the version of Python and of each of `PACKAGES` that is installed."""
-    installed = {name: metadata.version(name) for name in PACKAGES if _is_installed(name)}
-    return {"python": platform.python_version(), **installed}
-
-
-def _is_installed(name: str) -> bool:
-    return any(True for _ in metadata.distributions(name=name))
+    """Return the version of Python and of every installed distribution, by its normalized name: what the process could import."""
+    installed: dict[str, str] = {}
+    for found in metadata.distributions():
+        if name := found.metadata["Name"]:  # a directory that a broken installation left has none
+            installed.setdefault(re.sub(r"[-_.]+", "-", name).lower(), found.version)  # of two, the first on the path is imported
+    return {"python": platform.python_version(), **dict(sorted(installed.items()))}

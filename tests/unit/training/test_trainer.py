@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,18 @@ def test_an_impossible_seed_is_refused(seed: int) -> None:
 def test_package_versions_name_what_made_the_model() -> None:
     versions = package_versions()
     assert (versions["keras"], versions["numpy"], versions["tensorflow"]) == (keras.__version__, np.__version__, tf.__version__)
+    assert versions["python"] == platform.python_version()
+    assert versions["typing-extensions"] == metadata.version("typing_extensions")
+
+
+def test_package_versions_name_every_distribution_once_and_the_one_that_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, version in (("first", "1.0"), ("second", "2.0")):
+        information = tmp_path / place / f"Some_Package-{version}.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Some_Package\nVersion: {version}\n")
+    (tmp_path / "first" / "left-0.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
+    assert package_versions() == {"python": platform.python_version(), "some-package": "1.0"}
 
 
 def test_the_context_is_light_to_import() -> None:
