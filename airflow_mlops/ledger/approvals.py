@@ -96,7 +96,9 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
             return last
         said = {"subject": asdict(subject), "policy": asdict(policy), "authors": list(authors)}
         row = {"release": release, "attempt": (last.attempt if last else 0) + 1, "binding": subject.binding, "request": said, "outcome": None}
-        connection.execute(APPROVAL_REQUESTS.insert().values(**row, asked_at=asked_at, expires_at=asked_at + timedelta(days=policy.valid_days)))
+        row |= {"asked_at": asked_at, "expires_at": asked_at + timedelta(days=policy.valid_days)}
+        if not insert_new(connection, APPROVAL_REQUESTS, row):  # on PostgreSQL: another process of the same task asked at this moment
+            return _open(connection, release)
         request = _open(connection, release)
         _note(connection, request, "approval asked", release, {"policy": said["policy"], "authors": list(authors)})
         if policy.num_approvals == 0:
