@@ -1,4 +1,4 @@
-"""The command ``airflow-mlops``: run one stage, serve models on one machine, ask the audit trail, or run the demo."""
+"""The command ``airflow-mlops``: run one stage, serve models on one machine, ask the audit trail, bring an old registry along, or run the demo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("--home", type=Path, default=Path(".demo"), help="the demo's directory (default: %(default)s)")
     stop.set_defaults(run=_stop)
     _add_audit(commands.add_parser("audit", help="export and verify the audit trail, and ask it what served when, and why"))
+    _add_registry(commands.add_parser("registry", help="what is done to a model registry once"))
     return parser
+
+
+def _add_registry(registry: argparse.ArgumentParser) -> None:
+    migrate = registry.add_subparsers(required=True, metavar="COMMAND").add_parser("migrate-stages", help="give versions the aliases of their stages")
+    migrate.add_argument("--tracking-uri", required=True, help="MLflow's address, for instance http://mlflow:5000 or sqlite:////srv/mlflow.db")
+    migrate.add_argument("--model", help="only this model (default: every one)")
+    migrate.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    migrate.set_defaults(run=_migrate_stages)
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:
@@ -144,6 +153,17 @@ def _why(options: argparse.Namespace) -> int:
             print(f"{event.at}  event {event.number}: {event.kind} by {event.actor or 'unknown'}")
             for key, value in sorted(event.details.items()):
                 print(f"    {key}: {value}")
+    return 0
+
+
+def _migrate_stages(options: argparse.Namespace) -> int:
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+    from airflow_mlops.registry.stages import migrate
+
+    registry = MlflowRegistry(options.tracking_uri)
+    for model in [options.model] if options.model else registry.models():
+        for line in migrate(registry, model, dry_run=options.dry_run):
+            print(f"{model}: {line}")
     return 0
 
 

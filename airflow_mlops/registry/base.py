@@ -80,6 +80,14 @@ class ModelRegistry(Protocol):
         """Return alias -> version, empty if there is no such model."""
         ...
 
+    def models(self) -> list[str]:
+        """Return the name of every registered model, sorted."""
+        ...
+
+    def stages(self, name: str) -> dict[int, str]:
+        """Return version -> stage, ``Production`` for instance, of every version that has one, as registries had before aliases."""
+        ...
+
     def delete_version(self, name: str, version: int) -> None:
         """Delete a version for good; raise `ModelNotFound`. Ask `registry.reconciliation.delete_version`, which looks whether it is in use."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,7 @@ class MlflowRegistry:
         return self.get(name, first if first is not None else int(created.version))
 
     def _by_key(self, client: MlflowClient, name: str, key: str) -> int | None:
-        if "'" in name + key:
-            raise SpecError(f"Model name {name!r} or idempotency key {key!r} holds a quote, which MLflow can not search for. Leave it out.")
-        found = client.search_model_versions(f"name = '{name}' and tag.`{IDEMPOTENCY_TAG}` = '{key}'")
+        found = _all(client.search_model_versions, f"name = '{_searchable(name)}' and tag.`{IDEMPOTENCY_TAG}` = '{_searchable(key)}'")
         return min((int(version.version) for version in found), default=None)
 
     def get(self, name: str, version: int) -> ModelVersion:
@@ -152,6 +150,18 @@ class MlflowRegistry:
                 return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
         except ModelNotFound:
             return {}
+
+    def models(self) -> list[str]:
+        """Return the name of every registered model, sorted."""
+        with self._server.calls() as client:
+            return sorted(model.name for model in _all(client.search_registered_models, None))
+
+    def stages(self, name: str) -> dict[int, str]:
+        """Return version -> stage of every version that has one; raise `ModelNotFound` if there is no such model."""
+        with self._server.calls() as client:
+            client.get_registered_model(name)
+            versions = _all(client.search_model_versions, f"name = '{_searchable(name)}'")
+            return {int(version.version): version.current_stage for version in versions if version.current_stage not in (None, "None")}
 
     def delete_version(self, name: str, version: int) -> None:
         """Delete a version for good; raise `ModelNotFound`."""
@@ -191,6 +201,22 @@ class MlflowRegistry:
                 raise RegistryUnavailable(f"The download of {artifact_path!r} broke off: expected {expected}, got {found} bytes. Run it again.")
             local.rename(destination)
         return destination
+
+
+def _searchable(text: str) -> str:
+    if "'" in text:
+        raise SpecError(f"{text!r}, the name of a model or an idempotency key, holds a quote, which MLflow can not search for. Leave it out.")
+    return text
+
+
+def _all(search: Callable[..., Any], condition: str | None) -> Iterator[Any]:
+    """Yield what a search of MLflow finds, page by page."""
+    token = None
+    while True:
+        page = search(condition, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _version(found: MlflowVersion) -> ModelVersion:
