@@ -22,8 +22,16 @@ def try_directory(context: Context) -> Path:
     """Return the directory of this try of this task, so that what an earlier try left is never taken for this one's."""
     ti = context["ti"]
     mapped = f"-{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
-    run = re.sub(r"[^A-Za-z0-9_.+-]", "_", ti.run_id)
-    return workspace() / "runs" / ti.dag_id / run / f"{ti.task_id}{mapped}" / f"try-{ti.try_number}"
+    return workspace() / "runs" / ti.dag_id / _file_name(ti.run_id) / f"{ti.task_id}{mapped}" / f"try-{ti.try_number}"
+
+
+def evidence_directory(context: Context, model: str, version: int) -> Path:
+    """Return the directory of the evidence pack that this run writes about a version; it stays when the run's files are removed."""
+    return workspace() / "evidence" / model / f"{version}-{_file_name(context['ti'].run_id)}"
+
+
+def _file_name(run_id: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", run_id)
 
 
 def run_of(context: Context) -> str:

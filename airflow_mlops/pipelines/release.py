@@ -8,6 +8,7 @@ from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
 from airflow_mlops.operators.approval import ApproveReleaseOperator
+from airflow_mlops.operators.evidence import WriteEvidencePackOperator
 from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowSelectCandidateOperator
 from airflow_mlops.operators.publish import PublishSavedModelOperator
 from airflow_mlops.operators.serving import TFServingRolloutOperator
@@ -38,7 +39,7 @@ ANCHOR = "Audit trail `{{ ti.xcom_pull(task_ids='promote').audit_head }}`"
 
 
 def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
-    """Add select, approve, publish, roll_out and promote to `dag`."""
+    """Add select, approve, publish, roll_out, promote and evidence to `dag`."""
     selected = MlflowSelectCandidateOperator(task_id="select", model_name=spec.model, version=dag.param("version"))
     approve = ApproveReleaseOperator(
         task_id="approve",
@@ -60,4 +61,6 @@ def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
         retry_exponential_backoff=True,
         max_retry_delay=timedelta(minutes=10),
     )
-    selected >> approve >> published >> rolled_out >> promoted
+    statements = str(spec.code_path / spec.statements) if spec.statements else ""
+    packed = WriteEvidencePackOperator(task_id="evidence", model=promoted.output, statements=statements)
+    selected >> approve >> published >> rolled_out >> promoted >> packed

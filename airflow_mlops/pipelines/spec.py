@@ -33,6 +33,7 @@ class PipelineSpec:
     * `attack`: further fields of the campaign's `CampaignConfig`, as JSON: ``{"kind": {"name": "images", "value_range": [-1, 1]}}``.
     * `extensions`: modules in `code_path` that add own mutators, criteria, schedules or oracles to their dicts.
     * `num_shards`: tasks that share the campaign; more than one pays when it takes longer than starting TensorFlow.
+    * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
     * `channel`: where messages go when a Slack connection exists.
     """
 
@@ -51,6 +52,7 @@ class PipelineSpec:
     attack: Mapping[str, Any] = field(default_factory=dict)
     extensions: Sequence[str] = ()
     num_shards: int = 1
+    statements: str = ""
     channel: str = "#mlops"
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class PipelineSpec:
             raise SpecError(f"train_function is {self.train_function!r}; expected 'module:function'.")
         if not (self.code_path / self.suite).is_file():
             raise SpecError(f"There is no suite {self.code_path / self.suite}; give its file name relative to code_path.")
+        if self.statements and not (self.code_path / self.statements).is_file():
+            raise SpecError(f"There is no file {self.code_path / self.statements} of statements; give its name relative to code_path.")
         if self.max_mutants < 1:
             raise SpecError(f"max_mutants is {self.max_mutants}; a campaign needs at least 1.")
         if self.num_shards < 1:

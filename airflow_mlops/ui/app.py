@@ -41,7 +41,7 @@ def overview(request: Request) -> HTMLResponse:
 
 @app.get("/reports/{path:path}", response_class=Response)
 def report(request: Request, path: str) -> Response:
-    """Send one file of a run; nothing outside the workspace's ``runs`` is ever sent."""
+    """Send one file of a run or of an evidence pack; nothing else is ever sent."""
     file = reports.find(workspace(), path)
     if file is None:
         return _problem(request, 404, "No such report", f"There is no report {path}. Reports are removed with their run's files.")

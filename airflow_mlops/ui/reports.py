@@ -25,6 +25,7 @@ MEDIA_TYPES = {
     ".json": "application/json",
     ".jsonl": "text/plain",
     ".log": "text/plain",
+    ".md": "text/plain",
     ".otf": "font/otf",
     ".png": "image/png",
     ".svg": "image/svg+xml",
@@ -33,13 +34,16 @@ MEDIA_TYPES = {
 }
 
 
+SHOWN = ("runs", "evidence")  # folders of the workspace
+
+
 def find(workspace: Path, path: str) -> Path | None:
-    """Return the regular file that `path`, relative to `workspace`, names below ``runs``; None for anything else.
+    """Return the regular file that `path`, relative to `workspace`, names below ``runs`` or ``evidence``; None for anything else.
 
     Hidden names, ``..`` and symbolic links below the workspace are never followed, wherever they lead.
     """
     parts = PurePosixPath(path).parts
-    if parts[:1] != ("runs",) or any(part.startswith(".") or "\\" in part or "\0" in part for part in parts):
+    if not parts or parts[0] not in SHOWN or any(part.startswith(".") or "\\" in part or "\0" in part for part in parts):
         return None
     try:
         root = workspace.resolve(strict=True)

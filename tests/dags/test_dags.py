@@ -17,7 +17,7 @@ from airflow.utils.file import list_py_file_paths
 
 DAGS = Path(__file__).parents[2] / "dags"
 RETRAINING = ["claim", "validate", "train", "evaluate", "robustness", "gate", "register"]
-RELEASE = ["select", "approve", "publish", "roll_out", "promote"]
+RELEASE = ["select", "approve", "publish", "roll_out", "promote", "evidence"]
 
 
 @pytest.fixture(scope="module")

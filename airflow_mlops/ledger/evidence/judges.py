@@ -8,7 +8,8 @@ from typing import TypeVar
 from airflow_mlops.ledger.evidence.facts import ROLLED_BACK, Facts
 from airflow_mlops.results import EvaluationResult, StageResult, TrainingResult, ValidationResult
 
-Judge = Callable[[Facts], tuple[float, str]]
+Judged = tuple[float | None, str]  # points and the reason; None where the evidence shows the contrary, which no statement outweighs
+Judge = Callable[[Facts], Judged]
 R = TypeVar("R", bound=StageResult)
 
 
@@ -17,46 +18,46 @@ def nothing(reason: str) -> Judge:
     return lambda _facts: (0.0, reason)
 
 
-def by(stage: str, result_type: type[R], judge: Callable[[Facts, R], tuple[float, str]]) -> Judge:
+def by(stage: str, result_type: type[R], judge: Callable[[Facts, R], Judged]) -> Judge:
     """Return a judge that needs the stage's result, and without it gives nothing."""
 
-    def judged(facts: Facts) -> tuple[float, str]:
+    def judged(facts: Facts) -> Judged:
         result = facts.result(stage, result_type)
         return (0.0, f"The evidence is missing: {facts.problems[stage]}") if result is None else judge(facts, result)
 
     return judged
 
 
-def schema(_facts: Facts, validation: ValidationResult) -> tuple[float, str]:
+def schema(_facts: Facts, validation: ValidationResult) -> Judged:
     """Judge whether expectations were checked, and held."""
     if validation.num_expectations == 0:
         return 0.0, "The suite holds no expectation."
     if validation.critical:
-        return 0.0, f"{len(validation.critical)} critical expectations do not hold."
+        return None, f"{len(validation.critical)} critical expectations do not hold."
     return 1.0, f"A suite was checked before the training: {validation.headline()}. Which columns it covers stands in the data docs."
 
 
-def reviewed(_facts: Facts, training: TrainingResult) -> tuple[float, str]:
+def reviewed(_facts: Facts, training: TrainingResult) -> Judged:
     """Judge whether the code was reviewed and checked in."""
     code = training.code_version
     if code.startswith("sha256:") or code.endswith("+dirty"):
-        return 0.0, f"The code that trained ({code}) is in no commit."
+        return None, f"The code that trained ({code}) is in no commit."
     return 0.0, f"The code is checked in (commit {code}), but nothing shows that somebody reviewed it."
 
 
-def slices(_facts: Facts, evaluation: EvaluationResult) -> tuple[float, str]:
+def slices(_facts: Facts, evaluation: EvaluationResult) -> Judged:
     """Judge the quality on slices."""
     worst = evaluation.metrics.get("min_recall")
     return 0.0, "No slice is measured." + (f" Only the recall of the worst class is known: {worst:.4f}." if worst is not None else "")
 
 
-def reproducible(_facts: Facts, training: TrainingResult) -> tuple[float, str]:
+def reproducible(_facts: Facts, training: TrainingResult) -> Judged:
     """Judge whether a training was repeated."""
     what = f"Seed {training.seed}, data, code, parameters and {len(training.packages)} package versions are recorded"
     return 0.0, f"{what}, but no second training was compared with the first."
 
 
-def quality(facts: Facts, evaluation: EvaluationResult) -> tuple[float, str]:
+def quality(facts: Facts, evaluation: EvaluationResult) -> Judged:
     """Judge whether a gate held the quality against something."""
     decision = facts.release.tags.get("gate.decision", "")
     if not decision.startswith("released: "):
@@ -66,14 +67,14 @@ def quality(facts: Facts, evaluation: EvaluationResult) -> tuple[float, str]:
     return 1.0, f"A gate decided before serving: {evaluation.headline()}; {decision}."
 
 
-def canary(facts: Facts) -> tuple[float, str]:
+def canary(facts: Facts) -> Judged:
     """Judge whether traffic tried the version first."""
     served = facts.last("served")
     proven = f" Served and offline answers to the golden rows were compared before (event {served.number}), which is no traffic." if served else ""
     return 0.0, f"No share of live traffic goes to a new version before all of it does: there is no canary yet.{proven}"
 
 
-def rollback(facts: Facts) -> tuple[float, str]:
+def rollback(facts: Facts) -> Judged:
     """Judge whether the model was ever rolled back."""
     if done := facts.last(ROLLED_BACK):
         return 0.5, f"The model was rolled back to {done.subject} at {done.at} by {done.actor} (event {done.number})."
@@ -82,14 +83,14 @@ def rollback(facts: Facts) -> tuple[float, str]:
     return 0.0, f"The trail knows of no time that this model was rolled back.{kept}"
 
 
-def skew(facts: Facts) -> tuple[float, str]:
+def skew(facts: Facts) -> Judged:
     """Judge whether served inputs are like those of the training."""
     served = facts.last("served")
     proven = f" Served and offline answers to the golden rows agreed (event {served.number}): the same inputs give the same." if served else ""
     return 0.0, f"What clients send is not compared with what the model was trained on.{proven}"
 
 
-def stable(facts: Facts, training: TrainingResult) -> tuple[float, str]:
+def stable(facts: Facts, training: TrainingResult) -> Judged:
     """Judge whether NaN and infinity were looked for."""
     evaluation = facts.result("evaluate", EvaluationResult)
     if evaluation is None:
@@ -98,6 +99,6 @@ def stable(facts: Facts, training: TrainingResult) -> tuple[float, str]:
     return 1.0, f"NaN and infinity stop a run; there were none in {looked} ({training.num_train_rows} rows to learn from)."
 
 
-def dependencies(_facts: Facts, training: TrainingResult) -> tuple[float, str]:
+def dependencies(_facts: Facts, training: TrainingResult) -> Judged:
     """Judge whether changes of packages are told to somebody."""
     return 0.0, f"The {len(training.packages)} package versions are written down (environment.cdx.json), but nobody is told when one of them changes."

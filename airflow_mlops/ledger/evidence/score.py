@@ -17,6 +17,7 @@ from airflow_mlops.ledger.evidence.rubric import RUBRIC, SECTIONS
 from airflow_mlops.results import STRICT, problems
 
 BY_HAND = 0.5
+AUTOMATE = "Let it run by itself at every release, with a record."
 # What the paper says of a score, by the largest one that it says it of.
 MEANINGS = {
     0.0: "more of a research project than a productionized system",
@@ -81,7 +82,7 @@ class Score:
 
 
 def score(facts: Facts, statements: Mapping[str, Statement]) -> Score:
-    """Return the verdicts that `facts` allow; a statement brings half a point where they show nothing, and never more.
+    """Return the verdicts that `facts` allow; a statement brings half a point where they show nothing, never more, and none against them.
 
     :raises SpecError: a statement is about no test of the rubric.
     """
@@ -94,10 +95,12 @@ def score(facts: Facts, statements: Mapping[str, Statement]) -> Score:
 def _verdict(name: str, facts: Facts, statement: Statement | None) -> Verdict:
     test = RUBRIC[name]
     points, reason = test.judge(facts)
-    link = ""
-    if statement is not None and points < BY_HAND:
-        points, reason, link = BY_HAND, f"By hand, as stated: {statement.text} The evidence itself: {reason}", statement.link
-    return Verdict(name, test.section, test.title, points, reason, "" if points == 1.0 else test.remedy, link)
+    if statement is None or (points is not None and points >= BY_HAND):
+        return Verdict(name, test.section, test.title, points or 0.0, reason, "" if points == 1.0 else test.remedy)
+    if points is None:
+        return Verdict(name, test.section, test.title, 0.0, f"{reason} It is stated otherwise: {statement.text}", test.remedy, statement.link)
+    stated = f"By hand, as stated: {statement.text} The evidence itself: {reason}"
+    return Verdict(name, test.section, test.title, BY_HAND, stated, AUTOMATE, statement.link)
 
 
 def read_statements(path: Path) -> dict[str, Statement]:

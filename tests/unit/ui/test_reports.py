@@ -16,6 +16,9 @@ def runs(home: Path) -> Path:
     (runs / "dag" / ".hidden").mkdir(parents=True)
     (runs / "dag" / "report.html").write_text("<h1>Robüst</h1>", encoding="utf-8")
     (runs / "dag" / ".env").write_text("secret")
+    (home / "workspace" / "evidence" / "digits").mkdir(parents=True)
+    (home / "workspace" / "evidence" / "digits" / "model_card.md").write_text("# Card")
+    (home / "workspace" / "evidence" / "out.html").symlink_to(home / "secret.html")
     (runs / "dag" / ".hidden" / "page.html").write_text("secret")
     (runs / "dag" / "out.html").symlink_to(home / "secret.html")
     (runs / "dag" / "up").symlink_to(home)
@@ -51,6 +54,9 @@ def runs(home: Path) -> Path:
         "runs/dag/up/secret.html",
         "runs/dag/circle",
         "runs/dag/inside.html",
+        "evidence",
+        "evidence/out.html",
+        "evidence/../outbox.jsonl",
     ],
 )
 def test_nothing_but_a_plain_file_of_a_run_is_sent(client: TestClient, runs: Path, path: str) -> None:
@@ -104,6 +110,12 @@ def test_a_workspace_behind_a_link_is_still_served(client: TestClient, runs: Pat
     (home / "link").symlink_to(home / "workspace")
     monkeypatch.setenv("AIRFLOW__MLOPS__WORKSPACE", str(home / "link"))
     assert client.get("/reports/runs/dag/report.html").status_code == 200
+
+
+def test_a_file_of_an_evidence_pack_is_shown(client: TestClient, runs: Path) -> None:
+    answer = client.get("/reports/evidence/digits/model_card.md")
+    assert (answer.status_code, answer.text) == (200, "# Card")
+    assert answer.headers["content-type"].startswith("text/plain")
 
 
 def test_a_missing_report_says_so_in_words_that_are_escaped(client: TestClient, runs: Path) -> None:
