@@ -1,4 +1,4 @@
-"""The command ``airflow-mlops``: run one stage, serve models on one machine, ask the audit trail, bring an old registry along, or run the demo."""
+"""The command ``airflow-mlops``: run one stage, serve models, ask the audit trail and the evidence, bring an old registry along, or run the demo."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end every process the demo started")
     stop.add_argument("--home", type=Path, default=Path(".demo"), help="the demo's directory (default: %(default)s)")
     stop.set_defaults(run=_stop)
+    _add_evidence(commands.add_parser("evidence", help="verify the evidence pack of a release, and print its ML Test Score"))
     _add_audit(commands.add_parser("audit", help="export and verify the audit trail, and ask it what served when, and why"))
     _add_registry(commands.add_parser("registry", help="what is done to a model registry once"))
     return parser
@@ -65,6 +66,17 @@ def _add_registry(registry: argparse.ArgumentParser) -> None:
     migrate.add_argument("--model", help="only this model (default: every one)")
     migrate.add_argument("--dry-run", action="store_true", help="only say what would be done")
     migrate.set_defaults(run=_migrate_stages)
+
+
+def _add_evidence(evidence: argparse.ArgumentParser) -> None:
+    questions = evidence.add_subparsers(required=True, metavar="QUESTION")
+    verify = questions.add_parser("verify", help="find every file that changed, is missing or was added, and print the pack's digest")
+    verify.add_argument("path", type=Path, help="directory of the pack")
+    verify.add_argument("--digest", help="what 'airflow-mlops audit why' says of the pack; without it one that was forged whole looks whole")
+    verify.set_defaults(run=_verify_pack)
+    score = questions.add_parser("score", help="verify, then print the 28 tests of the ML Test Score with their reasons")
+    score.add_argument("path", type=Path, help="directory of the pack")
+    score.set_defaults(run=_score)
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:
@@ -164,6 +176,26 @@ def _migrate_stages(options: argparse.Namespace) -> int:
     for model in [options.model] if options.model else registry.models():
         for line in migrate(registry, model, dry_run=options.dry_run):
             print(f"{model}: {line}")
+    return 0
+
+
+def _verify_pack(options: argparse.Namespace) -> int:
+    from airflow_mlops.ledger.evidence.pack import verify
+
+    found = verify(options.path, options.digest)
+    print(f"Every file is as it was written{'' if options.digest else '; without --digest a pack that was forged whole looks whole'}.\n{found}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from airflow_mlops.ledger.evidence.pack import read_score
+
+    found = read_score(options.path)
+    for section in dict.fromkeys(test["section"] for test in found["tests"]):
+        print(f"{section}: {found['sections'][section]:g} of 7")
+        for test in (test for test in found["tests"] if test["section"] == section):
+            print(f"  {test['points']:<4g}{test['test']}: {test['reason']}" + (f" To do: {test['remedy']}" if test["remedy"] else ""))
+    print(f"ML Test Score {found['score']:g}, the smallest of the four: {found['meaning']}.")
     return 0
 
 

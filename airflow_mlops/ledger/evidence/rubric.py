@@ -125,7 +125,7 @@ RUBRIC: dict[str, Item] = {
     "pipeline_integration_tested": Item(
         INFRASTRUCTURE,
         "The full pipeline is integration tested",
-        nothing("The release itself went through the whole pipeline, but no test of the pipeline before it is recorded."),
+        nothing("No test of the whole pipeline before this release is recorded; the release itself is none."),
         "Run the whole pipeline on small data in the build, and state that with a link to it.",
     ),
     "quality_before_serving": Item(
@@ -161,7 +161,7 @@ RUBRIC: dict[str, Item] = {
     "data_invariants": Item(
         MONITORING,
         "Data invariants hold for inputs",
-        nothing("The data that are trained on are validated; the inputs that are served are not watched."),
+        nothing("The inputs that are served are not watched, whatever was checked of those to learn from."),
         "Check served inputs against the suite, too, and alert.",
     ),
     "no_skew": Item(
