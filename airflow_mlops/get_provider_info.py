@@ -20,7 +20,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Validated, robustness-tested, approved and audited retraining of deep-learning models.",
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
-        "operators": modules("operators", "approval", "dataset", "evidence", "gate", "model", "publish", "serving", "stage"),
+        "operators": modules("operators", "approval", "dataset", "evidence", "gate", "model", "publish", "reconciliation", "serving", "stage"),
         "sensors": modules("sensors", "dataset", "mlflow", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
         "triggers": modules("triggers", "dataset", "mlflow", "tf_serving"),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from airflow_mlops.exceptions import RegistryError
-from airflow_mlops.ledger import chain, champions
+from airflow_mlops.exceptions import ModelNotFound, RegistryError
+from airflow_mlops.ledger import chain, champions, history, journal
 from airflow_mlops.ledger.champions import Reign
-from airflow_mlops.ledger.journal import once
-from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.store import Store, now
 from airflow_mlops.registry.base import CHAMPION, ModelRegistry
 from airflow_mlops.registry.promotion import DIGEST_TAG, exists, project
 
 ACTOR = "reconciliation"
+ROLLOUT = timedelta(hours=1)  # a version serves before it is champion; its promotion is retried about as long as that
+CLOCKS = timedelta(minutes=1)  # how far the clocks of two workers may be apart
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,19 @@ class Difference:
     message: str
     repaired: bool
 
+    def __str__(self) -> str:
+        return f"{self.model}: {self.message}"
 
-def reconcile(store: Store, registry: ModelRegistry, served: Mapping[str, int | None] | None = None) -> list[Difference]:
+
+def reconcile(
+    store: Store, registry: ModelRegistry, served: Mapping[str, int | None] | None = None, *, at: datetime | None = None
+) -> list[Difference]:
     """Compare every model of the ledger with its aliases, its versions and what servers serve, and return what differed.
 
+    That a version serves which is not (yet) champion is no difference while its rollout, by the journal, began or ended less than an hour ago.
+
     :param served: by model, the version that clients get now (None: none at all); a model that is not named is not compared.
+    :param at: when the servers were asked; by default now.
     """
     found: list[Difference] = []
     for model in champions.models(store):
@@ -36,8 +47,16 @@ def reconcile(store: Store, registry: ModelRegistry, served: Mapping[str, int | 
         if reign is not None:
             found += _registry(store, registry, reign)
             if served is not None and model in served and served[model] != reign.version:
-                found.append(_not_served(reign, served[model]))
+                found += _not_served(store, registry, reign, served[model], at or now())
     return found
+
+
+def untold(store: Store, watcher: str, reported: Sequence[str]) -> list[str]:
+    """Return what `watcher` was not told of at its last call, and remember `reported`: each is told once until it is gone."""
+    told = (journal.known(store, watcher) or {"told": []})["told"]
+    if told != list(reported):
+        journal.remember(store, watcher, "differences", {"told": list(reported)})
+    return [one for one in reported if one not in told]
 
 
 def delete_version(store: Store, registry: ModelRegistry, model: str, version: int, *, actor: str, served: Mapping[str, int | None]) -> None:
@@ -45,7 +64,11 @@ def delete_version(store: Store, registry: ModelRegistry, model: str, version: i
 
     :param served: as for `reconcile`; every server of this model must be in it.
     :raises RegistryError: the version is still needed; nothing was deleted.
+    :raises ModelNotFound: there is no such version, and this did not delete it.
     """
+    intent = f"delete:{model}:{version}"
+    if not journal.asked(store, intent):
+        registry.get(model, version)
     reign = champions.current(store, model)
     uses = [f"the alias {alias!r} names it" for alias, held in sorted(registry.aliases(model).items()) if held == version]
     if reign is not None and version in (reign.version, reign.previous):
@@ -56,11 +79,12 @@ def delete_version(store: Store, registry: ModelRegistry, model: str, version: i
         raise RegistryError(f"{model} version {version} is not deleted: {', '.join(uses)}. Release another version first, or move the alias.")
 
     def delete() -> dict[str, int]:
-        registry.delete_version(model, version)
+        with contextlib.suppress(ModelNotFound):  # an earlier try, whose answer was lost, deleted it
+            registry.delete_version(model, version)
         return {"version": version}
 
     event = chain.Event("deleted", f"{model}@{version}", actor, {})
-    once(store, f"delete:{model}:{version}", "delete", {"model": model, "version": version}, delete, event=event)
+    journal.once(store, intent, "delete", {"model": model, "version": version}, delete, event=event)
 
 
 def _registry(store: Store, registry: ModelRegistry, reign: Reign) -> list[Difference]:
@@ -90,9 +114,18 @@ def _repaired(changed: Mapping[str, int | None], reign: Reign) -> str:
     return f"Aliases were moved by hand ({said}) and say again what the ledger says: {CHAMPION} is version {reign.version}."
 
 
-def _not_served(reign: Reign, version: int | None) -> Difference:
+def _not_served(store: Store, registry: ModelRegistry, reign: Reign, version: int | None, at: datetime) -> list[Difference]:
+    if reign.since > at - CLOCKS or (version is not None and _rolled_out_since(store, reign.model, version, at - ROLLOUT)):
+        return []
+    gone = "" if version is None or exists(registry, reign.model, version) else ", which was deleted from the registry"
     message = (
-        f"The servers serve {champions.spoken(version)}; the champion is version {reign.version} since {reign.since:%Y-%m-%d %H:%M} UTC. "
-        "If no rollout is under way, clear 'roll_out' of its release, or roll back."
+        f"The servers serve {champions.spoken(version)}{gone}; the champion is version {reign.version} since {reign.since:%Y-%m-%d %H:%M} UTC. "
+        "Clear 'roll_out' of its release, or roll back."
     )
-    return Difference(reign.model, message, repaired=False)
+    return [Difference(reign.model, message, repaired=False)]
+
+
+def _rolled_out_since(store: Store, model: str, version: int, since: datetime) -> bool:
+    rollouts = history.effects(store, ("plan-rollout", "switch"))
+    about = {"model": model, "version": version}
+    return any(effect.request == about and (effect.applied_at or effect.asked_at) > since for effect in rollouts)

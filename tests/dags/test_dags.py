@@ -31,12 +31,12 @@ def edges(dag: DAG) -> set[tuple[str, str]]:
 
 def test_every_file_parses(bag: DagBag) -> None:
     assert bag.import_errors == {}
-    assert set(bag.dags) == {"digits_on_dataset", "digits_nightly", "digits_release"}
+    assert set(bag.dags) == {"digits_on_dataset", "digits_nightly", "digits_release", "reconcile_models"}
 
 
-def test_airflow_finds_the_dag_file_and_leaves_the_model_code_alone() -> None:
+def test_airflow_finds_the_dag_files_and_leaves_the_model_code_alone() -> None:
     assert (DAGS / "digits_model.py").is_file()
-    assert [Path(path).name for path in list_py_file_paths(DAGS, safe_mode=True)] == ["digits.py"]
+    assert sorted(Path(path).name for path in list_py_file_paths(DAGS, safe_mode=True)) == ["digits.py", "reconcile_models.py"]
 
 
 @pytest.mark.parametrize("dag_id", ["digits_on_dataset", "digits_nightly"])
@@ -101,6 +101,15 @@ def test_the_nightly_retraining_never_starts_at_once_when_it_is_unpaused(bag: Da
     assert (first.run_after.hour, first.run_after.minute) == (2, 0)
 
 
-@pytest.mark.parametrize("dag_id", ["digits_on_dataset", "digits_nightly", "digits_release"])
+@pytest.mark.parametrize("dag_id", ["digits_on_dataset", "digits_nightly", "digits_release", "reconcile_models"])
 def test_two_runs_of_one_dag_never_work_at_the_same_time(bag: DagBag, dag_id: str) -> None:
     assert (bag.dags[dag_id].max_active_runs, bag.dags[dag_id].catchup) == (1, False)
+
+
+def test_the_reconciliation_looks_every_quarter_of_an_hour_and_tells_people_when_it_fails(bag: DagBag) -> None:
+    dag = bag.dags["reconcile_models"]
+    assert dag.task_ids == ["reconcile"]
+    assert DagSerialization.to_dict(dag)["dag"]["timetable"]["__var"]["expression"] == "*/15 * * * *"
+    (task,) = dag.tasks
+    (callback,) = task.on_failure_callback
+    assert (callback.channel, task.retries * task.retry_delay) == ("#mlops", datetime.timedelta(hours=1))

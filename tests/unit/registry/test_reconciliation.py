@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
-from airflow_mlops.exceptions import ModelNotFound, RegistryError
+from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnavailable
 from airflow_mlops.ledger import chain
-from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.store import Store, now
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.registry.reconciliation import Difference, delete_version, reconcile
 
@@ -53,7 +55,7 @@ def test_a_lost_way_back_and_a_changed_digest_are_told(store: Store, registry: M
 def test_a_server_that_serves_something_else_is_told_and_left_alone(
     store: Store, registry: MlflowRegistry, name: str, served: int | None, spoken: str
 ) -> None:
-    (difference,) = of(name, reconcile(store, registry, {name: served}))
+    (difference,) = of(name, reconcile(store, registry, {name: served}, at=now() + timedelta(minutes=2)))
     assert not difference.repaired
     assert f"The servers serve {spoken}; the champion is version 2 since" in difference.message
 
@@ -76,3 +78,30 @@ def test_a_version_that_serves_is_not_deleted_and_one_of_no_use_is(store: Store,
         registry.get(name, 3)
     (event,) = chain.events(store, model=name, kinds=["deleted"])
     assert (event.subject, event.actor) == (f"{name}@3", "ann")
+
+
+def test_a_deletion_whose_answer_was_lost_is_completed_by_the_next_try_with_its_event(store: Store, registry: MlflowRegistry, name: str) -> None:
+    class Deaf:
+        """The registry, whose answer to a deletion never arrives."""
+
+        def __getattr__(self, method: str) -> object:
+            return getattr(registry, method)
+
+        def delete_version(self, name: str, version: int) -> None:
+            registry.delete_version(name, version)
+            raise RegistryUnavailable("MLflow did not answer.")
+
+    registry.remove_alias(name, "candidate")
+    with pytest.raises(RegistryUnavailable):
+        delete_version(store, Deaf(), name, 3, actor="ann", served={})  # type: ignore[arg-type]
+    assert list(chain.events(store, model=name, kinds=["deleted"])) == []
+    for _ in range(2):
+        delete_version(store, registry, name, 3, actor="ann", served={})
+    (event,) = chain.events(store, model=name, kinds=["deleted"])
+    assert event.subject == f"{name}@3"
+
+
+def test_a_version_that_never_was_is_not_said_to_be_deleted(store: Store, registry: MlflowRegistry, name: str) -> None:
+    with pytest.raises(ModelNotFound):
+        delete_version(store, registry, name, 9, actor="ann", served={})
+    assert list(chain.events(store, model=name, kinds=["deleted"])) == []
