@@ -77,7 +77,7 @@ def verify(path: Path, digest: str | None = None) -> str:
         sums = (path / SUMS).read_bytes()
         found = {name: file_digest(path / name) if plain else "" for name, plain in _listing(path).items() if name not in (MANIFEST, SUMS)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EvidenceInvalid(f"{path} is no evidence pack, or it can not be read: {error!r}. {_ADVICE}") from error
+        raise EvidenceInvalid(f"{path} is no evidence pack, or its {MANIFEST} is damaged: {type(error).__name__}: {error}. {_ADVICE}") from error
     problems = [f"{name} is missing" for name in named if name not in found]
     problems += [f"{name} was added" for name in found if name not in named]
     problems += [f"{name} changed" for name in named if name in found and found[name] != named[name]]
