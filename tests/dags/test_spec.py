@@ -37,6 +37,7 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
         ({"model": "hand-written digits"}, "use letters, digits and underscores"),
         ({"train_function": "digits_model.train"}, "expected 'module:function'"),
         ({"suite": "missing.json"}, "There is no suite"),
+        ({"statements": "missing.toml"}, "There is no file .*missing.toml of statements"),
         ({"max_mutants": 0}, "needs at least 1"),
         ({"num_shards": 0}, "at least 1 task"),
         ({"attack": {"max_mutants": 10}}, "PipelineSpec.max_mutants decides"),
