@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_mlops.ledger.store import Store
     from tests.conformance.serving_target import Target
+    from tests.postgresql import PostgresqlServer
     from tests.servers import EmbeddedServer
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-mlops-tests-"))
@@ -85,6 +86,25 @@ def ledger(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Store]:
     store = Store(f"sqlite:///{tmp_path}/ledger.db")
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresqlServer]:
+    """A PostgreSQL server for all tests of this process that ask for one, each with databases of its own."""
+    from tests.postgresql import PostgresqlServer
+
+    with PostgresqlServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a ledger can be made, on each database that keeps one."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+    else:
+        with request.getfixturevalue("postgresql").database() as url:
+            yield url
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from airflow_mlops.ledger.tables import AUDIT_EVENTS
 GENESIS = "0" * 64
 _BEGIN = b'{"previous":"'
 _ROWS_AT_ONCE = 10_000
+_LOCK = 0x61756469742E  # any number that others do not use: "audit."
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Event:
 def append(connection: sa.Connection, event: Event) -> Head:
     """Add `event` in the caller's transaction, as its last statement: what it tells of and the event are there together or not at all."""
     if connection.dialect.name == "postgresql":  # SQLite's transaction has the only write lock already
-        connection.execute(sa.text("LOCK TABLE audit_events IN EXCLUSIVE MODE"))
+        # Not LOCK TABLE: that would wait for a VACUUM, and needs the right to alter events, which nobody should have.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     last = _head(connection)
     body = {"actor": event.actor, "at": now().isoformat(), "details": dict(event.details), "kind": event.kind, "number": last.number + 1}
     line = f'{_BEGIN.decode()}{last.hash}",' + canonical_json({**body, "subject": event.subject})[1:].decode()
@@ -81,7 +83,8 @@ def events(store: Store, *, model: str | None = None, kinds: Iterable[str] = ())
     table = AUDIT_EVENTS.c
     query = sa.select(table.line).order_by(table.number)
     if model is not None:
-        query = query.where((table.subject == model) | table.subject.startswith(f"{model}@", autoescape=True))
+        # Not LIKE, to which "Digits" and "digits" are the same on SQLite.
+        query = query.where((table.subject == model) | (sa.func.substr(table.subject, 1, len(model) + 1) == f"{model}@"))
     if wanted := list(kinds):
         query = query.where(table.kind.in_(wanted))
     with store.transaction() as connection:

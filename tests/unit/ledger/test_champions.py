@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -91,7 +90,7 @@ from airflow_mlops.ledger import champions
 from airflow_mlops.ledger.champions import Claim
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.exceptions import PromotionConflict
-store = Store(f"sqlite:///{sys.argv[1]}")
+store = Store(sys.argv[1])
 seen = champions.current(store, "digits")
 print("looked", flush=True)
 sys.stdin.readline()
@@ -102,9 +101,9 @@ except PromotionConflict as error:
 """
 
 
-def test_a_promoter_that_was_frozen_while_another_won_is_refused_when_it_goes_on(store: Store, database: Path) -> None:
+def test_a_promoter_that_was_frozen_while_another_won_is_refused_when_it_goes_on(store: Store, ledger_url: str) -> None:
     champions.crown(store, claim(1, None))
-    process = subprocess.Popen([sys.executable, "-c", FROZEN, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", FROZEN, ledger_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdin is not None
     assert process.stdout.readline() == "looked\n"
     os.kill(process.pid, signal.SIGSTOP)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from datetime import UTC
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,7 @@ for i in range(num_processes):
         os.close(starter)
         os.read(start, 1)  # returns in all processes at once, when the parent closes its end
         try:
-            datasets.claim(Store("sqlite:///" + database), DatasetVersion("digits", "v1", "sha256:v1", "/"), purpose="dag", run_id=f"run {i}")
+            datasets.claim(Store(database), DatasetVersion("digits", "v1", "sha256:v1", "/"), purpose="dag", run_id=f"run {i}")
         except DatasetAlreadyClaimed as error:
             answer = str(error)
         else:
@@ -84,8 +83,8 @@ def test_pipelines_claim_for_themselves(store: Store) -> None:
     assert datasets.claimed(store, "digits", purpose="other dag") == {V1.digest: "run 2"}
 
 
-def test_of_eight_processes_that_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CLAIM_AT_ONCE, str(tmp_path / "ledger.db"), str(NUM_PROCESSES)]
+def test_of_eight_processes_that_claim_at_once_exactly_one_wins(ledger_url: str) -> None:
+    command = [sys.executable, "-c", CLAIM_AT_ONCE, ledger_url, str(NUM_PROCESSES)]
     *answers, exit_codes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert exit_codes == str([0] * NUM_PROCESSES)
     (winner,) = [answer.removeprefix("claimed by ") for answer in answers if answer.startswith("claimed by ")]

@@ -24,7 +24,7 @@ def effect():
     with open(sys.argv[2], "a") as target:
         target.write("applied\\n")
     os.kill(os.getpid(), signal.SIGKILL)
-once(Store(f"sqlite:///{sys.argv[1]}"), "k", "promote", {"version": 7}, effect)
+once(Store(sys.argv[1]), "k", "promote", {"version": 7}, effect)
 """
 
 
@@ -87,9 +87,11 @@ def test_a_request_that_json_changes_is_still_the_same_request(store: Store) -> 
     assert target.count == 1
 
 
-def test_a_process_killed_between_the_effect_and_its_record_is_followed_by_one_more_application(store: Store, database: Path) -> None:
-    applied = database.with_name("applied")
-    died = subprocess.run([sys.executable, "-c", DIE_IN_BETWEEN, str(database), str(applied)], check=False)
+def test_a_process_killed_between_the_effect_and_its_record_is_followed_by_one_more_application(
+    store: Store, ledger_url: str, tmp_path: Path
+) -> None:
+    applied = tmp_path / "applied"
+    died = subprocess.run([sys.executable, "-c", DIE_IN_BETWEEN, ledger_url, str(applied)], check=False)
     assert died.returncode == -signal.SIGKILL
     assert applied.read_text() == "applied\n"
     target = Target({"champion": 7})

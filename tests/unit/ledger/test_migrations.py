@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +33,25 @@ INSERT INTO dataset_versions VALUES ('digits', 'sha256:v1', 'sha256:v1', '2026-0
 """
 
 
+def make_old(url: str) -> None:
+    time = "DATETIME" if url.startswith("sqlite") else "TIMESTAMP WITH TIME ZONE"
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for statement in OLD.replace("DATETIME", time).split(";\n")[:-1]:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def contents(url: str) -> dict[str, list[tuple[object, ...]]]:
+    """Return every table's rows, with nothing of the package in between."""
+    engine, found = sa.create_engine(url), sa.MetaData()
+    found.reflect(engine)
+    with engine.connect() as connection:
+        rows = {name: [tuple(row) for row in connection.execute(sa.select(table))] for name, table in found.tables.items()}
+    engine.dispose()
+    return rows
+
+
 def test_the_scripts_lead_to_the_tables_that_the_code_expects(store: Store) -> None:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
@@ -44,49 +61,58 @@ def test_the_scripts_lead_to_the_tables_that_the_code_expects(store: Store) -> N
         assert compare_metadata(context, METADATA) == []
 
 
-def test_a_ledger_from_before_migrations_keeps_its_rows(database: Path) -> None:
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.executescript(OLD)
-    store = Store(f"sqlite:///{database}")
+def test_a_ledger_from_before_migrations_keeps_its_rows(ledger_url: str) -> None:
+    make_old(ledger_url)
+    store = Store(ledger_url)
     assert datasets.announced(store, "digits") == {"sha256:v1"}
     assert "read_back_at" in {column["name"] for column in sa.inspect(store.engine).get_columns("effects")}
     assert sa.inspect(store.engine).has_table("reigns")
     store.close()
 
 
-def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(store: Store, database: Path) -> None:
+def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(store: Store, ledger_url: str) -> None:
     with store.transaction() as connection:
         connection.execute(sa.text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))
     store.close()
-    before = database.read_bytes()
+    before = contents(ledger_url)
     with pytest.raises(LedgerError, match=r"schema 9999; expected at most 0003.*A newer version has used it") as caught:
-        Store(f"sqlite:///{database}")
+        Store(ledger_url)
     assert not caught.value.retryable
-    assert database.read_bytes() == before
+    assert contents(ledger_url) == before
 
 
-def test_an_upgrade_that_is_interrupted_has_not_begun(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.executescript(OLD)
+def test_an_upgrade_that_is_interrupted_has_not_begun(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old(ledger_url)
+    before = contents(ledger_url)
 
     def no_such_thing(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("alembic.op.add_column", no_such_thing)
-        Store(f"sqlite:///{database}")
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"dataset_versions", "dataset_claims", "dataset_rejections", "effects"}
-    Store(f"sqlite:///{database}").close()
+        Store(ledger_url)
+    assert contents(ledger_url) == before
+    Store(ledger_url).close()
 
 
-def test_several_that_open_a_new_ledger_at_once_all_find_it_whole(database: Path) -> None:
-    code = f"from airflow_mlops.ledger.store import Store; Store('sqlite:///{database}').close()"
-    opening = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
-    assert [process.wait() for process in opening] == [0, 0, 0, 0]
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+def test_several_that_open_a_ledger_at_once_all_find_it_whole(ledger_url: str, old: bool) -> None:
+    if old:
+        make_old(ledger_url)
+    code = "import sys; from airflow_mlops.ledger.store import Store; print('ready', flush=True); sys.stdin.read(); Store(sys.argv[1]).close()"
+    command = [sys.executable, "-c", code, ledger_url]
+    opening = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)]
+    for process in opening:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    for process in opening:
+        assert process.stdin is not None
+        process.stdin.close()
+    assert [process.wait() for process in opening] == [0] * 6
+    store = Store(ledger_url)
+    assert datasets.announced(store, "digits") == ({"sha256:v1"} if old else frozenset())
+    store.close()
 
 
-def test_opening_a_ledger_that_is_up_to_date_does_not_import_alembic(store: Store, database: Path) -> None:
-    code = f"import sys; from airflow_mlops.ledger.store import Store; Store('sqlite:///{database}').close(); sys.exit('alembic' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_opening_a_ledger_that_is_up_to_date_does_not_import_alembic(store: Store, ledger_url: str) -> None:
+    code = "import sys; from airflow_mlops.ledger.store import Store; Store(sys.argv[1]).close(); sys.exit('alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, ledger_url], check=False).returncode == 0

@@ -64,27 +64,27 @@ def test_a_time_without_a_zone_is_refused(store: Store) -> None:
         questions.who_served(store, "digits", datetime(2026, 11, 24, 12))
 
 
-def test_why_tells_all_of_one_version(store: Store, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "why", "digits@2", "--ledger", str(database)]) == 0
+def test_why_tells_all_of_one_version(store: Store, ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "why", "digits@2", "--ledger", ledger_url.removeprefix("sqlite:///")]) == 0
     shown = capsys.readouterr().out
     assert "event 3: served by release/run\n    label: stable" in shown
     assert "event 4: promoted by release/run 2" in shown and "gate.evaluation: accuracy 0.99" in shown and "digest: sha256:2" in shown
     assert "0.97" not in shown
 
 
-def test_who_served_is_told_in_a_sentence(store: Store, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "who-served", "digits", "--at", "2026-11-24T13:15:00+01:00", "--ledger", f"sqlite:///{database}"]) == 0
+def test_who_served_is_told_in_a_sentence(store: Store, ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "who-served", "digits", "--at", "2026-11-24T13:15:00+01:00", "--ledger", ledger_url]) == 0
     assert capsys.readouterr().out == (
         "digits@1 served, since 2026-11-24T12:10:00+00:00 until 2026-11-24T12:19:00+00:00, when digits@2 followed (event 2, served by release/run)\n"
     )
 
 
-def test_an_exported_trail_is_verified_against_its_anchor(store: Store, database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exported_trail_is_verified_against_its_anchor(store: Store, ledger_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trail = tmp_path / "trail.jsonl"
-    assert main(["audit", "export", "--ledger", str(database), "--out", str(trail)]) == 0
+    assert main(["audit", "export", "--ledger", ledger_url, "--out", str(trail)]) == 0
     anchor = capsys.readouterr().out.splitlines()[-1]
     assert anchor == str(chain.head(store))
-    for where in (["--trail", str(trail)], ["--ledger", str(database)]):
+    for where in (["--trail", str(trail)], ["--ledger", ledger_url]):
         assert main(["audit", "verify", *where, "--anchor", anchor]) == 0
         assert "4 events, each as it was written; events up to 4 are vouched for" in capsys.readouterr().out
     trail.write_bytes(b"".join(trail.read_bytes().splitlines(keepends=True)[:-1]))
@@ -111,9 +111,9 @@ def test_an_exported_trail_is_verified_against_its_anchor(store: Store, database
     ],
 )
 def test_a_question_that_can_not_be_answered_is_one_sentence(
-    store: Store, database: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    store: Store, ledger_url: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    assert main(["audit", *(str(database) if argument == "LEDGER" else argument for argument in arguments)]) == 1
+    assert main(["audit", *(ledger_url if argument == "LEDGER" else argument for argument in arguments)]) == 1
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1
     assert not Path("nowhere.db").exists()

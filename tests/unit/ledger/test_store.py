@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sqlite3
+import traceback
 from pathlib import Path
 
 import pytest
@@ -36,23 +38,31 @@ def test_a_file_that_is_no_database_is_refused_by_its_name(database: Path) -> No
     assert not caught.value.retryable
 
 
-@pytest.mark.parametrize("scheme", ["nosuchdatabase", "sqlite", "sqlite+nosuchdriver", "no scheme", "mysql+pymysql"])
+@pytest.mark.parametrize("scheme", ["nosuchdatabase", "sqlite", "sqlite+nosuchdriver", "no scheme", "mysql+pymysql", "postgresql+pg8000"])
 def test_an_impossible_address_is_an_impossible_request_and_its_password_stays_secret(scheme: str) -> None:
     with pytest.raises(SpecError, match=r"The ledger can not be (opened|kept)") as caught:
         Store(f"{scheme}://user:s3cret-token@localhost/ledger")
     assert "s3cret-token" not in str(caught.value)
 
 
-def test_a_database_locked_by_another_program_is_unavailable_not_broken(store: Store, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with store.engine.connect() as connection:  # the next one comes from the pool: keep its patience short
-        connection.exec_driver_sql("PRAGMA busy_timeout = 50")
-    other = sqlite3.connect(database, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(LedgerUnavailable, match="locked"):
-        datasets.announce(store, dataset_version())
-    other.execute("ROLLBACK")
-    other.close()
-    assert datasets.announce(store, dataset_version())
+@pytest.mark.parametrize("password", ["s3cret@t0ken", "s3@cret:t0ken", "s3cret@t0/ken"])
+def test_a_password_that_tears_its_address_apart_stays_secret_too(password: str) -> None:
+    with pytest.raises(SpecError, match=r"its address is no URL.*written as %40") as caught:
+        Store(f"postgresql+psycopg2://user:{password}@localhost/ledger")
+    assert "t0" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("address", ["user:s3cret-token@127.0.0.1:1/ledger", "127.0.0.1:1/ledger?user=user&password=s3cret-token"])
+def test_a_server_that_is_not_there_is_worth_a_retry_and_the_password_stays_secret(address: str) -> None:
+    with pytest.raises(LedgerUnavailable, match=r"127\.0\.0\.1:1/ledger did not answer: .*refused") as caught:
+        Store(f"postgresql+psycopg2://{address}")
+    assert caught.value.retryable
+    assert "s3cret-token" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_server_that_takes_a_connection_and_never_answers_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(LedgerUnavailable, match=r"did not answer.*timeout expired"):
+        Store(f"postgresql+psycopg2://user@127.0.0.1:{silent.getsockname()[1]}/ledger", patience_seconds=1)
 
 
 def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
@@ -66,9 +76,9 @@ def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
     assert datasets.claimed(store, "d", purpose="p") == {}
 
 
-def test_what_was_written_is_there_when_the_ledger_is_opened_again(store: Store, database: Path) -> None:
+def test_what_was_written_is_there_when_the_ledger_is_opened_again(store: Store, ledger_url: str) -> None:
     datasets.announce(store, dataset_version())
-    again = Store(f"sqlite:///{database}")
+    again = Store(ledger_url)
     assert datasets.announced(again, "digits") == {"sha256:v1"}
     again.close()
 
