@@ -95,8 +95,8 @@ def stable(facts: Facts, training: TrainingResult) -> Judged:
     evaluation = facts.result("evaluate", EvaluationResult)
     if evaluation is None:
         return 0.0, f"The evidence is missing: {facts.problems['evaluate']}"
-    looked = f"the metrics, weights and golden answers of the training, and the answers on {evaluation.num_rows} held-out rows"
-    return 1.0, f"NaN and infinity stop a run; there were none in {looked} ({training.num_train_rows} rows to learn from)."
+    looked = f"the metrics, weights and golden answers of the training on {training.num_train_rows} rows"
+    return 1.0, f"NaN and infinity stop a run; there were none in {looked}, and none in the answers on {evaluation.num_rows} held-out rows."
 
 
 def dependencies(_facts: Facts, training: TrainingResult) -> Judged:
