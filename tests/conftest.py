@@ -107,6 +107,12 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield url
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_server(request: pytest.FixtureRequest) -> list[str]:
+    """The last argument of `tests.promotions`: none for a ledger on SQLite, or the address of a server."""
+    return [] if request.param == "sqlite" else [request.getfixturevalue("postgresql").url.render_as_string(hide_password=False)]
+
+
 @pytest.fixture(scope="session")
 def starting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """A model server for all tests of this process, each under model names of its own; it imports TensorFlow while the test does."""

@@ -1,4 +1,8 @@
-"""Promotions that are killed, frozen and raced, in processes of their own: ``python -m tests.promotions kill|freeze|race ...``."""
+"""Promotions that are killed, frozen and raced, in processes of their own.
+
+``python -m tests.promotions race URL ROUNDS``, ``kill HOME EVERY [SERVER]`` and ``freeze HOME WHERE [SERVER]``: without the address of a PostgreSQL
+server, whose administrator it names, the ledger is on SQLite.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -18,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from airflow_mlops.exceptions import PromotionConflict
 from airflow_mlops.ledger import chain, champions
 from airflow_mlops.ledger.champions import Claim
 from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
+from tests.postgresql import execute
 
 NUM_PROMOTERS = 8
 MODEL = "digits"
@@ -44,7 +51,7 @@ class Steps:
 class SteppingStore(Store):
     """A ledger with a step before each statement and each commit, and after each commit."""
 
-    def __init__(self, url: str, step: Steps) -> None:
+    def __init__(self, url: str, step: Callable[..., None]) -> None:
         super().__init__(url)
         self._step = step
         sa.event.listen(self.engine, "before_cursor_execute", step)
@@ -97,8 +104,9 @@ def ended(pid: int) -> int:
 class Place:
     """A registry and a ledger in a directory, with versions 1 (champion) to 3 of a model."""
 
-    def __init__(self, home: Path, like: Place | None = None) -> None:
-        self.home, self.ledger_url = home, f"sqlite:///{home}/ledger.db"
+    def __init__(self, home: Path, server: str | None, like: Place | None = None) -> None:
+        self.home = home
+        self.ledger_url = f"sqlite:///{home}/ledger.db" if server is None else new_database(server, like)
         if like is not None:  # MLflow takes seconds to make its tables
             shutil.copytree(like.home, home)
             return
@@ -147,12 +155,19 @@ class Place:
 RIGHT = {"reigns": [1, 2], "events": [f"{MODEL}@1", f"{MODEL}@2"], "aliases": {"champion": 2, "previous": 1}, "journal": [(1,)]}
 
 
-def kill(home: Path, every: int) -> dict[str, Any]:
+def new_database(server: str, like: Place | None) -> str:
+    """Make a database, empty or like another place's, and return its URL."""
+    name = f"place_{secrets.token_hex(4)}"
+    execute(server, f"CREATE DATABASE {name}{f' TEMPLATE {make_url(like.ledger_url).database}' if like else ''}")
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def kill(home: Path, every: int, server: str | None = None) -> dict[str, Any]:
     """Kill a promotion at a step, at the `every`-th after it, and so on until it has no more; let a second process promote again each time."""
     wrong: list[Any] = []
-    prepared = Place(home / "prepared")
+    prepared = Place(home / "prepared", server)
     for number in count(every, every):
-        place = Place(home / str(number), prepared)
+        place = Place(home / str(number), server, prepared)
         code = ended(forked(partial(place.promote, 2, Steps(number))))
         again = ended(forked(partial(place.promote, 2, Steps(0))))
         if code not in (0, -signal.SIGKILL) or again != 0 or ended(forked(place.check)) != 0:
@@ -162,9 +177,9 @@ def kill(home: Path, every: int) -> dict[str, Any]:
     raise AssertionError
 
 
-def freeze(home: Path, where: str) -> dict[str, Any]:
+def freeze(home: Path, where: str, server: str | None = None) -> dict[str, Any]:
     """Stop a promoter of version 2, let another one promote 3, and let the first one go on."""
-    place = Place(home / "place")
+    place = Place(home / "place", server)
 
     def first() -> None:
         store, registry = Store(place.ledger_url), place.registry()
@@ -243,5 +258,5 @@ if __name__ == "__main__":
         print(json.dumps(race(rest[0], int(rest[1]))))
     else:
         importlib.import_module("airflow_mlops.registry.mlflow")  # once, before the forks
-        print(json.dumps(kill(Path(rest[0]), int(rest[1])) if what == "kill" else freeze(Path(rest[0]), rest[1])))
+        print(json.dumps(kill(Path(rest[0]), int(rest[1]), *rest[2:]) if what == "kill" else freeze(Path(rest[0]), *rest[1:])))
     print(f"{time.monotonic() - began:.1f} s", file=sys.stderr)

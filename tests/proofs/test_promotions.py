@@ -27,15 +27,15 @@ def run(*arguments: str) -> Any:
 
 
 @pytest.mark.timeout(900)
-def test_a_promoter_killed_between_any_two_steps_promotes_exactly_once(tmp_path: Path) -> None:
-    report = run("kill", str(tmp_path), "1")
+def test_a_promoter_killed_between_any_two_steps_promotes_exactly_once(tmp_path: Path, ledger_server: list[str]) -> None:
+    report = run("kill", str(tmp_path), "1", *ledger_server)
     assert report["num_kills"] > 35
     assert report["wrong"] == []
 
 
 @pytest.mark.timeout(900)
-def test_of_eight_that_promote_at_once_in_500_rounds_one_wins_each(tmp_path: Path) -> None:
-    assert run("race", f"sqlite:///{tmp_path}/ledger.db", "500") == {
+def test_of_eight_that_promote_at_once_in_500_rounds_one_wins_each(ledger_url: str) -> None:
+    assert run("race", ledger_url, "500") == {
         "rounds": 500,
         "won": 500,
         "conflicts": 3500,

@@ -138,23 +138,23 @@ def test_a_registration_that_is_repeated_later_brings_no_old_model_back(
     assert ("gate.evaluation" in registry.get(name, version).tags) is nominated
 
 
-def test_a_promoter_killed_between_two_steps_promotes_exactly_once(tmp_path: Path) -> None:
+def test_a_promoter_killed_between_two_steps_promotes_exactly_once(tmp_path: Path, ledger_server: list[str]) -> None:
     """At every tenth step; at all of them in tests/proofs."""
-    command = [sys.executable, "-m", "tests.promotions", "kill", str(tmp_path), "10"]
+    command = [sys.executable, "-m", "tests.promotions", "kill", str(tmp_path), "10", *ledger_server]
     report = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     assert report == {"num_kills": 4, "wrong": []}
 
 
 @pytest.mark.parametrize("frozen_at", ["between look and write", "in the middle of its aliases"])
-def test_a_promoter_frozen_while_another_wins_does_not_win_when_it_goes_on(tmp_path: Path, frozen_at: str) -> None:
-    command = [sys.executable, "-m", "tests.promotions", "freeze", str(tmp_path), frozen_at]
+def test_a_promoter_frozen_while_another_wins_does_not_win_when_it_goes_on(tmp_path: Path, frozen_at: str, ledger_server: list[str]) -> None:
+    command = [sys.executable, "-m", "tests.promotions", "freeze", str(tmp_path), frozen_at, *ledger_server]
     report = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     assert report["champion"] == report["alias"] == 3
     assert report["reigns"] == ([1, 3] if frozen_at == "between look and write" else [1, 2, 3])
     assert report["frozen"] == "PromotionConflict"
 
 
-def test_of_eight_that_promote_at_once_one_wins_each_round_and_the_others_are_told(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.promotions", "race", f"sqlite:///{tmp_path}/ledger.db", "25"]
+def test_of_eight_that_promote_at_once_one_wins_each_round_and_the_others_are_told(ledger_url: str) -> None:
+    command = [sys.executable, "-m", "tests.promotions", "race", ledger_url, "25"]
     report = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     assert report == {"rounds": 25, "won": 25, "conflicts": 25 * 7, "reigns": 25, "events": 25, "lost": 0}
