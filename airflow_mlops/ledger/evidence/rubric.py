@@ -1,4 +1,4 @@
-"""The 28 tests of the ML Test Score (Breck et al., "The ML Test Score: A Rubric for ML Production Readiness", IEEE Big Data, 2017).
+"""The 28 tests of the ML Test Score (Breck et al., "The ML Test Score: A Rubric for ML Production Readiness and Technical Debt Reduction", 2017).
 
 A test has 1 point where the evidence shows that it runs by itself at every release and held, 0.5 where it shows that a person did and documented
 it, else 0: that the package could do something, or does a part of it, is a reason in words and no point.

@@ -21,6 +21,7 @@ from airflow_mlops.results import Finding
 from tests import fakes
 from tests.released import Released, tags_of
 
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "evidence.md"
 SHOWN = {"data_schema", "quality_before_serving", "numerically_stable"}
 STATED = Statement("We did it.", "https://wiki.example.org/it")
 
@@ -205,3 +206,16 @@ def test_a_record_that_is_gone_costs_what_it_showed(released: Released, stage: s
 def test_without_the_evaluation_two_tests_are_not_shown(released: Released) -> None:
     Path(released.refs["evaluate"].uri).unlink()
     assert {one.test for one in judged(released).verdicts if one.points} == {"data_schema"}
+
+
+def test_the_documentation_names_every_test_and_its_example_of_a_statement_is_one(tmp_path: Path) -> None:
+    text = DOCUMENTATION.read_text()
+    assert [name for name in RUBRIC if f"`{name}`" not in text] == []
+    (tmp_path / "statements.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    assert read_statements(tmp_path / "statements.toml").keys() == {"specs_reviewed"}
+
+
+def test_the_best_that_statements_can_bring_is_what_the_documentation_says(tmp_path: Path, sqlite: Store) -> None:
+    released = Released(tmp_path, sqlite, training={"code_version": "0123abcd"}).promoted()
+    best = judged(released, **dict.fromkeys(RUBRIC, STATED))
+    assert f"at most {best.total:g} with everything stated" in " ".join(DOCUMENTATION.read_text().split())
