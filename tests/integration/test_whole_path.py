@@ -106,6 +106,17 @@ def test_who_triggered_a_release_does_not_approve_it_and_another_may(story: Stor
     assert story.trail(run_id) == ["approval asked", "answer refused", "approved", "approval granted"]
 
 
+def test_the_release_leaves_its_evidence_whole(story: Story, released: str) -> None:
+    from airflow_mlops.ledger.evidence.pack import verify
+
+    written = story.api.xcom(RELEASE, released, "evidence")
+    path = Path(written["path"])
+    assert verify(path, written["digest"]) == written["digest"]
+    assert set(json.loads((path / "manifest.json").read_bytes())["missing"]) == {"differential report", "model-test report"}
+    assert [event["kind"] for event in json.loads((path / "approvals.json").read_bytes())] == ["approval asked", "approved", "approval granted"]
+    assert written["sections"] == {"data": 1, "model": 0, "infrastructure": 1, "monitoring": 1}
+
+
 def test_a_report_opens_for_a_user_who_is_logged_in_and_for_nobody_else(story: Story, trained: str) -> None:
     links = story.api.call("GET", f"/dags/{RETRAIN}/dagRuns/{quote(trained)}/taskInstances/robustness/links")["extra_links"]
     url = story.settings.url("airflow") + links["Report"]

@@ -48,8 +48,10 @@ def test_a_release_leaves_one_pack_that_the_trail_vouches_for(desk: Desk) -> Non
     answer = desk.write()
     assert json.loads(json.dumps(answer)) == answer
     assert answer["path"] == str(desk.path)
-    assert answer["headline"].startswith(f"evidence of digits version 7 at {desk.path}: ML Test Score 0 (data 1, model 0, ")
-    assert "missing: differential report, model-test report" in answer["headline"]
+    assert answer["headline"] == (
+        "ML Test Score 0 (data 1, model 0, infrastructure 1, monitoring 1); missing: differential report, model-test report; "
+        f"evidence of digits version 7 is at {desk.path}"
+    )
     assert desk.ti.pushed == {"report_url": f"/mlops/reports/evidence/digits/{quote(DIRECTORY)}/index.html"}
     [event] = desk.events()
     assert (event.actor, event.details["digest"], event.details["score"]) == (f"digits_release/{RUN_ID}", verify(desk.path), 0)
