@@ -40,8 +40,10 @@ def schema(_facts: Facts, validation: ValidationResult) -> Judged:
 def reviewed(_facts: Facts, training: TrainingResult) -> Judged:
     """Judge whether the code was reviewed and checked in."""
     code = training.code_version
-    if code.startswith("sha256:") or code.endswith("+dirty"):
+    if code.endswith("+dirty"):
         return None, f"The code that trained ({code}) is in no commit."
+    if code.startswith("sha256:"):
+        return 0.0, f"Where the training ran, Git did not know its code ({code})."
     return 0.0, f"The code is checked in (commit {code}), but nothing shows that somebody reviewed it."
 
 

@@ -177,7 +177,7 @@ def test_a_schema_counts_when_it_says_something_that_holds(released: Released, c
     [
         ("0123abcd", "The code is checked in (commit 0123abcd), but nothing shows that somebody reviewed it."),
         ("0123abcd+dirty", "The code that trained (0123abcd+dirty) is in no commit."),
-        ("sha256:0123", "The code that trained (sha256:0123) is in no commit."),
+        ("sha256:0123", "Where the training ran, Git did not know its code (sha256:0123)."),
     ],
 )
 def test_code_that_is_checked_in_is_not_yet_reviewed(tmp_path: Path, sqlite: Store, code: str, words: str) -> None:
