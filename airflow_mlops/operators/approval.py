@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,8 @@ class ApproveReleaseOperator(ApprovalOperator):
         ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        comment = Param("", type="string", title="Comment", description="Why; it goes into the audit trail.")
+        required = {"type": "string", "minLength": 1} if policy.comment_required else {"type": ["null", "string"]}
+        comment = Param(None, **required, title="Comment", description="Why; it goes into the audit trail.")
         asked = [{"id": user, "name": user} for user in policy.approvers]
         # Airflow hands a task the DAG's own params, too, which do not belong into the form.
         super().__init__(**{**kwargs, "params": {COMMENT: comment}}, assigned_users=asked or None)
@@ -68,7 +68,7 @@ class ApproveReleaseOperator(ApprovalOperator):
     def execute(self, context: Context) -> Any:
         from airflow_mlops.ledger import approvals
 
-        authors = tuple(sorted({*json.loads(self.model.get("authors", "[]")), *who_triggered(context)}))
+        authors = tuple(sorted({*self.model.get("authors", "").splitlines(), *who_triggered(context)}))
         with self._ledger() as store:
             request = approvals.ask(store, run_of(context), self._subject(self.model), self.policy, authors)
         return self._go_on(context, request)

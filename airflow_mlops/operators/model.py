@@ -81,7 +81,7 @@ class MlflowRegisterModelOperator(BaseOperator):
             "dataset": f"{training.dataset.dataset} {training.dataset.name}",
             "dataset_digest": training.dataset.digest,
             "code_version": training.code_version,
-            "authors": json.dumps(sorted({*training.code_authors, *who_triggered(context)})),
+            "authors": "\n".join(sorted({*training.code_authors, *who_triggered(context)})),
             "model_digest": training.model.digest,
             "saved_model_digest": training.saved_model.digest,
             "golden_digest": training.golden.digest,

@@ -24,7 +24,7 @@ BODY = (
 | Replaces | {{ 'version ' ~ model.expected_champion if model.expected_champion else 'nothing, it is the first' }} |
 | Trained on | {{ model.dataset }} (`{{ model.dataset_digest[:19] }}`) |
 | Code | `{{ model.code_version[:19] }}` |
-| By | {{ model.authors | default('[]') }} |
+| By | {{ (model.authors or 'unknown').splitlines() | join(', ') | replace('<', '(') | replace('>', ')') }} |
 | Model, evidence | `{{ model.model_digest[:19] }}`, `{{ (model.evidence_digest or '')[:19] }}` |
 | Validation | {{ model['gate.validation'] }} |
 | Evaluation | {{ model['gate.evaluation'] }} |
@@ -33,7 +33,7 @@ BODY = (
 """
 )
 UNANSWERED = "airflow.providers.standard.exceptions.HITLTimeoutError"
-ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }} {{ approval_progress }}"
+ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }}. {{ approval_progress }}"
 DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion. "
 ANCHOR = "Audit trail `{{ ti.xcom_pull(task_ids='promote').audit_head }}`"
 

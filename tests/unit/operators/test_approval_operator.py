@@ -22,7 +22,7 @@ from airflow_mlops.operators.publish import PublishSavedModelOperator
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from tests.fakes import FakeTaskInstance, context
 
-TAGS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "sha256:e", "authors": '["Ann Lee <ann@example.org>"]'}
+TAGS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "sha256:e", "authors": "Ann Lee <ann@example.org>"}
 MODEL = {**TAGS, "name": "digits", "version": 1, "expected_champion": None}
 
 
@@ -86,7 +86,8 @@ def test_it_asks_waits_and_returns_who_approved(office: Office) -> None:
     with pytest.raises(TaskAwaitingInput) as waiting:
         operator.execute(office.context())
     assert timedelta(days=6.9) < waiting.value.timeout <= timedelta(days=7)
-    assert set(office.asked[0]["params"]) == {"comment"} and office.told[-1] == "0 of 1 approvals."
+    assert {name: param["schema"]["type"] for name, param in office.asked[0]["params"].items()} == {"comment": ["null", "string"]}
+    assert office.told[-1] == "0 of 1 approvals."
     done = office.answer(operator, "cleo", comment="fine")
     assert (done["approved_by"], done["headline"]) == (["cleo"], "1 of 1 approvals by cleo.")
     assert office.kinds() == ["approval asked", "approved", "approval granted"]
