@@ -68,6 +68,10 @@ class WriteEvidencePackOperator(BaseOperator):
         pack = write(Release(name, version, run, tags, trail(store, name, version)), path, statements)
         about = {"digest": pack.digest, "path": str(path), "score": pack.score.total, "sections": pack.score.sections}
         missing = f"; missing: {', '.join(sorted(pack.missing))}" if pack.missing else ""
-        done = {**about, "headline": f"{pack.score.headline()}{missing}; evidence of {name} version {version} is at {path}"}
+        done = {
+            **about,
+            "previous": self.model.get("previous"),
+            "headline": f"{pack.score.headline()}{missing}; evidence of {name} version {version} is at {path}",
+        }
         event = Event(PACKED, f"{name}@{version}", run, {**about, "missing": dict(pack.missing)})
         return once(store, key, PACKED, {"model": name, "version": version}, lambda: done, event=event)

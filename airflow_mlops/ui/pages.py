@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,7 +18,7 @@ HEADERS = {
     "Cache-Control": "private, no-cache",
 }
 
-STEPS = {"plan-rollout": "begin rollout", "switch": "serve", "promote": "make champion"}
+STEPS = {"plan-rollout": "begin rollout", "switch": "serve", "promote": "make champion", "evidence": "write evidence"}
 
 # Signs that every text font has; emoji would be empty boxes on many a Linux desktop.
 SIGNS = {":scales:": "⚖", ":raising_hand:": "☝", ":rocket:": "★", ":x:": "✘"}
@@ -46,6 +47,11 @@ def run_url(dag_id: str, run_id: str) -> str:
     return f"../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
 
 
+def evidence_url(path: str) -> str:
+    """Return the address of the page of the evidence pack at `path`, relative to the overview."""
+    return f"reports/evidence/{quote('/'.join(PurePosixPath(path).parts[-2:]))}/index.html"
+
+
 def short_digest(digest: str) -> str:
     """Return the first 12 hex digits, enough to tell versions apart by eye."""
     return digest.removeprefix("sha256:")[:12]
@@ -53,4 +59,4 @@ def short_digest(digest: str) -> str:
 
 _ENVIRONMENT = Environment(loader=PackageLoader("airflow_mlops.ui"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 _ENVIRONMENT.filters.update(mrkdwn=mrkdwn, stamp=stamp, short_digest=short_digest)
-_ENVIRONMENT.globals.update(run_url=run_url, steps=STEPS)
+_ENVIRONMENT.globals.update(run_url=run_url, evidence_url=evidence_url, steps=STEPS)

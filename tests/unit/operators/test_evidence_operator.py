@@ -31,7 +31,7 @@ class Desk:
         self.path = workspace / "evidence" / MODEL / DIRECTORY
 
     def write(self, run_id: str = RUN_ID, statements: str = "", **ti: Any) -> dict[str, Any]:
-        model = {**self.released.tags, "name": MODEL, "version": VERSION, "expected_champion": 6, "fencing_token": 1}
+        model = {**self.released.tags, "name": MODEL, "version": VERSION, "expected_champion": 6, "previous": 6}
         self.ti = FakeTaskInstance(**{"dag_id": "digits_release", "run_id": run_id, "task_id": "evidence", **ti})
         return WriteEvidencePackOperator(task_id="evidence", model=model, statements=statements).execute(context(self.ti))
 
@@ -47,7 +47,7 @@ def desk(tmp_path: Path, workspace: Path, ledger: Store) -> Desk:
 def test_a_release_leaves_one_pack_that_the_trail_vouches_for(desk: Desk) -> None:
     answer = desk.write()
     assert json.loads(json.dumps(answer)) == answer
-    assert answer["path"] == str(desk.path)
+    assert (answer["path"], answer["previous"]) == (str(desk.path), 6)
     assert answer["headline"] == (
         "ML Test Score 0 (data 1, model 0, infrastructure 1, monitoring 1); missing: differential report, model-test report; "
         f"evidence of digits version 7 is at {desk.path}"
