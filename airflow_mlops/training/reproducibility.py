@@ -24,6 +24,14 @@ def package_versions() -> dict[str, str]:
     """Return the version of Python and of every installed distribution, by its normalized name: what the process could import."""
     installed: dict[str, str] = {}
     for found in metadata.distributions():
-        if name := found.metadata["Name"]:  # a directory that a broken installation left has none
+        if name := _name(found):
             installed.setdefault(re.sub(r"[-_.]+", "-", name).lower(), found.version)  # of two, the first on the path is imported
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
+
+
+def _name(found: metadata.Distribution) -> str | None:
+    """Return a distribution's name; a directory that a broken installation left has none, or, with newer finders, not even metadata."""
+    try:
+        return found.metadata["Name"] or None
+    except FileNotFoundError:
+        return None
