@@ -41,9 +41,10 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             params={name: dag.param(name) for name in spec.params},
             start=start,
             seed=seed,
+            unsafe_models_allowed=spec.unsafe_models_allowed,
         ),
     )
-    evaluation = _stage("evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI))
+    evaluation = _stage("evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))
     campaign = _campaign(spec, training, seed)
     gate = GateModelOperator(
         task_id="gate",
@@ -61,14 +62,18 @@ def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:
     The result is that of `num_islands` islands, whoever runs them: of four, unless there are more shards or `attack` says otherwise.
     """
     options = {"num_islands": max(MIN_ISLANDS, spec.num_shards), **spec.attack}
-    whole = robustness.Spec(
-        training, spec.layout, spec.max_mutants, seed, options=options, code_path=str(spec.code_path), extensions=tuple(spec.extensions)
-    )
+    whole = robustness.Spec(training, spec.layout, spec.max_mutants, seed, options=options, **_loading(spec))
     if spec.num_shards == 1:
         return _stage("robustness", whole)
     parts = [robustness_shard.Spec(whole, shard, spec.num_shards) for shard in range(spec.num_shards)]
     shards: Any = RunStageOperator.partial(task_id="attack", stage="robustness_shard").expand(spec=parts).output
     return _stage("robustness", whole._replace(shards=shards))
+
+
+def _loading(spec: PipelineSpec) -> dict[str, Any]:
+    """Return what a stage that loads the model must know: where a team's own code is, and whether the model may bring any."""
+    own = {"code_path": str(spec.code_path), "extensions": tuple(spec.extensions)}
+    return {**own, "unsafe_models_allowed": spec.unsafe_models_allowed}
 
 
 def _stage(name: str, spec: Any) -> Any:

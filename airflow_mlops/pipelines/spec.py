@@ -31,7 +31,9 @@ class PipelineSpec:
     * `nightly`: cron expression (UTC) of the retraining from scratch.
     * `max_mutants`: budget of the robustness campaign; 4000 take seconds on a small model.
     * `attack`: further fields of the campaign's `CampaignConfig`, as JSON: ``{"kind": {"name": "images", "value_range": [-1, 1]}}``.
-    * `extensions`: modules in `code_path` that add own mutators, criteria, schedules or oracles to their dicts.
+    * `extensions`: modules in `code_path` that add own mutators, criteria, schedules or oracles to their dicts, or register own Keras layers.
+    * `unsafe_models_allowed`: model files may bring code of their own (lambda layers, own classes, operations on files): only where everybody
+      who can write to the registry may run code on the workers and the model server anyway.
     * `num_shards`: tasks that share the campaign; more than one pays when it takes longer than starting TensorFlow.
     * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
     * `channel`: where messages go when a Slack connection exists.
@@ -51,6 +53,7 @@ class PipelineSpec:
     max_mutants: int = 4000
     attack: Mapping[str, Any] = field(default_factory=dict)
     extensions: Sequence[str] = ()
+    unsafe_models_allowed: bool = False
     num_shards: int = 1
     statements: str = ""
     channel: str = "#mlops"

@@ -23,7 +23,7 @@ class Spec(NamedTuple):
 
     `options` are further fields of `CampaignConfig` as JSON; `extensions` are modules below `code_path` that are imported first, because they add
     a team's own mutators, criteria, schedules or oracles. `shards` refers to the results of every ``robustness_shard`` of this campaign, whose
-    islands are merged; without any, the whole campaign runs in this stage.
+    islands are merged; without any, the whole campaign runs in this stage. `unsafe_models_allowed` lets the model file bring code of its own.
     """
 
     training: ResultRef
@@ -35,6 +35,7 @@ class Spec(NamedTuple):
     code_path: str = ""
     extensions: tuple[str, ...] = ()
     shards: tuple[ResultRef, ...] = ()
+    unsafe_models_allowed: bool = False
 
 
 Result = RobustnessResult
@@ -81,7 +82,7 @@ def prepared(spec: Spec) -> Lab:
     config = config_of({"sample_mutants": spec.max_mutants, **spec.options, "max_mutants": spec.max_mutants, "seed": spec.seed})
     trained = load(spec.training, TrainingResult)
     split = read_split(trained.dataset, spec.layout, spec.held_out_fraction)
-    model = load_model(trained.model.path)
+    model = load_model(trained.model.path, code_allowed=spec.unsafe_models_allowed)
     probe = Probe(model, micro_batch=fitting_micro_batch(split.train.inputs))
     profile = Profile.of(probe, split.train.inputs)
     return Lab.of(model, split.held_out.inputs, split.held_out.labels, config, profile)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import EvaluationError, unknown_name
+from airflow_mlops.exceptions import EvaluationError, UnsafeModel, unknown_name
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import TrainingResult, ValidationResult
 from airflow_mlops.stages.inputs import read_split
@@ -39,6 +39,7 @@ class Spec(NamedTuple):
     * `function`: the user's ``module:function``, imported from `code_path`.
     * `start`: ``champion`` continues from the registry's champion (from scratch when there is none), ``scratch`` never does.
     * `params`: handed to the function, texts, numbers, bools or None; `seed` seeds every source of randomness.
+    * `unsafe_models_allowed`: the model, and the champion it starts from, may bring code of its own, such as lambda layers.
     """
 
     validation: ResultRef
@@ -51,6 +52,7 @@ class Spec(NamedTuple):
     start: str = "champion"
     seed: int = 1
     held_out_fraction: float = 0.2
+    unsafe_models_allowed: bool = False
 
 
 Result = TrainingResult
@@ -97,7 +99,7 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
             out_dir=out_dir,
             initial_model=initial_model,
         )
-        files = save(fit(function, context), train.inputs, out_dir)
+        files = save(fit(function, context), train.inputs, out_dir, code_allowed=spec.unsafe_models_allowed)
         _log(history, spec, packages, files)
     model, saved_model, golden = map(Artifact.of, files)
     return TrainingResult(
@@ -127,8 +129,8 @@ def _start(registry: ModelRegistry, spec: Spec, out_dir: Path) -> tuple[ModelVer
     if champion is None:
         return None, None
     try:
-        return champion, load_registered(registry, champion, out_dir)
-    except EvaluationError as error:  # a champion that today's Keras can not load must not block its successors
+        return champion, load_registered(registry, champion, out_dir, code_allowed=spec.unsafe_models_allowed)
+    except (EvaluationError, UnsafeModel) as error:  # a champion that today's Keras can not load, or must not, shall not block its successors
         log.warning("Training from scratch: %s", error)
         return None, None
 

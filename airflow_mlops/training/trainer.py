@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, NonFiniteModel, TrainFunctionError, TrainingError
+from airflow_mlops.inspection import inspect_keras
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,11 +82,12 @@ def _described(value: Any) -> str:
     return "None (is a return missing?)" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
-def save(model: keras.Model, sample_inputs: NDArray[np.float32], out_dir: Path) -> tuple[Path, Path, Path]:
+def save(model: keras.Model, sample_inputs: NDArray[np.float32], out_dir: Path, *, code_allowed: bool = False) -> tuple[Path, Path, Path]:
     """Write ``model.keras``, ``saved_model/`` and ``golden.json`` below `out_dir` and return the three paths.
 
     `sample_inputs` is (N, *input_shape), N >= 1. The golden file holds up to 8 of its rows as ``inputs`` and as ``outputs`` what the reloaded
-    SavedModel answers: what a server must answer too. Raises `TrainingError` if the model can not be saved, `NonFiniteModel` if it answers NaN.
+    SavedModel answers: what a server must answer too. Raises `TrainingError` if the model can not be saved, `NonFiniteModel` if it answers NaN,
+    `UnsafeModel` if its file brings code of its own, which is not `code_allowed`: whoever loads it next would refuse it.
     """
     samples = np.asarray(sample_inputs[:NUM_GOLDEN], dtype=np.float32)
     if not len(samples):
@@ -101,6 +103,7 @@ def save(model: keras.Model, sample_inputs: NDArray[np.float32], out_dir: Path) 
             f"Model {model.name!r} can not be saved and loaded again as a SavedModel: {type(error).__name__}: {error}. "
             "Use serializable layers and one input and one output tensor."
         ) from error
+    inspect_keras(keras_file, code_allowed=code_allowed)
     if not np.all(np.isfinite(outputs)):
         raise NonFiniteModel(f"Model {model.name!r} answers NaN or infinity on its own training rows. Check its layers for divisions and logarithms.")
     write_atomically(golden, canonical_json({"inputs": samples.tolist(), "outputs": outputs.tolist()}))

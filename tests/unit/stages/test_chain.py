@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -24,6 +29,7 @@ from airflow_mlops.exceptions import (
     ResultInvalid,
     SpecError,
     TrainFunctionError,
+    UnsafeModel,
 )
 from airflow_mlops.gates import ReleasePolicy, decide
 from airflow_mlops.records import ResultRef, read_record
@@ -254,7 +260,7 @@ def test_a_champion_whose_file_was_replaced_is_neither_continued_from_nor_compar
 
 
 def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unloadable(*_: object) -> None:
+    def unloadable(*_: object, **__: object) -> None:
         raise EvaluationError("model.keras can not be loaded")
 
     monkeypatch.setattr(evaluate, "load_registered", unloadable)
@@ -264,17 +270,79 @@ def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop
     assert train._start(chain.registry, workshop.training_spec(chain.validation_ref, start="champion"), tmp_path) == (None, None)
 
 
-@pytest.mark.parametrize("damage", ["no archive", "altered", "no configuration"])
-def test_a_damaged_model_is_not_evaluated(chain: Chain, workshop: Workshop, tmp_path: Path, damage: str) -> None:
+def test_a_lambda_layer_is_refused_by_the_training_that_made_it_and_a_team_may_allow_it(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    spec = workshop.training_spec(chain.validation_ref, function="with_lambda", model_name="with_lambda")
+    with pytest.raises(UnsafeModel, match=r"Lambda 'doubled' holds a Python function|Lambda 'doubled' is a Lambda layer"):
+        raise fail(workshop, tmp_path, spec)
+    assert run_status(workshop)[-1] == "FAILED"
+    allowed = spec._replace(unsafe_models_allowed=True)
+    ref, result = workshop.run("train", allowed, "with_lambda")
+    version = chain.registry.register("with_lambda", result.mlflow_run_id, result.mlflow_source, tags={"model_digest": result.model.digest})
+    chain.registry.set_alias("with_lambda", "champion", version.version)
+    judged = evaluate.Spec(ref, LAYOUT, "with_lambda", workshop.tracking_uri, unsafe_models_allowed=True)
+    assert workshop.run("evaluate", judged, "allowed")[1].champion_problem is None
+    assert workshop.run("train", allowed._replace(start="champion"), "warm")[1].warm_started_from == "1"
+    refused = workshop.run("train", workshop.training_spec(chain.validation_ref, start="champion", model_name="with_lambda"), "cold")[1]
+    assert refused.warm_started_from is None
+    with pytest.raises(UnsafeModel, match="Lambda 'doubled'"):
+        evaluate.run(judged._replace(unsafe_models_allowed=False), tmp_path)
+
+
+def test_layers_of_a_team_are_loaded_when_their_module_is_named(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    spec = workshop.training_spec(chain.validation_ref, function="with_own_layer", model_name="own_layer", unsafe_models_allowed=True)
+    ref, _ = workshop.run("train", spec, "own_layer")
+    path = tmp_path / "spec.json"
+    own = {"code_path": spec.code_path, "extensions": ("user_code",), "unsafe_models_allowed": True}
+    path, result = tmp_path / "spec.json", tmp_path / "result.json"
+    path.write_text(json.dumps(spec_data(evaluate.Spec(ref, LAYOUT, "own_layer", workshop.tracking_uri, **own))))
+    # In a process of its own, which has not trained the model and knows nothing of the layer.
+    command = [sys.executable, "-m", "airflow_mlops", "stage", "evaluate", "--spec", str(path), "--result", str(result)]
+    subprocess.run(command, check=True)
+    assert "accuracy" in json.loads(result.read_text())["result"]["metrics"]
+
+
+def repacked(path: Path, target: Path, changed: str, change: Callable[[bytes], bytes]) -> None:
+    """Write the archive `path` once more, one of its files changed."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, change(source.read(name)) if name == changed else source.read(name))
+
+
+def linked(weights: bytes) -> bytes:
+    """Return the HDF5 file with one array that lies in another file of the machine."""
+    stream = io.BytesIO(weights)
+    with h5py.File(stream, "r+") as file:
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars/0"] = h5py.ExternalLink("/etc/passwd", "/x")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("damage", "error_class", "message"),
+    [
+        ("no archive", UnsafeModel, r"model\.keras is no Keras archive"),
+        ("altered", UnsafeModel, r"model\.keras is no Keras archive \(Bad CRC-32 for file 'config\.json'\)"),
+        ("class that Keras does not know", EvaluationError, r"model\.keras can not be loaded as a Keras model"),
+        ("no configuration", UnsafeModel, r"model\.keras is no Keras archive: expected config\.json"),
+        ("weights from elsewhere", EvaluationError, r"Not allowed: H5 file with ExternalLink"),
+    ],
+)
+def test_a_damaged_model_is_not_evaluated(
+    chain: Chain, workshop: Workshop, tmp_path: Path, damage: str, error_class: type[MlopsError], message: str
+) -> None:
     damaged = tmp_path / "model.keras"
     if damage == "no archive":
         damaged.write_bytes(b"no model")
     elif damage == "altered":
         damaged.write_bytes(chain.second.model.path.read_bytes().replace(b"Dense", b"dense"))
+    elif damage == "class that Keras does not know":
+        repacked(chain.second.model.path, damaged, "config.json", lambda content: content.replace(b"Dense", b"dense"))
+    elif damage == "weights from elsewhere":
+        repacked(chain.second.model.path, damaged, "model.weights.h5", linked)
     else:
         with zipfile.ZipFile(damaged, "w") as archive:
             archive.writestr("metadata.json", "{}")
     model = replace(chain.second.model, uri=str(damaged), digest=file_digest(damaged))
     ref = leave_record(tmp_path, "train", replace(chain.second, model=model))
-    with pytest.raises(EvaluationError, match=r"model\.keras can not be loaded as a Keras model"):
+    with pytest.raises(error_class, match=message):
         evaluate.run(evaluate.Spec(ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)

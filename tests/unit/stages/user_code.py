@@ -20,6 +20,27 @@ def train(context: Any) -> keras.Model:
     return model
 
 
+@keras.saving.register_keras_serializable("user_code")
+class Doubled(keras.layers.Layer):
+    """A layer of the team's own."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * 2
+
+
+def with_lambda(context: Any) -> keras.Model:
+    return _doubling(context, keras.layers.Lambda(lambda inputs: inputs * 2, output_shape=(64,), name="doubled"))
+
+
+def with_own_layer(context: Any) -> keras.Model:
+    return _doubling(context, Doubled())
+
+
+def _doubling(context: Any, layer: Any) -> keras.Model:
+    dense = keras.layers.Dense(context.num_classes, activation="softmax")
+    return context.initial_model or keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), layer, dense])
+
+
 def raises(_: Any) -> keras.Model:
     raise ZeroDivisionError("batch size is 0")
 
