@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 DEMO_HOME ?= $(CURDIR)/.demo
 IMAGE ?= airflow-mlops-stage
 
-.PHONY: install demo stop test check browser lock bench proofs images
+.PHONY: install demo stop test check browser postgresql lock bench proofs images
 
 install: $(VENV)/.installed
 
@@ -38,7 +38,7 @@ check: install
 
 # One process per core; the tests of a file share expensive fixtures and stay together.
 # In the order of their names the files begin with the longest, the whole deployment; by their number of tests they would end with it.
-test: check browser
+test: check browser postgresql
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs
 
 # The pages are looked at with the system's Chromium.
@@ -47,8 +47,15 @@ browser:
 	  test "$$(id -u)" = 0 || { echo "chromium is missing: install it as root (apt-get install chromium), then run make test again." >&2; exit 1; }; \
 	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
+# The tests start PostgreSQL servers of their own: the system gets the programs, and no server that runs.
+postgresql:
+	@test -n "$(wildcard /usr/lib/postgresql/*/bin/initdb)" || { \
+	  test "$$(id -u)" = 0 || { echo "PostgreSQL's server is missing: install it as root (apt-get install postgresql), then run make test again." >&2; exit 1; }; \
+	  mkdir -p /etc/postgresql-common/createcluster.d && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.d/no-main.conf && \
+	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends postgresql; }
+
 # What is claimed, shown by experiment: minutes, not seconds.
-proofs: install
+proofs: install postgresql
 	$(BIN)/python -m pytest tests/proofs
 
 bench: install

@@ -25,7 +25,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from airflow_mlops.exceptions import PromotionConflict
+from airflow_mlops.exceptions import LedgerUnavailable, PromotionConflict
 from airflow_mlops.ledger import chain, champions
 from airflow_mlops.ledger.champions import Claim
 from airflow_mlops.ledger.journal import once
@@ -36,22 +36,25 @@ NUM_PROMOTERS = 8
 MODEL = "digits"
 
 
-class Steps:
-    """Counts steps, and does something to its own process at one of them."""
+kill_self, stop_self = (partial(signal.raise_signal, what) for what in (signal.SIGKILL, signal.SIGSTOP))
 
-    def __init__(self, last: int, what: signal.Signals = signal.SIGKILL) -> None:
-        self.num, self._last, self._what = 0, last, what
+
+class Steps:
+    """Counts steps, and does something at one of them: kills its own process, if nothing else is said."""
+
+    def __init__(self, last: int, act: Callable[[], object] = kill_self) -> None:
+        self.num, self._last, self._act = 0, last, act
 
     def __call__(self, *_: object) -> None:
         self.num += 1
         if self.num == self._last:
-            os.kill(os.getpid(), self._what)
+            self._act()
 
 
 class SteppingStore(Store):
     """A ledger with a step before each statement and each commit, and after each commit."""
 
-    def __init__(self, url: str, step: Callable[..., None]) -> None:
+    def __init__(self, url: str, step: Steps) -> None:
         super().__init__(url)
         self._step = step
         sa.event.listen(self.engine, "before_cursor_execute", step)
@@ -162,6 +165,27 @@ def new_database(server: str, like: Place | None) -> str:
     return make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
+def cut(url: str, act: Callable[[], object]) -> int:
+    """Do something to a new ledger's server before each statement and commit of a promotion and after it; return how many of them failed for it."""
+    num_failed = 0
+    for number in count(1):
+        step, claim = Steps(number, act), Claim(f"promote:{number}", MODEL, number, number - 1 or None, number - 1)
+        store = SteppingStore(url, step)
+        try:
+            champions.crown(store, claim)
+        except LedgerUnavailable:
+            num_failed += 1
+            assert champions.crown(store, claim).token == number
+        store.close()
+        check = Store(url)
+        assert [reign.version for reign in champions.history(check, MODEL)] == list(range(1, number + 1))
+        assert chain.verify(chain.lines(check), [chain.head(check)]).number == number
+        check.close()
+        if step.num < number:
+            return num_failed
+    raise AssertionError
+
+
 def kill(home: Path, every: int, server: str | None = None) -> dict[str, Any]:
     """Kill a promotion at a step, at the `every`-th after it, and so on until it has no more; let a second process promote again each time."""
     wrong: list[Any] = []
@@ -191,7 +215,7 @@ def freeze(home: Path, where: str, server: str | None = None) -> dict[str, Any]:
             promotion.reigning(store, registry, MODEL)
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
-            registry = SteppingRegistry(registry, Steps(5, signal.SIGSTOP))  # in the middle of its aliases
+            registry = SteppingRegistry(registry, Steps(5, stop_self))  # in the middle of its aliases
         try:
             promotion.promote(store, registry, claim)
             (home / "frozen").write_text("promoted")

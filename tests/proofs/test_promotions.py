@@ -15,6 +15,8 @@ from airflow_mlops.exceptions import AuditTrailBroken
 from airflow_mlops.ledger import chain
 from airflow_mlops.ledger.chain import Event
 from airflow_mlops.ledger.store import Store
+from tests.postgresql import PostgresqlServer
+from tests.promotions import cut
 from tests.trails import attacked
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,15 @@ def test_of_eight_that_promote_at_once_in_500_rounds_one_wins_each(ledger_url: s
         "events": 500,
         "lost": 0,
     }
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_server_that_crashes_at_any_step_promotes_nobody_by_half(ledger_url: str, postgresql: PostgresqlServer) -> None:
+    def crash() -> None:
+        postgresql.stop()
+        postgresql.start()
+
+    assert cut(ledger_url, crash) == 8  # limits, intent, champion, reign, lock, head, event, commit
 
 
 def test_ten_thousand_attacks_on_an_exported_trail_are_all_found(tmp_path: Path) -> None:
