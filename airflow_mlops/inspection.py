@@ -4,7 +4,10 @@ Loading a model can run code: Keras archives hold Python functions as bytes (``L
 programs. Keras refuses much of that itself (``safe_mode``); here is what it leaves to others, and what must be known right after a training and
 not at the next load. Only the standard library reads the files, and nothing is unpacked.
 
-Source: https://keras.io/api/models/model_saving_apis/model_saving_and_loading (``safe_mode``), https://docs.python.org/3/library/pickle.html.
+A SavedModel holds no Python, but its graph is a program too, and may do more than compute.
+
+Source: https://keras.io/api/models/model_saving_apis/model_saving_and_loading (``safe_mode``), https://docs.python.org/3/library/pickle.html,
+https://github.com/tensorflow/tensorflow/blob/master/SECURITY.md.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +33,38 @@ MAX_EXPANSION, SMALL = 100, 1 << 24  # Keras does not compress at all; below 16 
 CARRIERS = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 PICKLED = (".pkl", ".pickle", ".joblib", ".dill", ".pt", ".pth")
 _HEAD = 10_000 + 12  # NumPy reads no longer header without being told that it may unpickle
+
+# Operations that reach out of the graph. A graph is a program: "TensorFlow may read and write files, send and receive data over the network, and
+# even spawn additional processes" (TensorFlow's SECURITY.md). Not among them: what fills lookup tables from the model's own assets
+# (InitializeTableFromTextFile), and printing to the server's log, which ordinary models do.
+PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
+FILES = (
+    *(
+        "DecodeProtoV2",
+        "EncodeProto",
+        "FileSystemSetConfiguration",
+        "GenerateVocabRemapping",
+        "ImmutableConst",
+        "LoadAndRemapMatrix",
+        "MatchingFiles",
+    ),
+    *("ReadFile", "RecordInput", "WriteFile", "CreateSummaryDbWriter", "CreateSummaryFileWriter"),
+    *("FixedLengthRecordReader", "FixedLengthRecordReaderV2", "LMDBReader", "TFRecordReader", "TFRecordReaderV2", "TextLineReader"),
+    *("TextLineReaderV2", "WholeFileReader", "WholeFileReaderV2"),
+    *("CSVDataset", "CSVDatasetV2", "CacheDataset", "CacheDatasetV2", "DatasetToTFRecord", "DistributedSave", "ExperimentalCSVDataset"),
+    *("ExperimentalDatasetToTFRecord", "ExperimentalLMDBDataset", "ExperimentalMatchingFilesDataset", "ExperimentalSqlDataset"),
+    *("FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "LMDBDataset", "ListSnapshotChunksDataset", "LoadDataset", "MatchingFilesDataset"),
+    *("SaveDataset", "SaveDatasetV2", "SnapshotChunkDataset", "SnapshotDataset", "SnapshotDatasetReader", "SnapshotDatasetV2"),
+    *("SnapshotNestedDatasetReader", "SqlDataset", "TFRecordDataset", "TFRecordDatasetV2", "TextLineDataset"),
+)
+NETWORK = (
+    *("CollectiveBcastRecv", "CollectiveBcastRecvV2", "CollectiveBcastSend", "CollectiveBcastSendV2", "Recv", "Send"),
+    *("DataServiceDataset", "DataServiceDatasetV2", "DataServiceDatasetV3", "DataServiceDatasetV4", "RegisterDataset", "RegisterDatasetV2"),
+    *("DebugIdentity", "DebugIdentityV2", "DebugIdentityV3", "DebugNanCount", "DebugNumericSummary", "DebugNumericSummaryV2"),  # to any URL
+)
+# Every SavedModel has these, and its loader alone runs them, on the model's own variables.
+SAVING = ("DistributedSave", "MergeV2Checkpoints", "Save", "SaveSlices", "SaveV2")
+RESTORING = ("Restore", "RestoreSlice", "RestoreV2")
 _OPCODES = {ord(opcode.code) for opcode in pickletools.opcodes}
 ADVICE = "Compose it of Keras' own layers and operations, or set unsafe_models_allowed where everybody who can write model files is trusted."
 
@@ -62,6 +97,68 @@ def inspect_files(files: Mapping[str, Path]) -> None:
         raise UnsafeModel(
             f"The model brings code with it that runs when Python unpickles it: {'; '.join(found)}. Take it out, or see to where it is from."
         )
+
+
+def inspect_graph(saved: Any) -> None:
+    """Raise `UnsafeModel` if a ``SavedModel`` message has operations that run Python or reach files or the network.
+
+    Saving and restoring variables is the loader's work alone: what signatures and initializers reach must do neither, what restores must not save.
+    """
+    found = set()
+    for meta in saved.meta_graphs:
+        graph = meta.graph_def
+        everything = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        asked = [name for signature in meta.signature_def.values() for info in signature.outputs.values() for name in _tensors(info)]
+        started = [name for collection in meta.collection_def.values() for name in collection.node_list.value]
+        found |= _named(everything, {*PYTHON, *FILES, *NETWORK}) | {f"PrintV2 ({node.name})" for node in everything if _prints_to_a_file(node)}
+        found |= _named(_reached(graph, [*asked, *started]), {*SAVING, *RESTORING})
+        found |= _named(_reached(graph, [meta.saver_def.restore_op_name]), SAVING)
+    if found:
+        raise UnsafeModel(
+            "The SavedModel has operations that run Python or reach files or the network wherever it is served: "
+            f"{', '.join(sorted(found))}. Compose it of others, or set unsafe_models_allowed of the model server's connection and of the pipeline."
+        )
+
+
+def _named(nodes: Iterable[Any], operations: Collection[str]) -> set[str]:
+    return {f"{node.op} ({node.name})" for node in nodes if node.op in operations}
+
+
+def _prints_to_a_file(node: Any) -> bool:
+    return node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:")
+
+
+def _tensors(info: Any) -> list[str]:
+    """Return the names of the tensors that a `TensorInfo` stands for."""
+    sparse = info.coo_sparse
+    parts = [info.name, sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
+    return parts + [name for component in info.composite_tensor.components for name in _tensors(component)]
+
+
+def _reached(graph: Any, roots: Iterable[str]) -> list[Any]:
+    """Return every node that is computed for the tensors or nodes `roots`, with all nodes of the functions that are called for them."""
+    nodes = {node.name: node for node in graph.node}
+    functions = {function.signature.name: function.node_def for function in graph.library.function}
+    waiting, names = list(roots), set()
+    while waiting:
+        name = waiting.pop().removeprefix("^").partition(":")[0]  # ^node for a control input, node:number for an output
+        if name in nodes and name not in names:
+            names.add(name)
+            waiting += nodes[name].input
+    reached = [nodes[name] for name in sorted(names)]
+    called: set[str] = set()
+    for node in reached:  # which grows meanwhile
+        new = ({node.op, *_functions(node.attr)} & functions.keys()) - called
+        called |= new
+        reached += [inner for name in sorted(new) for inner in functions[name]]
+    return reached
+
+
+def _functions(attributes: Mapping[str, Any]) -> Iterator[str]:
+    for value in attributes.values():
+        for function in (value.func, *value.list.func):
+            yield function.name
+            yield from _functions(function.attr)
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
