@@ -93,12 +93,17 @@ class PostgresqlServer:
 
     def _popen(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a program of the server, not as root; it ends when this process is killed."""
-        found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
-        assert found, "PostgreSQL's server is missing: 'make postgresql' installs it"
         other = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if os.geteuid() == 0 else []
-        command = ["setpriv", "--pdeathsig=QUIT", *other, str(found[-1]), "-D", str(self.home / "data"), *arguments]
+        command = ["setpriv", "--pdeathsig=QUIT", *other, str(programs() / program), "-D", str(self.home / "data"), *arguments]
         with (self.home / "log").open("ab") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home)
+
+
+def programs() -> Path:
+    """Return the directory of the newest server's programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    assert found, "PostgreSQL's server is missing: 'make postgresql' installs it"
+    return found[-1].parent
 
 
 def execute(url: str | URL, *statements: str) -> list[Any]:
