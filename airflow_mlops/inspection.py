@@ -39,15 +39,8 @@ _HEAD = 10_000 + 12  # NumPy reads no longer header without being told that it m
 # (InitializeTableFromTextFile), and printing to the server's log, which ordinary models do.
 PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 FILES = (
-    *(
-        "DecodeProtoV2",
-        "EncodeProto",
-        "FileSystemSetConfiguration",
-        "GenerateVocabRemapping",
-        "ImmutableConst",
-        "LoadAndRemapMatrix",
-        "MatchingFiles",
-    ),
+    *("DecodeProtoV2", "EncodeProto", "FileSystemSetConfiguration", "FixedUnigramCandidateSampler", "GenerateVocabRemapping"),
+    *("ImmutableConst", "LoadAndRemapMatrix", "MatchingFiles"),
     *("ReadFile", "RecordInput", "WriteFile", "CreateSummaryDbWriter", "CreateSummaryFileWriter"),
     *("FixedLengthRecordReader", "FixedLengthRecordReaderV2", "LMDBReader", "TFRecordReader", "TFRecordReaderV2", "TextLineReader"),
     *("TextLineReaderV2", "WholeFileReader", "WholeFileReaderV2"),
@@ -125,7 +118,7 @@ def _named(nodes: Iterable[Any], operations: Collection[str]) -> set[str]:
 
 
 def _prints_to_a_file(node: Any) -> bool:
-    return node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:")
+    return node.op == "PrintV2" and bool(node.attr["output_stream"].s.startswith(b"file:"))
 
 
 def _tensors(info: Any) -> list[str]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, NonFiniteModel, TrainFunctionError, TrainingError
-from airflow_mlops.inspection import inspect_keras
+from airflow_mlops.inspection import inspect_graph, inspect_keras
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def save(model: keras.Model, sample_inputs: NDArray[np.float32], out_dir: Path, 
 
     `sample_inputs` is (N, *input_shape), N >= 1. The golden file holds up to 8 of its rows as ``inputs`` and as ``outputs`` what the reloaded
     SavedModel answers: what a server must answer too. Raises `TrainingError` if the model can not be saved, `NonFiniteModel` if it answers NaN,
-    `UnsafeModel` if its file brings code of its own, which is not `code_allowed`: whoever loads it next would refuse it.
+    `UnsafeModel` if its files bring code of their own, which is not `code_allowed`: whoever loads them next would refuse them.
     """
     samples = np.asarray(sample_inputs[:NUM_GOLDEN], dtype=np.float32)
     if not len(samples):
@@ -104,6 +105,8 @@ def save(model: keras.Model, sample_inputs: NDArray[np.float32], out_dir: Path, 
             "Use serializable layers and one input and one output tensor."
         ) from error
     inspect_keras(keras_file, code_allowed=code_allowed)
+    if not code_allowed:
+        inspect_graph(saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes()))
     if not np.all(np.isfinite(outputs)):
         raise NonFiniteModel(f"Model {model.name!r} answers NaN or infinity on its own training rows. Check its layers for divisions and logarithms.")
     write_atomically(golden, canonical_json({"inputs": samples.tolist(), "outputs": outputs.tolist()}))
