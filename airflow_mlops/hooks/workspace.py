@@ -18,11 +18,16 @@ def workspace() -> Path:
     return Path(conf.get("mlops", "workspace")).expanduser().absolute()
 
 
-def try_directory(context: Context) -> Path:
-    """Return the directory of this try of this task, so that what an earlier try left is never taken for this one's."""
+def task_directory(context: Context) -> Path:
+    """Return the directory of this task in its run."""
     ti = context["ti"]
     mapped = f"-{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
-    return workspace() / "runs" / ti.dag_id / _file_name(ti.run_id) / f"{ti.task_id}{mapped}" / f"try-{ti.try_number}"
+    return workspace() / "runs" / ti.dag_id / _file_name(ti.run_id) / f"{ti.task_id}{mapped}"
+
+
+def try_directory(context: Context) -> Path:
+    """Return the directory of this try of this task, so that what an earlier try left is never taken for this one's."""
+    return task_directory(context) / f"try-{context['ti'].try_number}"
 
 
 def evidence_directory(context: Context, model: str, version: int) -> Path:

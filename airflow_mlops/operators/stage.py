@@ -19,9 +19,12 @@ from airflow_mlops.results import DatasetVersion, ValidationResult, to_data
 from airflow_mlops.stages import stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow.sdk import Context
 
     from airflow_mlops.exceptions import MlopsError
+    from airflow_mlops.records import Record
     from airflow_mlops.stages.process import StageProcess
 
 
@@ -59,32 +62,12 @@ class RunStageOperator(BaseOperator):
         with airflow_errors():
             process = self._start(context)
             record = process.run(self.log.info)
-            if record.error is not None:
-                raise record.error.exception()
-            result = result_of(record, stage(self.stage).Result)
-            if page := result.report():
-                context["ti"].xcom_push(key=REPORT_KEY, value=report_url(page))
-            refusal = result.refusal()
-            if isinstance(result, ValidationResult):
-                self._remember(result.dataset, refusal)
-            if refusal:
-                raise refusal
-            ref = ResultRef(self.stage, str(process.result_path), file_digest(process.result_path), result.headline())
-            return dict(to_data(ref))
+            return conclude(self, self.stage, record, process.result_path, context, self.ledger_conn_id)
 
     def on_kill(self) -> None:
         """Kill the stage's whole process group."""
         if self._process is not None:
             self._process.kill()
-
-    def _remember(self, version: DatasetVersion, refusal: MlopsError | None) -> None:
-        from airflow_mlops.ledger.datasets import record_verdict
-
-        try:
-            with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-                record_verdict(store, version, rejected_because=str(refusal) if refusal else None)
-        except Exception:  # whatever it is: it must not hide what validation said
-            self.log.exception("The verdict on %s %s is not in the ledger: a later run may choose the version again.", version.dataset, version.name)
 
     def _start(self, context: Context) -> StageProcess:
         from airflow_mlops.stages.process import StageProcess
@@ -98,3 +81,31 @@ class RunStageOperator(BaseOperator):
         out_dir.mkdir(parents=True, exist_ok=True)
         self._process = StageProcess(self.stage, spec, out_dir, env=env)
         return self._process
+
+
+def conclude(task: BaseOperator, name: str, record: Record, path: Path, context: Context, ledger_conn_id: str) -> dict[str, Any]:
+    """Return the reference to the record at `path` that a stage left, wherever it ran, once everything it names is verified.
+
+    :raises MlopsError: the stage's own error, or the refusal that its result is.
+    """
+    if record.error is not None:
+        raise record.error.exception()
+    result = result_of(record, stage(name).Result)
+    if page := result.report():
+        context["ti"].xcom_push(key=REPORT_KEY, value=report_url(page))
+    refusal = result.refusal()
+    if isinstance(result, ValidationResult):
+        _remember(task, ledger_conn_id, result.dataset, refusal)
+    if refusal:
+        raise refusal
+    return dict(to_data(ResultRef(name, str(path), file_digest(path), result.headline())))
+
+
+def _remember(task: BaseOperator, ledger_conn_id: str, version: DatasetVersion, refusal: MlopsError | None) -> None:
+    from airflow_mlops.ledger.datasets import record_verdict
+
+    try:
+        with contextlib.closing(MlopsLedgerHook(ledger_conn_id).get_conn()) as store:
+            record_verdict(store, version, rejected_because=str(refusal) if refusal else None)
+    except Exception:  # whatever it is: it must not hide what validation said
+        task.log.exception("The verdict on %s %s is not in the ledger: a later run may choose the version again.", version.dataset, version.name)
