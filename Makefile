@@ -7,7 +7,7 @@ UV_VERSION := 0.13.8
 DEMO_HOME ?= $(CURDIR)/.demo
 IMAGE ?= airflow-mlops-stage
 
-.PHONY: install demo stop test check browser postgresql lock bench proofs images
+.PHONY: install demo stop test check browser postgresql kubernetes lock bench proofs images
 
 install: $(VENV)/.installed
 
@@ -38,7 +38,7 @@ check: install
 
 # One process per core; the tests of a file share expensive fixtures and stay together.
 # In the order of their names the files begin with the longest, the whole deployment; by their number of tests they would end with it.
-test: check browser postgresql
+test: check browser postgresql kubernetes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs
 
 # The pages are looked at with the system's Chromium.
@@ -53,6 +53,10 @@ postgresql:
 	  test "$$(id -u)" = 0 || { echo "PostgreSQL's server is missing: install it as root (apt-get install postgresql), then run make test again." >&2; exit 1; }; \
 	  mkdir -p /etc/postgresql-common/createcluster.d && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.d/no-main.conf && \
 	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends postgresql; }
+
+# The tests' own control plane is built from Debian's sources, once per machine, unless KUBECONFIG names a cluster.
+kubernetes: install
+	@test -n "$$KUBECONFIG" || $(BIN)/python -m tests.kubernetes.build
 
 # What is claimed, shown by experiment: minutes, not seconds.
 proofs: install postgresql
