@@ -169,7 +169,7 @@ def _run(work: Path, *command: str | Path) -> None:
     where = work / TREE if (work / TREE).is_dir() else work
     words = [str(word) for word in command]
     done = subprocess.run(
-        ["nice", "-n", "10", *words], cwd=where, env={**os.environ, **go}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        ["nice", "-n", "10", *words], cwd=where, env={**others, **go}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
         shown = " ".join(words) if len(" ".join(words)) < 400 else f"{' '.join(words)[:400]}..."
