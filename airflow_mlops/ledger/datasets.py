@@ -27,7 +27,7 @@ def announce(store: Store, version: DatasetVersion) -> bool:
 
 def announce_broken(store: Store, dataset: str, key: str, name: str, problem: str) -> bool:
     """Remember that the version called `name` arrived broken and why; return False when it already was."""
-    return _remember(store, dataset, key, {"name": name, "uri": "", "problem": problem})
+    return _remember(store, dataset, key, {"name": name, "uri": "", "problem": _quoted(problem)})
 
 
 def announced(store: Store, dataset: str) -> frozenset[str]:
@@ -53,7 +53,7 @@ def record_verdict(store: Store, version: DatasetVersion, *, rejected_because: s
     with store.transaction() as connection:
         connection.execute(sa.delete(REJECTIONS).filter_by(**key))
         if rejected_because is not None:
-            insert_new(connection, REJECTIONS, {**key, "reason": rejected_because, "rejected_at": now()})
+            insert_new(connection, REJECTIONS, {**key, "reason": _quoted(rejected_because), "rejected_at": now()})
 
 
 def rejected(store: Store, dataset: str) -> dict[str, str]:
@@ -89,3 +89,8 @@ def claimed(store: Store, dataset: str, *, purpose: str) -> dict[str, str]:
 def _remember(store: Store, dataset: str, key: str, row: dict[str, str]) -> bool:
     with store.transaction() as connection:
         return insert_new(connection, DATASET_VERSIONS, {"dataset": dataset, "key": key, "announced_at": now(), **row})
+
+
+def _quoted(words: str) -> str:
+    """Return `words`, which may quote the data, without NUL, which PostgreSQL keeps in no text."""
+    return words.replace("\0", "\\0")

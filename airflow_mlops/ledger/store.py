@@ -71,8 +71,10 @@ class Store:
 
 
 def insert_new(connection: Connection, table: sa.Table, row: dict[str, Any]) -> bool:
-    """Insert `row` unless its primary key is taken, and return whether it was inserted; of several at once exactly one inserts."""
-    return connection.execute(INSERTS[connection.dialect.name](table).values(**row).on_conflict_do_nothing()).rowcount == 1
+    """Insert `row` unless one of its unique keys is taken, and return whether it was inserted; of several at once exactly one inserts."""
+    insert = INSERTS[connection.dialect.name](table).values(**row).on_conflict_do_nothing()
+    # Not the count of rows, which psycopg has forgotten when it is asked for.
+    return connection.execute(insert.returning(*table.primary_key)).first() is not None
 
 
 def now() -> datetime:

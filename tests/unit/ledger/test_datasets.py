@@ -141,6 +141,13 @@ def test_the_last_verdict_of_validation_counts_and_needs_no_announcement(store: 
     assert datasets.rejected(store, "digits") == {}
 
 
+def test_words_that_quote_binary_data_are_kept(store: Store) -> None:
+    datasets.record_verdict(store, V1, rejected_because="label is 'a\0b'")
+    assert datasets.rejected(store, "digits") == {V1.digest: r"label is 'a\0b'"}
+    assert datasets.announce_broken(store, "digits", "broken:v2:abc", "v2", "'a\0b.csv' is missing")
+    assert {seen.problem for seen in history.dataset_versions(store)} == {r"'a\0b.csv' is missing"}
+
+
 def test_history_tells_why_a_version_was_rejected_whether_it_was_announced_or_only_taken(store: Store) -> None:
     datasets.announce(store, V1)
     datasets.claim(store, V2, purpose="dag", run_id="run 1")

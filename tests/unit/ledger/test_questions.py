@@ -106,7 +106,7 @@ def test_an_exported_trail_is_verified_against_its_anchor(store: Store, ledger_u
         (["verify"], "Give either --trail FILE or --ledger URL"),
         (["verify", "--trail", "nowhere.jsonl"], "nowhere.jsonl can not be read"),
         (["verify", "--ledger", "LEDGER", "--anchor", "4"], "'4' is no anchor"),
-        (["verify", "--ledger", "LEDGER", "--anchors", "LEDGER"], "holds no anchor; expected NUMBER:HASH"),
+        (["verify", "--ledger", "LEDGER", "--anchors", __file__], "holds no anchor; expected NUMBER:HASH"),
         (["verify", "--ledger", "LEDGER", "--anchors", "missing.txt"], "missing.txt can not be read: No such file"),
     ],
 )
