@@ -20,7 +20,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Validated, robustness-tested, approved and audited retraining of deep-learning models.",
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
-        "operators": modules("operators", "approval", "dataset", "evidence", "gate", "model", "publish", "reconciliation", "serving", "stage"),
+        "operators": modules("operators", "approval", "dataset", "evidence", "gate", "model", "pod", "publish", "reconciliation", "serving", "stage"),
         "sensors": modules("sensors", "dataset", "mlflow", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
         "triggers": modules("triggers", "dataset", "mlflow", "tf_serving"),
@@ -73,6 +73,11 @@ def _tf_serving() -> dict[str, Any]:
                 "description": "Seconds each call may take",
                 "schema": {"type": "number", "default": 10, "exclusiveMinimum": 0},
             },
+            "unsafe_models_allowed": {
+                "label": "Unsafe models allowed",
+                "description": "Publish SavedModels that run Python or reach files or the network: only where the server is a sandbox",
+                "schema": {"type": "boolean", "default": False},
+            },
             **_tls(),
         },
     }
@@ -123,6 +128,16 @@ def _options() -> dict[str, Any]:
             "/srv/mlops",
         ),
         "inbox": option("Directory that dataset versions arrive in.", "{AIRFLOW_HOME}/mlops/inbox", "/srv/mlops/inbox"),
+        "signing_key": option(
+            "PEM file of the private key that signs every registered version; empty: nothing is signed.",
+            "",
+            "/etc/mlops/signing.pem",
+        ),
+        "verification_key": option(
+            "PEM file of the public key that must have signed what is published; empty: signatures are not looked at.",
+            "",
+            "/etc/mlops/verification.pem",
+        ),
         "outbox": option(
             "File that messages go to when there is no Slack connection; empty: outbox.jsonl in the workspace.", "", "/srv/mlops/outbox.jsonl"
         ),

@@ -148,9 +148,10 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
     if end.get("reason") == "OOMKilled":
         return Verdict(Outcome.OUT_OF_MEMORY, "The stage needed more memory than its pod may have.")
     code = end.get("exitCode", "unknown")
-    said = (end.get("message") or message or "it said nothing").strip()
+    said = (end.get("message") or message or "").strip()
+    words = f" Its last words:\n{said}\n" if said else ""
     killed = " Something killed it; on some nodes that is all one sees of too little memory." if code == _KILLED else ""
-    return Verdict(Outcome.FAILED, f"The stage's program ended with exit code {code} and left no result record.{killed} Its last words:\n{said}")
+    return Verdict(Outcome.FAILED, f"The stage's program ended with exit code {code} and left no result record.{killed}{words}")
 
 
 def _waiting(status: Mapping[str, Any]) -> Verdict:
