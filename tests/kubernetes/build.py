@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,9 +73,7 @@ def build() -> Path:
 def _check_tools() -> None:
     missing = [tool for tool in ("apt-get", "dpkg-deb", "nice", "tar", str(_uv())) if shutil.which(tool) is None]
     if missing:
-        raise BuildError(
-            f"{' and '.join(missing)} missing: the control plane is built from Debian 12's packages, on Debian 12 and after 'make install'."
-        )
+        raise BuildError(f"Missing: {', '.join(missing)}. The control plane is built on Debian 12, after 'make install': run it there.")
 
 
 def _uv() -> Path:
@@ -172,7 +171,7 @@ def _run(work: Path, *command: str | Path) -> None:
         ["nice", "-n", "10", *words], cwd=where, env={**others, **go}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
-        shown = " ".join(words) if len(" ".join(words)) < 400 else f"{' '.join(words)[:400]}..."
+        shown = textwrap.shorten(" ".join(words), 2000, placeholder="...")
         raise BuildError(f"{shown}\nended with {done.returncode}, in {where}:\n{done.stdout[-4000:]}")
 
 

@@ -41,7 +41,7 @@ class Kubelet:
         self._env = {"PATH": PATH, **(env or {})}
         self._nodes: dict[str, bool] = {}  # and whether it is there
         self._pods: dict[str, tuple[PlayedPod, Future[None]]] = {}  # by uid
-        self._stopping, self._numbers = threading.Event(), itertools.count()
+        self._lock, self._stopping, self._numbers = threading.RLock(), threading.Event(), itertools.count()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -71,24 +71,26 @@ class Kubelet:
 
     def lose_node(self, name: str) -> None:
         """Let a node vanish: its processes are gone, its pods stay as they were last seen, and nobody answers when they are deleted."""
-        self._nodes[name] = False
-        for played, _ in self._on(name):
-            played.silent = True
-            played.stop(0)
+        with self._lock:
+            self._nodes[name] = False
+            for played in [played for played in self._played() if played.pod.spec.node_name == name]:
+                played.silent = True
+                played.stop(0)
         self._core.patch_node_status(name, {"status": {"conditions": [_ready("Unknown", "NodeStatusUnknown")]}})
         self._core.patch_node(name, {"spec": {"taints": [{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]}})
 
     def pod(self, namespace: str, name: str) -> PlayedPod:
         """Return the running pod of a name, to evict it or to end its containers."""
-        found = [played for played, _ in self._pods.values() if (played.pod.metadata.namespace, played.pod.metadata.name) == (namespace, name)]
+        found = [played for played in self._played() if (played.pod.metadata.namespace, played.pod.metadata.name) == (namespace, name)]
         assert found, f"no pod {namespace}/{name} was started here"
         return found[-1]
 
-    def _on(self, node: str) -> list[tuple[PlayedPod, Future[None]]]:
-        return [both for both in self._pods.values() if both[0].pod.spec.node_name == node]
+    def _played(self) -> list[PlayedPod]:
+        with self._lock:
+            return [played for played, _ in self._pods.values()]
 
     def _log(self, namespace: str, name: str, container: str, previous: bool) -> Log | None:
-        for played, _ in list(self._pods.values()):
+        for played in self._played():
             about = played.pod.metadata
             if (about.namespace, about.name) == (namespace, name) and self._nodes[played.pod.spec.node_name]:
                 return played.log(container, previous)
@@ -97,11 +99,12 @@ class Kubelet:
     def _sync_all(self) -> None:
         while not self._stopping.wait(SYNC_SECONDS):
             pods = self._core.list_pod_for_all_namespaces(resource_version="0").items
-            bound = {pod.metadata.uid: pod for pod in pods if self._nodes.get(pod.spec.node_name)}
-            for pod in bound.values():
-                self._sync(pod)
-            for uid in [uid for uid, (played, _) in self._pods.items() if uid not in bound and self._nodes[played.pod.spec.node_name]]:
-                self._pods.pop(uid)[0].stop(0)  # somebody deleted it without waiting
+            with self._lock:
+                bound = {pod.metadata.uid: pod for pod in pods if self._nodes.get(pod.spec.node_name)}
+                for pod in bound.values():
+                    self._sync(pod)
+                for uid in [uid for uid, (played, _) in self._pods.items() if uid not in bound and self._nodes[played.pod.spec.node_name]]:
+                    self._pods.pop(uid)[0].stop(0)  # it is gone, or somebody deleted it without waiting
 
     def _sync(self, pod: Any) -> None:
         """Start a pod that is new, stop one that is to go, and say that it is gone once it is."""
