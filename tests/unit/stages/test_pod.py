@@ -61,7 +61,7 @@ def test_too_little_memory_is_known_by_its_reason_also_while_the_pod_is_deleted(
 def test_a_program_that_fails_is_not_tried_again_and_is_quoted() -> None:
     verdict = judge(pod("Failed", container=ended(3, message="ValueError: no such column\n")), has_record=False)
     assert verdict.outcome == Outcome.FAILED and verdict.reason.endswith(
-        "exit code 3 and left no result record. Its last words:\nValueError: no such column"
+        "exit code 3 and left no result record. Its last words:\nValueError: no such column\n"
     )
     assert "Something killed it" in judge(pod("Failed", container=ended(137)), has_record=False).reason
 
