@@ -10,7 +10,6 @@ from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.operators.dataset import ClaimDatasetOperator
 from airflow_mlops.operators.gate import GateModelOperator
 from airflow_mlops.operators.model import MlflowRegisterModelOperator
-from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
 
@@ -28,8 +27,9 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     seed: Any = dag.param("seed")
     chosen: Any = dag.param("dataset_version")
     claimed: Any = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version=chosen, repeat=repeat).output
-    validation = _stage("validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
+    validation = _stage(spec, "validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
     training = _stage(
+        spec,
         "train",
         train.Spec(
             validation=validation,
@@ -44,7 +44,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             unsafe_models_allowed=spec.unsafe_models_allowed,
         ),
     )
-    evaluation = _stage("evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))
+    evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))
     campaign = _campaign(spec, training, seed)
     gate = GateModelOperator(
         task_id="gate",
@@ -64,10 +64,11 @@ def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:
     options = {"num_islands": max(MIN_ISLANDS, spec.num_shards), **spec.attack}
     whole = robustness.Spec(training, spec.layout, spec.max_mutants, seed, options=options, **_loading(spec))
     if spec.num_shards == 1:
-        return _stage("robustness", whole)
+        return _stage(spec, "robustness", whole)
     parts = [robustness_shard.Spec(whole, shard, spec.num_shards) for shard in range(spec.num_shards)]
-    shards: Any = RunStageOperator.partial(task_id="attack", stage="robustness_shard").expand(spec=parts).output
-    return _stage("robustness", whole._replace(shards=shards))
+    operator, fields = spec.runner.operator("robustness_shard")
+    shards: Any = operator.partial(task_id="attack", stage="robustness_shard", **fields).expand(spec=parts).output
+    return _stage(spec, "robustness", whole._replace(shards=shards))
 
 
 def _loading(spec: PipelineSpec) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def _loading(spec: PipelineSpec) -> dict[str, Any]:
     return {**own, "unsafe_models_allowed": spec.unsafe_models_allowed}
 
 
-def _stage(name: str, spec: Any) -> Any:
-    """Add a stage's task and return its output, which Airflow puts in the place of a record when it renders the next spec."""
-    return RunStageOperator(task_id=name, stage=name, spec=spec).output
+def _stage(spec: PipelineSpec, name: str, request: Any) -> Any:
+    """Add a stage's task and return its output, which Airflow puts in the place of a record when it renders the next request."""
+    operator, fields = spec.runner.operator(name)
+    return operator(task_id=name, stage=name, spec=request, **fields).output

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.gates import ApprovalPolicy, ReleasePolicy
+from airflow_mlops.pipelines.runner import Local, Runner
 
 Parameter = str | int | float | bool
 OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
@@ -36,6 +37,7 @@ class PipelineSpec:
       who can write to the registry may run code on the workers and the model server anyway.
     * `num_shards`: tasks that share the campaign; more than one pays when it takes longer than starting TensorFlow.
     * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
+    * `runner`: where the stages run: ``Local()``, or ``Pod(...)`` on Kubernetes.
     * `channel`: where messages go when a Slack connection exists.
     """
 
@@ -56,6 +58,7 @@ class PipelineSpec:
     unsafe_models_allowed: bool = False
     num_shards: int = 1
     statements: str = ""
+    runner: Runner = field(default_factory=Local)
     channel: str = "#mlops"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.pipelines import ArrayLayout, PipelineSpec, model_pipelines
+from airflow_mlops.pipelines import ArrayLayout, PipelineSpec, Pod, PodSpec, model_pipelines
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -66,3 +66,21 @@ def test_a_campaign_in_shards_is_a_mapped_task_before_the_one_that_merges() -> N
     assert merge.spec._replace(shards=()) == parts[0].campaign
     assert merge.spec.options["schedule"] == "uniform"
     assert merge.spec.extensions == ("own",)
+
+
+def test_the_stages_of_a_pipeline_on_kubernetes_are_pods_and_nothing_else_changes() -> None:
+    large = PodSpec("stages:1-cuda", num_gpus=1, memory="16Gi")
+    runner = Pod(PodSpec("stages:1"), {"train": large}, arguments={"kubernetes_conn_id": "gpus"})
+    dag, *_ = model_pipelines(spec(model="in_pods", num_shards=2, runner=runner))
+    local, *_ = model_pipelines(spec(model="in_processes", num_shards=2))
+    assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == {task.task_id: task.downstream_task_ids for task in local.tasks}
+    pods = {task.task_id: task for task in dag.tasks if task.operator_name == "StagePodOperator"}
+    assert pods.keys() == {"validate", "train", "evaluate", "attack", "robustness"}
+    assert pods["train"].pod_spec == large and pods["validate"].pod_spec.image == "stages:1"
+    assert pods["train"].deferrable and pods["train"].kubernetes_conn_id == "gpus"
+    assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("attack").is_mapped
+
+
+def test_a_pod_for_a_stage_that_there_is_not_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"Unknown stage 'training'\. Did you mean 'train'"):
+        Pod(PodSpec("stages:1"), {"training": PodSpec("stages:2")})
