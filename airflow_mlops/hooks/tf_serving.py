@@ -27,8 +27,9 @@ class TFServingHook(BaseHook):
     predictions of JSON rows needs it, and the form's button looks whether it answers. Extras: `base_path` (directory the server
     loads versions from, below which each model has its own), `config_path` (the server's ``--model_config_file``), `storage_options` (what
     fsspec needs to write to `base_path`, where that is an object store), `deadline_seconds` of each call (10: a reload answers in well under a
-    second, a loaded machine may take a few), and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it),
-    `tls_server_name`, and `plain_rest_allowed` (false), which lets a REST URL be http:// all the same: TensorFlow Serving's own has no TLS.
+    second, a loaded machine may take a few), `unsafe_models_allowed` (false; whether models that run Python or reach files may be published there),
+    and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it), `tls_server_name`,
+    and `plain_rest_allowed` (false), which lets a REST URL be http:// all the same: TensorFlow Serving's own has no TLS.
     """
 
     conn_name_attr = "tf_serving_conn_id"
@@ -53,6 +54,10 @@ class TFServingHook(BaseHook):
         options = self._fields(self.get_connection(self.tf_serving_conn_id)).options("storage_options")
         mask_secret(options)
         return options
+
+    def unsafe_models_allowed(self) -> bool:
+        """Return whether this server may be given SavedModels that run Python or reach files; raise `SpecError` when it is no bool."""
+        return self._fields(self.get_connection(self.tf_serving_conn_id)).switch("unsafe_models_allowed")
 
     def get_conn(self) -> ServingFleet:
         """Return clients for all replicas, with a deadline on every call; raise `SpecError` naming the field that is missing or wrong."""

@@ -14,6 +14,7 @@ from airflow_mlops.exceptions import PromotionConflict, SpecError
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.signing import signature_tags
 from airflow_mlops.hooks.workspace import run_of, who_triggered
 from airflow_mlops.records import ResultRef, evidence_digest, load
 from airflow_mlops.registry.base import CANDIDATE
@@ -29,7 +30,9 @@ EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluat
 
 
 class MlflowRegisterModelOperator(BaseOperator):
-    """Register the trained model with every gate as a tag and the alias ``candidate``; the same training registers once.
+    """Register the trained model, signed where ``[mlops] signing_key`` is set, with every gate as a tag and the alias ``candidate``.
+
+    The same training registers once.
 
     :param model_name: the registered model.
     :param decision: the gate's answer with its evidence.
@@ -63,7 +66,7 @@ class MlflowRegisterModelOperator(BaseOperator):
             evidence = {stage: from_data(ResultRef, data, what="reference to a stage's result") for stage, data in self.decision["evidence"].items()}
             training = load(evidence["train"], TrainingResult)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            tags = self._tags(training, evidence, context)
+            tags = {**self._tags(training, evidence, context), **signature_tags(training.saved_model.path)}
             version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
             nominated = nominate(registry, version, tags)
         if not nominated:  # skipped, so that no event starts a release

@@ -12,6 +12,7 @@ from airflow_mlops.exceptions import MlopsError, PromotionConflict
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.signing import check_signature
 from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.hooks.workspace import run_of, target, try_directory
 
@@ -26,7 +27,9 @@ class PublishSavedModelOperator(BaseOperator):
     """Copy a registered version's SavedModel, verified by its digest, to the model server's base path, and take old versions away.
 
     The base path is that of the connection: a directory, or the URL of an object store. The server warms the version up on the rows of the golden
-    answers. Returns the model's description with ``golden``, the path of the offline answers that the served ones must equal.
+    answers. A version whose graph would run Python or reach files is refused, unless the connection allows it, and an unsigned one, or one that
+    somebody else signed, where ``[mlops] verification_key`` is set. Returns the model's description with ``golden``, the path of the offline
+    answers that the served ones must equal.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
     :param version_label: version label that clients ask for: the version that has it decides which signatures must stay as they are.
@@ -78,6 +81,7 @@ class PublishSavedModelOperator(BaseOperator):
             golden = registry.download(registered, "golden.json", out_dir / "golden.json")
             Artifact(str(golden), self.model["golden_digest"], golden.stat().st_size).verify()
             saved_model = registry.download(registered, "saved_model", out_dir / "saved_model")
+            check_signature(registered, saved_model)
             path = self._publish(saved_model, golden, policy)
             headline = f"{name} version {version} is published at {path}"
             self.log.info("%s", headline)
@@ -102,11 +106,12 @@ class PublishSavedModelOperator(BaseOperator):
     def _publish(self, saved_model: Path, golden: Path, policy: RetentionPolicy) -> str:
         """Publish beside what the server's configuration names, and return the place."""
         from airflow_mlops.serving import config
-        from airflow_mlops.serving.publish import publish_saved_model
+        from airflow_mlops.serving.publish import inspect_saved_model, publish_saved_model
         from airflow_mlops.serving.usage import Usage
 
         hook = TFServingHook(self.tf_serving_conn_id)
         base_path, config_file, options = hook.base_path(self.model["name"]), Path(hook.extra("config_path")), hook.storage_options()
+        inspect_saved_model(saved_model, self.model["saved_model_digest"], code_allowed=hook.unsafe_models_allowed())
         path = publish_saved_model(
             saved_model,
             base_path,

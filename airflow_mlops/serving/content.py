@@ -61,16 +61,20 @@ class Content:
         same_added = all(found.get(relative) == FileEntry.of(path) for relative, path in self.added.items())
         if same_added and found.keys() == self.paths.keys() and _digest(found, self.model) == self.digest:
             return
+        self.verify_source(what)
+        raise PublishError(
+            f"The copy for {what} differs from its source: expected {self.digest}, found {_digest(found, found)}. "
+            "Nothing of it is visible; see to the disk that it was copied to and publish again."
+        )
+
+    def verify_source(self, what: str) -> None:
+        """Raise `PublishError` about `what` unless the files of `model` have the digest that was asked for."""
         source = _digest({relative: FileEntry.of(path) for relative, path in self.model.items()}, self.model)
         if source != self.digest:
             raise PublishError(
                 f"The source of {what} is not the SavedModel that was asked for: expected {self.digest}, found {source}. "
                 "Nothing of it is visible; train again if it was altered."
             )
-        raise PublishError(
-            f"The copy for {what} differs from its source: expected {self.digest}, found {_digest(found, found)}. "
-            "Nothing of it is visible; see to the disk that it was copied to and publish again."
-        )
 
 
 def covers(files: Files, digest: str) -> bool:

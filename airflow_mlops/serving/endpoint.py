@@ -55,7 +55,7 @@ class ConnectionFields(NamedTuple):
 
     def endpoint(self) -> Endpoint:
         """Return what the fields mean; raise `SpecError` naming the field that is missing or wrong, and what to write."""
-        tls, plain_rest_allowed = self._tls(), self._switch("plain_rest_allowed")
+        tls, plain_rest_allowed = self._tls(), self.switch("plain_rest_allowed")
         replicas = tuple(self._replicas(tls is not None and not plain_rest_allowed))
         if twice := sorted({replica.grpc for replica in replicas if [other.grpc for other in replicas].count(replica.grpc) > 1}):
             raise SpecError(f"{self.name} names the replica {', '.join(twice)} more than once in 'replicas'. Name each once.")
@@ -135,7 +135,7 @@ class ConnectionFields(NamedTuple):
         return seconds
 
     def _tls(self) -> Tls | None:
-        switch = self._switch("tls")
+        switch = self.switch("tls")
         given = [field for field in (*_CERTIFICATES, "tls_server_name") if self._given(field) is not None]
         if given and not switch:
             raise SpecError(f"{self.name} has {' and '.join(given)}, but TLS is off: nothing would be verified. Set tls to true, or remove them.")
@@ -147,7 +147,8 @@ class ConnectionFields(NamedTuple):
         except SpecError as error:
             raise SpecError(f"{self.name}: {error}") from error
 
-    def _switch(self, field: str) -> bool:
+    def switch(self, field: str) -> bool:
+        """Return a bool extra, False if it is not set; raise `SpecError` if it is something else."""
         value = self._given(field)
         switch = {"none": False, "false": False, "true": True}.get(str(value).strip().lower())
         if switch is None:

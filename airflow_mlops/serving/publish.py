@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlops.exceptions import PublishError, SpecError
+from airflow_mlops.inspection import inspect_files, inspect_graph
 from airflow_mlops.serving import manifest, signatures, warmup
 from airflow_mlops.serving.availability import version_number
 from airflow_mlops.serving.content import GRAPH, Content, listed
@@ -50,6 +51,7 @@ def publish_saved_model(
             _check_replaceable(store, version, usage)
             with _disk_errors(source), tempfile.TemporaryDirectory() as scratch:
                 model = listed(source)
+                Content(model, digest, {}).verify_source(f"{store.uri}/{version}")  # before anything reads what is in it
                 offered = _signatures(source, model)
                 if not signature_change_allowed:
                     _check_clients(store, version, usage, offered)
@@ -59,6 +61,19 @@ def publish_saved_model(
         else:
             _check_published(store, found, digest)
     return f"{store.uri}/{version}"
+
+
+def inspect_saved_model(source: Path, digest: str, *, code_allowed: bool = False) -> None:
+    """Raise `PublishError` unless the directory `source` is the SavedModel of `digest`, before anything of it is parsed.
+
+    Raises `UnsafeModel` if it would run Python or reach files or the network, which is not `code_allowed`.
+    """
+    with _disk_errors(source):
+        model = listed(source)
+        Content(model, digest, {}).verify_source(str(source))
+        if not code_allowed:
+            inspect_files(model)
+            inspect_graph(signatures.message(_graph(source, model).read_bytes(), str(source)))
 
 
 def _check_published(store: Store, found: Manifest, digest: str) -> None:
@@ -97,9 +112,14 @@ def _check_replaceable(store: Store, version: int, usage: Usage) -> None:
 
 
 def _signatures(source: Path, model: Mapping[str, Path]) -> dict[str, Any]:
+    graph = _graph(source, model)
+    return signatures.parse(graph.read_bytes(), str(graph))
+
+
+def _graph(source: Path, model: Mapping[str, Path]) -> Path:
     if GRAPH not in model:
         raise PublishError(f"{source} is no SavedModel: expected a file {GRAPH} in it. Nothing was published; export the model again.")
-    return signatures.parse(model[GRAPH].read_bytes(), str(model[GRAPH]))
+    return model[GRAPH]
 
 
 def _check_clients(store: Store, version: int, usage: Usage, offered: Mapping[str, Any]) -> None:

@@ -16,15 +16,20 @@ _INTERNAL = "__saved_model"  # how TensorFlow 2 notes its initializers, among th
 ADVICE = "Nothing was published; export the model again, with signatures for serving."
 
 
+def message(graph: bytes, what: str) -> Any:
+    """Return the ``SavedModel`` message of a ``saved_model.pb``; raise `PublishError` about `what` if it is none."""
+    try:
+        return protos.saved_model_pb2.SavedModel.FromString(graph)
+    except DecodeError as error:
+        raise PublishError(f"{what} is broken: expected a SavedModel message, found {len(graph)} other bytes. {ADVICE}") from error
+
+
 def parse(graph: bytes, what: str) -> dict[str, Any]:
     """Return the `SignatureDef` messages by name of the graph in a ``saved_model.pb`` that a server loads: the one with the tag ``serve`` alone.
 
     Raises `PublishError` about `what` if there is no such graph, or nothing in it could be asked.
     """
-    try:
-        saved = protos.saved_model_pb2.SavedModel.FromString(graph)
-    except DecodeError as error:
-        raise PublishError(f"{what} is broken: expected a SavedModel message, found {len(graph)} other bytes. {ADVICE}") from error
+    saved = message(graph, what)
     found = [meta for meta in saved.meta_graphs if set(meta.meta_info_def.tags) == _SERVED_TAGS]
     if not found:
         graphs = [", ".join(sorted(meta.meta_info_def.tags)) or "no tag" for meta in saved.meta_graphs]

@@ -214,9 +214,17 @@ def test_a_source_that_is_no_savedmodel_is_refused_before_anything_is_copied(
     source: Path, base: Path, spoil: Callable[[Path], None], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(source)
+    digest = path_digest(source)[0] if source.exists() else "sha256:any"
     monkeypatch.delattr(shutil, "copyfile")
     with pytest.raises(PublishError, match=words):
-        publish_saved_model(source, base, 3, "sha256:any")
+        publish_saved_model(source, base, 3, digest)
+    assert visible(base) == []
+
+
+def test_an_altered_source_is_refused_before_anything_of_it_is_read(source: Path, digest: str, base: Path) -> None:
+    (source / "saved_model.pb").write_bytes(b"\xffno message")
+    with pytest.raises(PublishError, match=f"is not the SavedModel that was asked for: expected {digest}"):
+        publish_saved_model(source, base, 3, digest)
     assert visible(base) == []
 
 
