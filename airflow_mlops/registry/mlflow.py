@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnavailable, SpecError
 from airflow_mlops.registry.base import ModelVersion
+from airflow_mlops.registry.mlflow_files import listed_sizes, sizes_on_disk
 from airflow_mlops.registry.mlflow_server import MlflowException, MlflowServer
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class MlflowRegistry:
         """Return the version made of this run, registered now or by an earlier call with the same key (by default the run's id)."""
         key = idempotency_key or run_id
         with self._server.calls() as client:
-            if (existing := self._by_key(client, name, key)) is not None:
+            if (existing := _only_one(client, name, key)) is not None:
                 return self.get(name, existing)
             try:
                 client.create_registered_model(name)
@@ -110,13 +111,9 @@ class MlflowRegistry:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             created = client.create_model_version(name, source, run_id, tags={**(tags or {}), IDEMPOTENCY_TAG: key})
-            # Two who registered at the same moment, or one whose request timed out and was repeated, agree on the first version.
-            first = self._by_key(client, name, key)
+            # Two who registered at the same moment, or one whose request was repeated because its answer was lost, agree on the first version.
+            first = _only_one(client, name, key)
         return self.get(name, first if first is not None else int(created.version))
-
-    def _by_key(self, client: MlflowClient, name: str, key: str) -> int | None:
-        found = _all(client.search_model_versions, f"name = '{_searchable(name)}' and tag.`{IDEMPOTENCY_TAG}` = '{_searchable(key)}'")
-        return min((int(version.version) for version in found), default=None)
 
     def get(self, name: str, version: int) -> ModelVersion:
         """Return a version; raise `ModelNotFound`."""
@@ -193,14 +190,27 @@ class MlflowRegistry:
             raise SpecError(f"{destination} exists already; give a new path, so that no old file is taken for a part of the model.")
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as scratch, self._server.calls() as client:
-            expected = _listed_sizes(client, version.run_id, artifact_path)
+            expected = listed_sizes(client, version.run_id, artifact_path)
             if not expected:
                 raise ModelNotFound(f"Version {version.version} of {version.name!r} has no artefact {artifact_path!r} in run {version.run_id}.")
             local = Path(client.download_artifacts(version.run_id, artifact_path, scratch))
-            if (found := _sizes_on_disk(local, artifact_path)) != expected:
+            if (found := sizes_on_disk(local, artifact_path)) != expected:
                 raise RegistryUnavailable(f"The download of {artifact_path!r} broke off: expected {expected}, got {found} bytes. Run it again.")
             local.rename(destination)
         return destination
+
+
+def _only_one(client: MlflowClient, name: str, key: str) -> int | None:
+    """Return the first version with this key, None if there is none, and delete the others, which nobody has been told of."""
+    condition = f"name = '{_searchable(name)}' and tag.`{IDEMPOTENCY_TAG}` = '{_searchable(key)}'"
+    found = sorted(_all(client.search_model_versions, condition), key=lambda version: int(version.version))
+    for surplus in found[1:]:
+        try:
+            client.delete_model_version(name, surplus.version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another one did it
+                raise
+    return int(found[0].version) if found else None
 
 
 def _searchable(text: str) -> str:
@@ -221,24 +231,3 @@ def _all(search: Callable[..., Any], condition: str | None) -> Iterator[Any]:
 
 def _version(found: MlflowVersion) -> ModelVersion:
     return ModelVersion(found.name, int(found.version), found.run_id or "", found.source or "", tuple(sorted(found.aliases)), dict(found.tags))
-
-
-def _listed_sizes(client: MlflowClient, run_id: str, path: str) -> dict[str, int]:
-    """Return the size in bytes of every file at or below `path`, by path, as MLflow lists them."""
-    parent = str(PurePosixPath(path).parent)
-    listed = client.list_artifacts(run_id, None if parent == "." else parent)
-    waiting = [info for info in listed if info.path == path]
-    sizes: dict[str, int] = {}
-    while waiting:
-        info = waiting.pop()
-        if info.is_dir:
-            waiting += client.list_artifacts(run_id, info.path)
-        else:
-            sizes[info.path] = info.file_size or 0
-    return sizes
-
-
-def _sizes_on_disk(local: Path, path: str) -> dict[str, int]:
-    if local.is_file():
-        return {path: local.stat().st_size}
-    return {f"{path}/{file.relative_to(local).as_posix()}": file.stat().st_size for file in local.rglob("*") if file.is_file()}

@@ -6,7 +6,7 @@ by then; so the last of all writes, also of a promoter that was frozen in betwee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airflow_mlops.exceptions import ModelNotFound, PromotionConflict, RegistryError, RegistryUnavailable
 from airflow_mlops.ledger import champions
@@ -35,9 +35,24 @@ def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
 
     :raises PromotionConflict: the champion is no longer the one the version was evaluated against; nothing changed. Or this intent did promote
         it, and another version has taken its place since; the aliases are on that one.
-    :raises ModelNotFound: there is no such version (any more); nothing changed.
+    :raises ModelNotFound: there is no such version (any more); nothing changed, or who was champion before is it again.
     :raises RegistryError: the version's digest is not the one that was evaluated and approved; nothing changed.
     """
+    try:
+        reign = _crowned(store, registry, claim)
+    except ModelNotFound as error:
+        _take_back(store, registry, claim, error)
+        raise
+    latest = champions.current(store, claim.model)
+    if latest is not None and latest.token != reign.token:
+        raise PromotionConflict(
+            f"This release made version {reign.version} of {claim.model!r} champion on {reign.since:%Y-%m-%d %H:%M:%S} UTC, and version "
+            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. That one stays; start a new release to bring the other back."
+        )
+    return Promotion(reign.model, reign.version, reign.previous, reign.token)
+
+
+def _crowned(store: Store, registry: ModelRegistry, claim: Claim) -> Reign:
     candidate = registry.get(claim.model, claim.version)
     found = candidate.tags.get(DIGEST_TAG)
     if claim.digest is not None and found != claim.digest:
@@ -48,13 +63,25 @@ def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
     reigning(store, registry, claim.model)
     reign = champions.crown(store, claim)
     project(store, registry, claim.model)
-    latest = champions.current(store, claim.model)
-    if latest is not None and latest.token != reign.token:
-        raise PromotionConflict(
-            f"This release made version {reign.version} of {claim.model!r} champion on {reign.since:%Y-%m-%d %H:%M:%S} UTC, and version "
-            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. That one stays; start a new release to bring the other back."
-        )
-    return Promotion(reign.model, reign.version, reign.previous, reign.token)
+    return reign
+
+
+def _take_back(store: Store, registry: ModelRegistry, claim: Claim, error: ModelNotFound) -> None:
+    """Make the previous version champion again, if the claimed one was deleted between the look at it and its alias, now or in an earlier try.
+
+    That is so where the alias stayed on the previous version: a deletion takes the version's own aliases along. The first champion of a model has
+    nobody to go back to; reconciliation reports that it is gone.
+    """
+    reign = champions.current(store, claim.model)
+    if reign is None or reign.intent != claim.intent or reign.previous is None or exists(registry, claim.model, reign.version):
+        return
+    if registry.aliases(claim.model).get(CHAMPION) != reign.previous:
+        return
+    before = champions.history(store, claim.model)[-2]
+    why = {"reason": f"version {reign.version} was deleted while it was made champion: {error}"}
+    back = Claim(f"take back:{claim.intent}", claim.model, before.version, reign.version, reign.token, before.digest)
+    champions.crown(store, replace(back, kind="rolled back", actor=claim.actor, details=why))
+    project(store, registry, claim.model)
 
 
 def reigning(store: Store, registry: ModelRegistry, model: str) -> Reign | None:
@@ -85,19 +112,27 @@ def project(store: Store, registry: ModelRegistry, model: str) -> dict[str, int 
             return changed
         for alias, version in wrong.items():
             changed.setdefault(alias, aliases.get(alias))
-            if version is None:
-                registry.remove_alias(model, alias)
-            else:
-                registry.set_alias(model, alias, version)
+            _point(registry, model, alias, version)
     raise RegistryUnavailable(f"The aliases of {model!r} do not stay as they are set: something else moves them. Find out what, and end it.")
+
+
+def _point(registry: ModelRegistry, model: str, alias: str, version: int | None) -> None:
+    if version is None:
+        registry.remove_alias(model, alias)
+        return
+    try:
+        registry.set_alias(model, alias, version)
+    except ModelNotFound:
+        if alias == CHAMPION:
+            raise
+        # The way back was deleted since it was looked at: the next look does not want it any more.
 
 
 def _wanted(registry: ModelRegistry, reign: Reign, aliases: dict[str, int]) -> dict[str, int | None]:
     """Return what each alias of ours must say (None: it must not be there)."""
-    wanted: dict[str, int | None] = {}
+    wanted: dict[str, int | None] = {CHAMPION: reign.version}  # first: if its version is gone, no other alias has moved
     if reign.previous is not None and (aliases.get(PREVIOUS) == reign.previous or exists(registry, reign.model, reign.previous)):
         wanted[PREVIOUS] = reign.previous  # a version that was deleted can not have it; reconciliation reports that
-    wanted[CHAMPION] = reign.version
     if aliases.get(CANDIDATE) == reign.version:
         wanted[CANDIDATE] = None
     return wanted

@@ -9,13 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -24,6 +21,7 @@ from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnavailable, SpecError
 from airflow_mlops.registry import mlflow_server
 from airflow_mlops.registry.mlflow import MlflowRegistry
+from tests.mlflow_server import running_server
 from tests.servers import free_port
 
 
@@ -205,32 +203,8 @@ def test_the_protocol_is_light_to_import() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """A real `mlflow server` on a free port, in a process group of its own."""
-    port = free_port()
-    command: list[Any] = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", tmp_path / "server-artifacts"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its job runners are slow to start, and not used
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, env=environment, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{uri}/health", process, tmp_path / "server.log")
-        yield SimpleNamespace(uri=uri, process=process)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.25)
-    raise TimeoutError(log.read_text())
+    with running_server(tmp_path) as running:
+        yield running
 
 
 def test_a_real_server_does_it_all_and_its_death_in_a_run_is_worth_a_retry(
