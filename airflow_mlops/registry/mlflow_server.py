@@ -3,7 +3,9 @@
 MLflow's client is configured by environment variables alone, so their defaults are set here before it is imported; what the caller's
 environment says already, holds. They keep telemetry and progress bars off and MLflow's patience within a task's: its own 7 retries take
 minutes. The timeout of 120 s per request stays, because a large file may take as long; a server that is not there, or hangs, is noticed
-within `PROBE_SECONDS` by the health request that precedes every operation.
+within `PROBE_SECONDS` by the health request that precedes every operation. One that answers that and hangs in its database costs three times
+the timeout. The client repeats a request whose answer was lost or late, also one that was applied: what must not happen twice is looked for
+afterwards.
 """
 
 from __future__ import annotations
