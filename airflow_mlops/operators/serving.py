@@ -73,10 +73,11 @@ class TFServingRolloutOperator(BaseOperator):
         from airflow_mlops.serving import rollout
 
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
-            plan, golden = rollout.Plan(**event["plan"]), Path(self.model["golden"])
+            plan = rollout.Plan(**event["plan"])
             with _going_back(client, plan, context):
                 if event["reason"]:
                     raise RolloutFailed(event["reason"])
+                golden = self._golden()
                 rollout.verify(client, plan, golden)
                 rollout.switch(client, plan, golden)
                 self._remember(plan, context)
@@ -84,6 +85,15 @@ class TFServingRolloutOperator(BaseOperator):
         headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
         self.log.info("%s", headline)
         return {**self.model, "previous": plan.previous, "headline": headline}
+
+    def _golden(self) -> Path:
+        from airflow_mlops.artifacts import file_digest
+
+        path, expected = Path(self.model["golden"]), self.model["golden_digest"]
+        found = file_digest(path) if path.is_file() else "no file"
+        if found != expected:
+            raise RolloutFailed(f"The golden answers {path} changed after publishing: expected {expected}, found {found}. Clear the task 'publish'.")
+        return path
 
     def _plan(self, context: Context) -> Plan:
         from airflow_mlops.ledger.journal import known, once

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 
 from airflow_mlops.exceptions import MlopsError
-from airflow_mlops.serving import warmup
+from airflow_mlops.serving import manifest, warmup
+from airflow_mlops.serving.directory_store import DirectoryStore
 from airflow_mlops.serving.embedded.engine import Servable
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.orders import Order
@@ -43,6 +44,7 @@ def load(order: Order) -> Model:
     def slowly() -> None:
         step_back()
         try:
+            _check_published(Path(order.path), order.version)
             model = Model(order.name, order.version, Servable(Path(order.path), order.tags, order.config), order.as_content)
             if order.warm_up:
                 _warm_up(model, Path(order.path) / warmup.WARM_UP)
@@ -67,6 +69,15 @@ def load(order: Order) -> Model:
     except Exception as error:  # whatever a SavedModel can do to its loader is that version's end, and nobody else's
         words = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
         raise Refusal(grpc.StatusCode.UNKNOWN, words) from error
+
+
+def _check_published(path: Path, version: int) -> None:
+    """Raise `Refusal` if a version that was published is no longer what its manifest says; of any other nothing is known."""
+    store = DirectoryStore(path.parent)
+    found = manifest.read(store, version) if path.name == str(version) else None
+    if found is not None and not store.intact(version, found.files):
+        words = f"{path} is no longer what was published, {found.digest}: its files differ from its manifest. Publish under a new version number"
+        raise Refusal(grpc.StatusCode.DATA_LOSS, words)
 
 
 def _warm_up(model: Model, path: Path) -> None:

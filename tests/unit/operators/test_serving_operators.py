@@ -14,7 +14,7 @@ import grpc
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
-from airflow_mlops.artifacts import path_digest
+from airflow_mlops.artifacts import file_digest, path_digest
 from airflow_mlops.exceptions import ServingUnavailable
 from airflow_mlops.ledger import history
 from airflow_mlops.ledger.store import Store
@@ -77,7 +77,8 @@ class Desk:
         return path
 
     def operator(self, version: int, *, answers_of: int | None = None, seconds: float = 60.0) -> TFServingRolloutOperator:
-        model = {"name": self.name, "version": version, "golden": str(self.golden(answers_of or version))}
+        golden = self.golden(answers_of or version)
+        model = {"name": self.name, "version": version, "golden": str(golden), "golden_digest": file_digest(golden)}
         return TFServingRolloutOperator(task_id="roll_out", model=model, timeout_seconds=seconds)
 
     def begin(self, operator: TFServingRolloutOperator, ti: Try) -> dict[str, Any]:
@@ -252,6 +253,17 @@ def test_a_remembered_switch_is_no_proof_of_what_serves_now(desk: Desk) -> None:
     with pytest.raises(AirflowFailException, match=r"keeps it, but now: .*answers the golden inputs differently"):
         desk.roll_out(2, Try(try_number=2), answers_of=1)
     assert (desk.serves(), desk.label) == (2, 2)
+
+
+def test_golden_answers_that_changed_after_publishing_prove_nothing(desk: Desk) -> None:
+    desk.roll_out(1, Try(run_id="first"))
+    operator = desk.operator(2)
+    event = desk.begin(operator, Try(run_id="second"))
+    for spoil in (lambda: Path(operator.model["golden"]).write_text('{"inputs": [[0]], "outputs": [[2]]}'), Path(operator.model["golden"]).unlink):
+        spoil()
+        with pytest.raises(AirflowFailException, match=r"RolloutFailed: .*The golden answers .* changed after publishing"):
+            operator.execute_complete(context(Try(run_id="second")), event)
+    assert (desk.serves(), desk.label) == (1, 1)
 
 
 def test_an_old_release_that_is_cleared_does_not_come_back(desk: Desk) -> None:

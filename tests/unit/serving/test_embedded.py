@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from airflow_mlops.artifacts import path_digest
@@ -40,6 +42,22 @@ def test_the_client_speaks_to_it(client: ServingClient, serving: None) -> None:
     with pytest.raises(ServingError, match="Unrecognized servable version label: x") as refused:
         client.predict("embedded", [ROW], label="x")
     assert not refused.value.retryable
+
+
+def test_a_published_version_whose_files_were_altered_is_not_loaded(
+    server: EmbeddedServer, client: ServingClient, models: Models, tmp_path: Path
+) -> None:
+    home = tmp_path / "altered"
+    for version in (1, 2):
+        publish_saved_model(models.good[version - 1], home, version, path_digest(models.good[version - 1])[0])
+    (home / "2" / "assets").mkdir(exist_ok=True)
+    (home / "2" / "assets" / "extra.txt").write_text("TensorFlow would load the version all the same")
+    with config.exclusive(server.config_file) as served:
+        client.reload(served.with_model(ModelConfig("altered", str(home), (1, 2))))
+        await_state(client, "altered", 1, "AVAILABLE")
+        await_state(client, "altered", 2, "END")
+        assert "is no longer what was published" in client.status("altered")[2].error
+        client.reload(served)
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_worth_a_retry() -> None:
