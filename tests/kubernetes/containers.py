@@ -54,16 +54,15 @@ class Log:
         self._changed, self._closed = threading.Condition(), False
 
     def copy(self, stream: IO[bytes]) -> None:
-        """Take every line of a stream, and close the log at its end."""
+        """Take every line of a stream."""
         with stream:
             for line in stream:
                 with self._changed:
                     self._lines.append((datetime.now(UTC), line))
                     self._changed.notify_all()
-        self.close()
 
     def close(self) -> None:
-        """Say that no further line comes."""
+        """Say that no further line comes: those who follow are told once the API server knows that the container ended, as by a kubelet."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -112,7 +111,6 @@ class Container:
         """Start it; a command that does not exist ends as it does on a node, with 128."""
         if not self.command or shutil.which(self.command[0], path=self.env["PATH"]) is None:
             self.message = f"exec: {self.command[:1]}: executable file not found in $PATH"
-            self.log.close()
             self.end(128, "StartError")
             return
         self._process = subprocess.Popen(

@@ -77,6 +77,7 @@ class PlayedPod:
         finally:
             for container in [one for tries in self.tries.values() for one in tries]:
                 container.kill()
+                container.log.close()
 
     def _run(self) -> None:
         spec = self.pod.spec
@@ -144,7 +145,8 @@ class PlayedPod:
         return self.images.get(one.image, Image())
 
     def _tell(self, phase: str, *, waiting: str, restarting: set[str] | None = None) -> None:
-        """Tell the API server what is new."""
+        """Tell the API server what is new, and then those who follow a log that it ended."""
+        ended = [container for tries in self.tries.values() for container in tries if container.poll() is not None]
         spec, ready = self.pod.spec, phase == "Running"
         every = [("initContainerStatuses", spec.init_containers or []), ("containerStatuses", spec.containers)]
         status: dict[str, Any] = {kind: [self._status(one, waiting, restarting or set()) for one in specs] for kind, specs in every if specs}
@@ -156,6 +158,8 @@ class PlayedPod:
             self._told = status
             name, namespace = self.pod.metadata.name, self.pod.metadata.namespace
             _unless_gone(self.core.patch_namespaced_pod_status, name, namespace, {"metadata": {"uid": self.pod.metadata.uid}, "status": status})
+        for container in ended:
+            container.log.close()
 
     def _status(self, one: Any, waiting: str, restarting: set[str]) -> dict[str, Any]:
         tries = self.tries.get(one.name, [])
