@@ -262,6 +262,13 @@ def test_the_package_loads_no_array_with_pickled_objects_and_unpickles_only_what
     assert unpickling <= {"serving/embedded/zygote.py", "serving/embedded/processes.py", "inspection.py"}
 
 
+def test_the_documented_tests_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (PACKAGE.parent / "docs" / "supply-chain.md").read_text()))
+    written = "\n".join(path.read_text() for path in (PACKAGE.parent / "tests").rglob("*.py"))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+
+
 def test_numpy_itself_would_have_run_the_pickle() -> None:
     """What the refusals are about: not a fault of a file, but a program in it."""
     stream = io.BytesIO()

@@ -148,10 +148,17 @@ def test_who_can_change_files_and_tags_of_the_registry_can_not_have_another_mode
     chain.publish(model)
 
 
-def test_files_that_were_altered_in_the_registry_are_refused_before_anything_reads_them(chain: Chain) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("saved_model/saved_model.pb", "PublishError: The source of .*saved_model is not the SavedModel that was asked for"),
+        ("golden.json", r"ResultInvalid: .*golden\.json changed after it was recorded"),
+    ],
+)
+def test_files_that_were_altered_in_the_registry_are_refused_before_anything_reads_them(chain: Chain, name: str, message: str) -> None:
     model = chain.register()
-    (chain.stored() / "saved_model.pb").write_bytes(b"\xff\xffno message")
-    chain.refused(model, r"PublishError: The source of .*saved_model is not the SavedModel that was asked for")
+    (chain.stored().parent / name).write_bytes(b"\xff\xffneither message nor JSON")
+    chain.refused(model, message)
 
 
 def test_a_graph_that_reaches_files_is_published_only_where_the_connection_allows_it(chain: Chain) -> None:
