@@ -14,9 +14,9 @@ from tests.kubernetes.kubelet import Kubelet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this directory."""
+    """Mark every test that needs the cluster."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("kubernetes")
 
 

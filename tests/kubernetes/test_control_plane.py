@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -144,7 +144,8 @@ with ControlPlane() as plane, plane.namespace() as namespace, plane.client() as 
 def test_two_control_planes_do_not_disturb_each_other_and_one_that_is_killed_leaves_no_process(
     control_plane: ControlPlane, core: client.CoreV1Api, namespace: str, tmp_path: Path
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as tests:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # what the killed leave behind goes with this test's directory
+    with subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdout=subprocess.PIPE, env=env, cwd=Path(__file__).parents[2]) as tests:
         try:
             assert tests.stdout is not None
             home, elsewhere, pod = json.loads(tests.stdout.readline())
@@ -162,7 +163,6 @@ def test_two_control_planes_do_not_disturb_each_other_and_one_that_is_killed_lea
         finally:
             tests.send_signal(signal.SIGKILL)
     eventually(lambda: not [process for process in everything if process.is_running() and process.status() != psutil.STATUS_ZOMBIE])
-    shutil.rmtree(home)
     core.list_namespace()  # this one goes on
 
 
