@@ -162,15 +162,21 @@ class StagePodOperator(KubernetesPodOperator):
         raise error
 
     def _settle(self, verdict: Verdict, context: Context, pod: V1Pod | None) -> None:
-        """Remember what the attempt came to, so that the next one is another pod, and take this one away."""
+        """Take the pod away, then remember what the attempt came to, so that the next one is another pod.
+
+        In this order: who is stopped in between, or may not delete, finds the same record again and not a second pod.
+        """
         from airflow_mlops.ledger.journal import once
 
+        if pod is not None:
+            try:
+                self.client.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
+            except ApiException as error:
+                if error.status != 404:
+                    raise (_refused(error) or error) from error
         outcome = {"outcome": str(verdict.outcome)}
         with self._ledger() as store:
             once(store, self._key(context, self._attempt.number), "pod", {"pod": self._name}, lambda: outcome)
-        if pod is not None:
-            with contextlib.suppress(ApiException):  # its owner, the namespace, or somebody else took it away
-                self.client.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
 
     def _outcomes(self, store: Store, context: Context) -> list[str]:
         from airflow_mlops.ledger.journal import known
@@ -192,8 +198,8 @@ class StagePodOperator(KubernetesPodOperator):
         except AirflowFailException:
             raise
         except ApiException as error:
-            if error.status not in _BUSY and error.status < 500:
-                raise AirflowFailException(f"Kubernetes refused: {error.status} {error.reason}: {_words(error)}") from error
+            if refused := _refused(error):
+                raise refused from error
             self.log.warning("Kubernetes answers %s %s; asking again.", error.status, error.reason)
             time.sleep(_PAUSE_SECONDS)
         except (AirflowException, HTTPError) as error:
@@ -211,5 +217,8 @@ def _age(pod: V1Pod | None) -> float:
     return time.time() - created.timestamp() if created else 0.0
 
 
-def _words(error: ApiException) -> str:
-    return str(error.body or "")[:500]
+def _refused(error: ApiException) -> AirflowFailException | None:
+    """Return what to raise where Kubernetes refuses and no retry helps; None where it only has no time."""
+    if error.status in _BUSY or error.status >= 500:
+        return None
+    return AirflowFailException(f"Kubernetes refused: {error.status} {error.reason}: {str(error.body or '')[:500]}")
