@@ -110,7 +110,7 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 def test_the_table_of_dags_names_the_dags() -> None:
     table = README.partition("## The DAGs")[2].partition("##")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == {"digits_on_dataset", "digits_nightly", "digits_release"}
+    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == {"digits_on_dataset", "digits_nightly", "digits_release", "reconcile_models"}
 
 
 def test_every_setting_and_connection_type_is_explained() -> None:
