@@ -69,9 +69,11 @@ class StagePodOperator(KubernetesPodOperator):
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
         """Conclude from what the pod left, or go on with another one, or with the same while it runs."""
         self._prepare(context)
-        with self._pod_troubles():
-            super().trigger_reentry(context, event)
-        done = self._conclude(context)
+        timed_out = event["status"] == "timeout"
+        if not timed_out:  # else the pod may go on for ever, and its log too
+            with self._pod_troubles():
+                super().trigger_reentry(context, event)
+        done = self._conclude(context, timed_out=timed_out)
         return self.execute(context) if done is None else done
 
     def get_or_create_pod(self, pod_request_obj: V1Pod, context: Context) -> V1Pod:
@@ -121,12 +123,14 @@ class StagePodOperator(KubernetesPodOperator):
         self.namespace = self.pod_spec.namespace
         self.startup_timeout_seconds = self.schedule_timeout_seconds = self.pod_spec.start_seconds
 
-    def _conclude(self, context: Context) -> dict[str, Any] | None:
+    def _conclude(self, context: Context, *, timed_out: bool = False) -> dict[str, Any] | None:
         """Return the result, or None when there is more to wait for; a final outcome that is no result is raised."""
         pod = self.find_pod(self.pod_spec.namespace, context)
         path = self._directory / "result.json"
         seen = self.client.api_client.sanitize_for_serialization(pod) if pod is not None else None
-        verdict = judge(seen, has_record=path.exists(), waited_long=_age(pod) > self.pod_spec.start_seconds)
+        verdict = judge(seen, has_record=path.exists(), waited_long=timed_out or _age(pod) > self.pod_spec.start_seconds)
+        if timed_out and verdict.outcome is None:
+            verdict = Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
         if verdict.outcome is None:
             return None
         self.log.info("Attempt %d: %s. %s", self._attempt.number, verdict.outcome, verdict.reason)

@@ -177,3 +177,13 @@ def test_a_cleared_task_begins_anew(site: Site) -> None:
 def test_a_deferred_task_concludes_as_one_that_waits(site: Site) -> None:
     assert number(followed(site.operator("leave_file", deferrable=True)), site.scripted) == 0.0
     eventually(lambda: site.pods() == [])
+
+
+def test_a_deferred_task_whose_time_is_over_fails_and_its_pod_is_stopped(site: Site) -> None:
+    operator = site.operator("talk", "/nowhere", deferrable=True)
+    with pytest.raises(TaskDeferred):
+        operator.execute(context())
+    event = {"status": "timeout", "name": site.running(), "namespace": site.namespace, "message": "too long"}
+    with pytest.raises(AirflowFailException, match="did not end within execution_timeout"):
+        site.operator("talk", "/nowhere", deferrable=True).trigger_reentry(context(), event)
+    eventually(lambda: site.pods() == [])
