@@ -8,10 +8,10 @@ import keras
 from keras import layers
 
 if TYPE_CHECKING:
-    from airflow_mlops.training.context import TrainContext
+    from airflow_mlops.training.context import TrainingContext
 
 
-def train(context: TrainContext) -> keras.Model:
+def train(context: TrainingContext) -> keras.Model:
     """Return a classifier for images (N, 8, 8, 1) in 0..1, continued from the champion when there is one."""
     model = context.initial_model or build(context.num_classes)
     learning_rate = context.params.get("learning_rate", 3e-3)

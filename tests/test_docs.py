@@ -27,7 +27,7 @@ from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.data.readers import read_frame
 from airflow_mlops.data.snapshot import open_version
 from airflow_mlops.data.split import split
-from airflow_mlops.training.context import TrainContext
+from airflow_mlops.training.context import TrainingContext
 from airflow_mlops.training.function import resolve
 from airflow_mlops.training.reproducibility import seed_everything
 from airflow_mlops.training.trainer import fit
@@ -36,7 +36,7 @@ home = Path(sys.argv[1])
 train = split(to_arrays(read_frame(open_version(home / "inbox" / "first")), ArrayLayout((16, 16, 1), 3, scale=1 / 255))).train
 seed_everything(1)
 logged = []
-context = TrainContext(train.inputs, train.labels, {"epochs": 2}, 1, 3, lambda *metric: logged.append(metric), home)
+context = TrainingContext(train.inputs, train.labels, {"epochs": 2}, 1, 3, lambda *metric: logged.append(metric), home)
 model = fit(resolve("signs_model:train", home / "dags" / "signs"), context)
 print(model.output_shape, [name for name, _, _ in logged])
 """

@@ -61,7 +61,7 @@ Result = TrainingResult
 def run(spec: Spec, out_dir: Path) -> TrainingResult:
     """Train, save, and log one MLflow run; nothing is logged of a training that failed but its failure."""
     from airflow_mlops.registry.mlflow import MlflowRegistry
-    from airflow_mlops.training.context import TrainContext
+    from airflow_mlops.training.context import TrainingContext
     from airflow_mlops.training.function import code_authors, code_version, resolve
     from airflow_mlops.training.reproducibility import package_versions, seed_everything
     from airflow_mlops.training.trainer import fit, save
@@ -89,7 +89,7 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
             metrics[name] = value
             history.log_metric(name, value, step)
 
-        context = TrainContext(
+        context = TrainingContext(
             inputs=train.inputs,
             labels=train.labels,
             params=spec.params,

@@ -16,7 +16,7 @@ MetricLogger = Callable[[str, float, int], None]
 
 
 @dataclass(frozen=True)
-class TrainContext:
+class TrainingContext:
     """The one argument of a train function, which returns a built `keras.Model`.
 
     * `inputs`: (N, *input_shape) float32; `labels`: (N,) int64 in 0..num_classes-1. Held-out rows are not among them.

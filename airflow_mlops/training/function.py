@@ -32,7 +32,7 @@ def resolve(name: str, code_path: Path) -> Callable[..., Any]:
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" It has: {', '.join(known) or 'no functions'}."
         raise SpecError(f"Module {module_name!r} ({module.__file__}) has no function {function_name!r}.{hint}")
     if not callable(function):
-        raise SpecError(f"{name!r} is a {type(function).__name__}, no function: expected a callable that takes a TrainContext.")
+        raise SpecError(f"{name!r} is a {type(function).__name__}, no function: expected a callable that takes a TrainingContext.")
     return function  # type: ignore[no-any-return]
 
 

@@ -24,12 +24,12 @@ from airflow_mlops.inspection import inspect_graph, inspect_keras
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from airflow_mlops.training.context import MetricLogger, TrainContext
+    from airflow_mlops.training.context import MetricLogger, TrainingContext
 
 NUM_GOLDEN = 8
 
 
-def fit(function: Callable[[TrainContext], Any], context: TrainContext) -> keras.Model:
+def fit(function: Callable[[TrainingContext], Any], context: TrainingContext) -> keras.Model:
     """Return the model that `function` makes of `context`: a built Keras model whose weights and logged metrics are all finite.
 
     Raises `TrainFunctionError` if the function raises, exits or returns something else, `NonFiniteModel` for NaN or infinity. Errors of this

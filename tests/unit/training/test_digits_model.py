@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from airflow_mlops.training.context import TrainContext
+from airflow_mlops.training.context import TrainingContext
 from airflow_mlops.training.function import resolve
 from airflow_mlops.training.reproducibility import seed_everything
 from airflow_mlops.training.trainer import fit
@@ -28,7 +28,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def test_the_example_learns_the_digits_and_goes_on_from_the_champion(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     images, labels = digits
     logged: list[tuple[str, float, int]] = []
-    context = TrainContext(
+    context = TrainingContext(
         inputs=images[NUM_HELD_OUT:],
         labels=labels[NUM_HELD_OUT:],
         params={"epochs": 12},

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 from airflow_mlops.exceptions import NonFiniteModel, RegistryUnavailable, SpecError, TrainFunctionError, TrainingError
-from airflow_mlops.training.context import TrainContext
+from airflow_mlops.training.context import TrainingContext
 from airflow_mlops.training.reproducibility import package_versions, seed_everything
 from airflow_mlops.training.trainer import fit, save
 
@@ -32,9 +32,9 @@ def logged() -> Logged:
 
 
 @pytest.fixture
-def context(tmp_path: Path, logged: Logged) -> TrainContext:
+def context(tmp_path: Path, logged: Logged) -> TrainingContext:
     rng = np.random.default_rng(5)
-    return TrainContext(
+    return TrainingContext(
         inputs=rng.random((32, 4, 4, 1), dtype=np.float32),
         labels=rng.integers(0, 3, 32),
         params={},
@@ -51,7 +51,7 @@ def small_model() -> keras.Model:
     )
 
 
-def train(context: TrainContext) -> keras.Model:
+def train(context: TrainingContext) -> keras.Model:
     model = small_model()
     model.compile("adam", loss="sparse_categorical_crossentropy")
     history = model.fit(context.inputs, context.labels, epochs=2, verbose=0)
@@ -60,13 +60,13 @@ def train(context: TrainContext) -> keras.Model:
     return model
 
 
-def test_a_sound_model_is_returned_and_its_metrics_are_logged(context: TrainContext, logged: Logged) -> None:
+def test_a_sound_model_is_returned_and_its_metrics_are_logged(context: TrainingContext, logged: Logged) -> None:
     model = fit(train, context)
     assert model.predict(context.inputs, verbose=0).shape == (32, 3)
     assert [(name, step) for name, _, step in logged] == [("loss", 0), ("loss", 1)]
 
 
-def test_the_same_seed_gives_the_same_weights(context: TrainContext) -> None:
+def test_the_same_seed_gives_the_same_weights(context: TrainingContext) -> None:
     seed_everything(5)
     first = fit(train, context).get_weights()
     seed_everything(5)
@@ -77,11 +77,11 @@ def test_the_same_seed_gives_the_same_weights(context: TrainContext) -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(first, third, strict=True))
 
 
-def raises(context: TrainContext) -> keras.Model:
+def raises(context: TrainingContext) -> keras.Model:
     return json.loads("{")
 
 
-def test_a_function_that_raises_names_the_error_and_the_users_last_line(context: TrainContext) -> None:
+def test_a_function_that_raises_names_the_error_and_the_users_last_line(context: TrainingContext) -> None:
     with pytest.raises(TrainFunctionError, match=r"JSONDecodeError: .*test_trainer\.py:\d+ in raises: return json\.loads") as caught:
         fit(raises, context)
     assert isinstance(caught.value.__cause__, json.JSONDecodeError)
@@ -90,16 +90,16 @@ def test_a_function_that_raises_names_the_error_and_the_users_last_line(context:
 
 
 @pytest.mark.parametrize("leave", [SystemExit(0), SystemExit(3), KeyboardInterrupt()])
-def test_a_function_that_leaves_the_process_only_ends_its_training(context: TrainContext, leave: BaseException) -> None:
-    def leaves(context: TrainContext) -> keras.Model:
+def test_a_function_that_leaves_the_process_only_ends_its_training(context: TrainingContext, leave: BaseException) -> None:
+    def leaves(context: TrainingContext) -> keras.Model:
         raise leave
 
     with pytest.raises(TrainFunctionError, match=type(leave).__name__):
         fit(leaves, context)
 
 
-def test_a_function_that_takes_other_arguments_is_refused(context: TrainContext) -> None:
-    def two(context: TrainContext, more: int) -> None: ...
+def test_a_function_that_takes_other_arguments_is_refused(context: TrainingContext) -> None:
+    def two(context: TrainingContext, more: int) -> None: ...
 
     with pytest.raises(TrainFunctionError, match="missing 1 required positional argument: 'more'"):
         fit(two, context)  # type: ignore[arg-type]
@@ -109,13 +109,13 @@ def test_a_function_that_takes_other_arguments_is_refused(context: TrainContext)
     ("returned", "described"),
     [(None, "None"), ("model.keras", "a builtins.str"), (keras.Sequential([keras.layers.Dense(3)]), "without weights")],
 )
-def test_a_function_that_returns_no_built_model_is_told_what_came_back(context: TrainContext, returned: Any, described: str) -> None:
+def test_a_function_that_returns_no_built_model_is_told_what_came_back(context: TrainingContext, returned: Any, described: str) -> None:
     with pytest.raises(TrainFunctionError, match=described):
         fit(lambda context: returned, context)
 
 
-def test_nan_in_a_weight_names_the_layer(context: TrainContext) -> None:
-    def broken(context: TrainContext) -> keras.Model:
+def test_nan_in_a_weight_names_the_layer(context: TrainingContext) -> None:
+    def broken(context: TrainingContext) -> keras.Model:
         model = small_model()
         kernel, bias = model.get_weights()
         bias[1] = np.nan
@@ -127,8 +127,8 @@ def test_nan_in_a_weight_names_the_layer(context: TrainContext) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")])
-def test_a_metric_that_is_not_finite_ends_the_training(context: TrainContext, logged: Logged, value: float) -> None:
-    def diverges(context: TrainContext) -> keras.Model:
+def test_a_metric_that_is_not_finite_ends_the_training(context: TrainingContext, logged: Logged, value: float) -> None:
+    def diverges(context: TrainingContext) -> keras.Model:
         context.log_metric("loss", value, 3)
         return small_model()
 
@@ -137,7 +137,7 @@ def test_a_metric_that_is_not_finite_ends_the_training(context: TrainContext, lo
     assert logged == []
 
 
-def test_a_registry_that_is_down_while_logging_stays_worth_a_retry(context: TrainContext) -> None:
+def test_a_registry_that_is_down_while_logging_stays_worth_a_retry(context: TrainingContext) -> None:
     def down(name: str, value: float, step: int) -> None:
         raise RegistryUnavailable("MLflow did not answer.")
 
@@ -145,7 +145,7 @@ def test_a_registry_that_is_down_while_logging_stays_worth_a_retry(context: Trai
         fit(train, dataclasses.replace(context, log_metric=down))
 
 
-def test_the_saved_forms_answer_like_the_model(context: TrainContext, tmp_path: Path) -> None:
+def test_the_saved_forms_answer_like_the_model(context: TrainingContext, tmp_path: Path) -> None:
     model = fit(train, context)
     keras_file, saved_model, golden_file = save(model, context.inputs, tmp_path / "out")
     expected = model.predict(context.inputs[:8], verbose=0)
@@ -174,20 +174,20 @@ def unserializable() -> keras.Model:
 
 
 @pytest.mark.parametrize("make", [two_inputs, unserializable])
-def test_a_model_that_can_not_be_served_is_an_error_at_once(context: TrainContext, tmp_path: Path, make: Callable[[], keras.Model]) -> None:
+def test_a_model_that_can_not_be_served_is_an_error_at_once(context: TrainingContext, tmp_path: Path, make: Callable[[], keras.Model]) -> None:
     with pytest.raises(TrainingError, match="can not be saved and loaded again"):
         save(make(), context.inputs, tmp_path / "out")
     assert not (tmp_path / "out" / "golden.json").exists()
 
 
-def test_a_model_that_answers_nan_leaves_no_golden_file(context: TrainContext, tmp_path: Path) -> None:
+def test_a_model_that_answers_nan_leaves_no_golden_file(context: TrainingContext, tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(1e38), keras.layers.Rescaling(1e38)])
     with pytest.raises(NonFiniteModel, match="answers NaN or infinity"):
         save(model, context.inputs, tmp_path / "out")
     assert not (tmp_path / "out" / "golden.json").exists()
 
 
-def test_without_sample_rows_nothing_is_saved(context: TrainContext, tmp_path: Path) -> None:
+def test_without_sample_rows_nothing_is_saved(context: TrainingContext, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no sample row"):
         save(small_model(), context.inputs[:0], tmp_path / "out")
 
