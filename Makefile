@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes
 DEMO_HOME ?= $(CURDIR)/.demo
 IMAGE ?= airflow-mlops-stage
+# The first that works: a docker without its daemon builds nothing.
+ENGINE ?= $(shell for one in docker podman buildah; do $$one info > /dev/null 2>&1 && echo $$one && break; done)
 
 .PHONY: install demo stop test check browser postgresql kubernetes lock bench proofs images
 
@@ -26,7 +29,11 @@ stop:
 	@test ! -x $(BIN)/airflow-mlops || $(BIN)/airflow-mlops stop --home $(DEMO_HOME)
 
 lock:
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev setup.cfg --output-file requirements.lock
+	$(COMPILE) --extra dev setup.cfg --output-file requirements.lock
+	$(BIN)/python -m tests.check_lock --requirements docker/stage-cpu.lock | \
+	  $(COMPILE) --constraint requirements.lock --no-emit-package tensorflow - --output-file docker/stage-cpu.lock
+	$(BIN)/python -m tests.check_lock --requirements docker/stage-cuda.lock | \
+	  $(COMPILE) --constraint requirements.lock - --output-file docker/stage-cuda.lock
 	$(BIN)/python -m tests.check_lock --stamp
 
 check: install
@@ -66,5 +73,8 @@ proofs: install postgresql
 bench: install
 	$(BIN)/python -m tests.benchmarks
 
+# airflow-mlops-stage:cpu and airflow-mlops-stage:cuda, by whichever engine there is.
 images:
-	docker build --file docker/Dockerfile --tag $(IMAGE) .
+	@test -n "$(ENGINE)" || { echo "Neither docker nor podman nor buildah works here: start or install one of them, then run make images again." >&2; exit 1; }
+	$(ENGINE) build --file docker/Dockerfile --build-arg VARIANT=cpu --tag $(IMAGE):cpu .
+	$(ENGINE) build --file docker/Dockerfile --build-arg VARIANT=cuda --tag $(IMAGE):cuda .

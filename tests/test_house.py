@@ -213,8 +213,13 @@ def test_public_names_can_be_imported() -> None:
 LOCK, SETUP = (ROOT / "requirements.lock").read_text(), (ROOT / "setup.cfg").read_text()
 
 
-def test_the_lock_is_the_one_of_setup_cfg() -> None:
-    assert check_lock.problems(LOCK, SETUP) == []
+@pytest.mark.parametrize("name", check_lock.LOCKS)
+def test_the_locks_are_those_of_setup_cfg(name: str) -> None:
+    assert check_lock.problems((ROOT / name).read_text(), SETUP, check_lock.LOCKS[name]) == []
+
+
+def test_a_lock_with_airflow_is_none_of_a_stage_image() -> None:
+    assert any("must hold no apache-airflow==" in problem for problem in check_lock.problems(LOCK, SETUP, "tensorflow-cpu"))
 
 
 @pytest.mark.parametrize(
