@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from airflow_mlops import __version__
@@ -27,7 +28,7 @@ def get_provider_info() -> dict[str, Any]:
         "notifications": ["airflow_mlops.notifications.slack.PipelineNotifier", "airflow_mlops.notifications.slack.ApprovalNotifier"],
         "extra-links": ["airflow_mlops.operators.links.ReportLink"],
         "connection-types": [_mlflow(), _tf_serving(), _ledger()],
-        "config": {"mlops": {"description": "Where the pipelines keep their files.", "options": _options()}},
+        "config": {"mlops": {"description": "Where the pipelines keep their files, and what their pods are made of.", "options": _options()}},
     }
 
 
@@ -141,4 +142,15 @@ def _options() -> dict[str, Any]:
         "outbox": option(
             "File that messages go to when there is no Slack connection; empty: outbox.jsonl in the workspace.", "", "/srv/mlops/outbox.jsonl"
         ),
+        **_pods(option),
+    }
+
+
+def _pods(option: Callable[[str, str, str], dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "stage_image": option("Image of the digits' stages as pods; empty: there is no cluster, and no such DAG.", "", "registry/stage:cpu"),
+        "stage_image_cuda": option("Image of their training, which has a GPU.", "", "registry/stage:cuda"),
+        "namespace": option("Namespace of their pods.", "default", "mlops"),
+        "volume_claim": option("Persistent volume claim that their pods share with the workers.", "", "mlops"),
+        "mount_path": option("Where it is for both: workspace, inbox and DAG files lie in it.", "", "/srv/mlops"),
     }

@@ -17,6 +17,7 @@ from airflow.utils.file import list_py_file_paths
 
 DAGS = Path(__file__).parents[2] / "dags"
 RETRAINING = ["claim", "validate", "train", "evaluate", "robustness", "gate", "register"]
+STAGES = ("validate", "train", "evaluate", "attack", "robustness")
 RELEASE = ["select", "approve", "publish", "roll_out", "promote", "evidence"]
 
 
@@ -36,7 +37,28 @@ def test_every_file_parses(bag: DagBag) -> None:
 
 def test_airflow_finds_the_dag_files_and_leaves_the_model_code_alone() -> None:
     assert (DAGS / "digits_model.py").is_file()
-    assert sorted(Path(path).name for path in list_py_file_paths(DAGS, safe_mode=True)) == ["digits.py", "reconcile_models.py"]
+    assert sorted(Path(path).name for path in list_py_file_paths(DAGS, safe_mode=True)) == [
+        "digits.py",
+        "digits_gpu.py",
+        "reconcile_models.py",
+    ]
+
+
+def test_where_an_image_is_named_every_stage_is_a_pod_and_the_training_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__MLOPS__STAGE_IMAGE", "stages:cpu")
+    monkeypatch.setenv("AIRFLOW__MLOPS__STAGE_IMAGE_CUDA", "stages:cuda")
+    bag = DagBag(DAGS / "digits_gpu.py", bundle_name="dags-folder")
+    assert bag.import_errors == {} and set(bag.dags) == {"digits_gpu_on_dataset", "digits_gpu_nightly", "digits_gpu_release"}
+    dag = bag.dags["digits_gpu_on_dataset"]
+    pods = {task.task_id: task.partial_kwargs["pod_spec"] if task.is_mapped else task.pod_spec for task in dag.tasks if task.task_id in STAGES}
+    assert {name: (pod.image, pod.num_gpus) for name, pod in pods.items()} == {
+        "validate": ("stages:cpu", 0),
+        "train": ("stages:cuda", 1),
+        "evaluate": ("stages:cpu", 0),
+        "attack": ("stages:cpu", 0),
+        "robustness": ("stages:cpu", 0),
+    }
+    assert dag.get_task("attack").is_mapped and edges(dag) >= {("train", "attack"), ("attack", "robustness"), ("robustness", "gate")}
 
 
 @pytest.mark.parametrize("dag_id", ["digits_on_dataset", "digits_nightly"])
