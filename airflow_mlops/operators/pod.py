@@ -146,7 +146,9 @@ class StagePodOperator(KubernetesPodOperator):
     def _result(self, path: Path, context: Context) -> dict[str, Any]:
         try:
             record = read_record(path, stage=self.stage, spec_digest=spec_digest(self._parsed))
-            return conclude(self, self.stage, record, path, context, self.ledger_conn_id)
+            answer = conclude(self, self.stage, record, path, context, self.ledger_conn_id)
+            context["ti"].xcom_push(key="return_value", value=answer)  # what the task returns is not pushed: do_xcom_push means a sidecar here
+            return answer
         except ResultInvalid:
             path.rename(path.with_suffix(".quarantined"))  # nobody takes it for a result again, and it can be looked at
             raise
