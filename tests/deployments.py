@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ def wait(what: str, look: Callable[[], Any], seconds: float = 120.0) -> Any:
 class Story:
     """The deployment of the DAG files in `dags` and what the tests ask of it."""
 
-    def __init__(self, home: Path, dags: Path = ROOT / "dags") -> None:
+    def __init__(self, home: Path, dags: Path = ROOT / "dags", variables: Mapping[str, str] | None = None) -> None:
         settings = Settings.of(home)
         ports = {name: free_port() for name in WANTED_PORTS}
         (home / "settings.json").write_bytes(canonical_json({**vars(settings), "ports": ports}))
         self.home = home
-        self.deployment = LocalDeployment(home, dags)
+        self.deployment = LocalDeployment(home, dags, variables)
         self.deployment.start(print)
         self.settings = self.deployment.settings
         self.api = AirflowApi(self.settings.url("airflow"), "admin", self.settings.password)
@@ -106,11 +106,13 @@ class Story:
 
 
 @contextlib.contextmanager
-def deployed(home: Path, dags: Path = ROOT / "dags") -> Iterator[Story]:
+def deployed(
+    home: Path, dags: Path = ROOT / "dags", variables: Mapping[str, str] | None = None, unpaused: Sequence[str] = (RETRAIN, RELEASE)
+) -> Iterator[Story]:
     """Start a deployment with the digits' DAGs unpaused; no process of it is left at the end."""
     try:
-        story = Story(home, dags)
-        for dag_id in (RETRAIN, RELEASE):
+        story = Story(home, dags, variables)
+        for dag_id in unpaused:
             wait(f"{dag_id} is known", lambda dag_id=dag_id: dag_id in {dag["dag_id"] for dag in story.api.call("GET", "/dags")["dags"]})
             story.api.unpause(dag_id)
         yield story

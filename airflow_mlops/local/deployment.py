@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -25,16 +25,16 @@ START_SECONDS = 180.0  # Airflow's first start migrates its database and takes h
 
 
 class LocalDeployment:
-    """A deployment below the directory `home`, running the DAGs in `dags`."""
+    """A deployment below the directory `home`, running the DAGs in `dags`; `variables` are further ones of its processes' environment."""
 
-    def __init__(self, home: Path, dags: Path) -> None:
-        self.home, self.dags = home, dags
+    def __init__(self, home: Path, dags: Path, variables: Mapping[str, str] | None = None) -> None:
+        self.home, self.dags, self._variables = home, dags, dict(variables or {})
         self.settings = Settings.of(home)
 
     @property
     def env(self) -> dict[str, str]:
         """The environment variables of all its processes."""
-        return environment(self.home, self.dags, self.settings)
+        return {**environment(self.home, self.dags, self.settings), **self._variables}
 
     @property
     def inbox(self) -> Path:
