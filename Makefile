@@ -71,6 +71,7 @@ proofs: install postgresql
 	$(BIN)/python -m pytest tests/proofs
 
 bench: install
+	$(BIN)/python -m tests.kubernetes.build
 	$(BIN)/python -m tests.benchmarks
 
 # airflow-mlops-stage:cpu and airflow-mlops-stage:cuda, by whichever engine there is.

@@ -1,0 +1,183 @@
+"""What a stage costs beside its program: as a pod beside the bare pod, as a process beside the shell, and what importing the pod operator costs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+from pathlib import Path
+from statistics import median
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from tests.benchmarks.row import Row, cpu_seconds, seconds
+
+ROOT = Path(__file__).parents[2]
+POLL_SECONDS, POD_SECONDS, LOCAL_SECONDS, IMPORT_SECONDS = 1.0, 1.0, 1.3, 0.1  # what is promised; the operators ask every second
+ROUNDS = 5
+BARE = "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator"
+
+
+def rows() -> Iterator[Row]:
+    """Yield the rows of stages as pods and as processes."""
+    yield _import()
+    with tempfile.TemporaryDirectory() as name:
+        scripted = _settle(Path(name))
+        yield _local(scripted)
+        yield from _pods(scripted)
+
+
+def _import() -> Row:
+    """Importing our operators against importing the one that they extend, in CPU seconds, which other programs do not lengthen much."""
+    pairs = [(cpu_seconds("import airflow_mlops.operators.pod"), cpu_seconds(BARE)) for _ in range(2 * ROUNDS)]
+    ours, bare = (median(column) for column in zip(*pairs, strict=True))
+    return Row("import the pod operators (CPU)", ours, f"KubernetesPodOperator, {bare:.2f} s, and {IMPORT_SECONDS} s", bare + IMPORT_SECONDS, 1.0)
+
+
+def _settle(home: Path) -> ModuleType:
+    """Give Airflow a home below `home`, and every process of a stage the stage that the tests have; return that."""
+    ledger = f'{{"conn_type": "mlops_ledger", "schema": "{home}/ledger.db", "extra": {{"driver": "sqlite"}}}}'
+    here = ROOT / "tests" / "scripted"
+    os.environ.update(
+        {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
+            "AIRFLOW__MLOPS__WORKSPACE": str(home / "workspace"),
+            "AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT": ledger,
+            "AIRFLOW_CONN_MLFLOW_DEFAULT": '{"conn_type": "mlflow", "host": "http://127.0.0.1:1"}',
+            "PYTHONPATH": f"{here}{os.pathsep}{ROOT}",
+        }
+    )
+    sys.path.insert(0, str(here))
+    from airflow_mlops.stages import STAGES
+
+    module = importlib.import_module("scripted_stage")
+    STAGES["scripted"] = module  # type: ignore[assignment]
+    return module
+
+
+def _context(run: int) -> Any:
+    from tests.fakes import FakeTaskInstance, context
+
+    ti = FakeTaskInstance(task_id="t", run_id=f"run-{run}")
+    return context(ti, run_id=ti.run_id, dag=SimpleNamespace(parent_dag=None), task_state_store=None)
+
+
+def _command(home: Path, scripted: ModuleType) -> list[str]:
+    """Return the words by which a stage is run, with its request in an empty directory."""
+    from airflow_mlops.artifacts import canonical_json, write_atomically
+    from airflow_mlops.stages.runner import spec_data
+
+    write_atomically(home / "spec.json", canonical_json(spec_data(scripted.Spec("leave_file"))))
+    return ["python", "-m", "airflow_mlops", "stage", "scripted", "--spec", str(home / "spec.json"), "--result", str(home / "result.json")]
+
+
+def _pairs(ours: Callable[[int], object], bare: Callable[[int], object]) -> tuple[float, float]:
+    """Return the median seconds of both, done in turn, after one of each that nobody counts."""
+    ours(0)
+    bare(0)
+    timed = [(seconds(partial(ours, number)), seconds(partial(bare, number))) for number in range(1, ROUNDS + 1)]
+    first, second = (median(column) for column in zip(*timed, strict=True))
+    return first, second
+
+
+def _local(scripted: ModuleType) -> Row:
+    from airflow_mlops.operators.stage import RunStageOperator
+
+    with tempfile.TemporaryDirectory() as name:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        line = shlex.join(_command(Path(name), scripted))
+
+        def ours(run: int) -> object:
+            return RunStageOperator(task_id="t", stage="scripted", spec=scripted.Spec("leave_file")).execute(_context(run))
+
+        def bare(run: int) -> object:
+            return subprocess.run(["sh", "-c", line], check=True, capture_output=True, env={**os.environ, "PATH": path})
+
+        mine, shell = _pairs(ours, bare)
+    return Row(
+        "a stage as a process of the worker", mine, f"its command in a shell, {shell:.2f} s, and {LOCAL_SECONDS} s", shell + LOCAL_SECONDS, 1.0
+    )
+
+
+def _pods(scripted: ModuleType) -> Iterator[Row]:
+    """A stage as a pod, waited for by its worker or by the triggerer, against the same container in a pod that only a client waits for."""
+    from kubernetes import client
+
+    from tests.kubernetes.control_plane import ControlPlane
+    from tests.kubernetes.kubelet import Kubelet
+
+    with ExitStack() as stack:
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+        cluster = stack.enter_context(ControlPlane())
+        namespace = stack.enter_context(cluster.namespace())
+        kubelet = stack.enter_context(Kubelet(cluster, env={"PYTHONPATH": os.environ["PYTHONPATH"]}))
+        kubelet.add_node("node")
+        core = client.CoreV1Api(stack.enter_context(cluster.client()))
+        command = _command(Path(stack.enter_context(tempfile.TemporaryDirectory())), scripted)
+        runs = count()
+        for how in (False, True):
+
+            def ours(_: int, deferrable: bool = how) -> object:
+                return _followed(lambda: _operator(cluster, namespace, scripted, deferrable), _context(next(runs)))
+
+            mine, bare = _pairs(ours, lambda number: _bare_pod(core, namespace, f"bare-{next(runs)}", command))
+            what = f"a stage as a pod, {'deferred' if how else 'waited for'}"
+            told = f"the bare pod, {bare:.2f} s, and {POD_SECONDS:.0f} s and a poll of {POLL_SECONDS:.0f} s"
+            yield Row(what, mine, told, bare + POD_SECONDS + POLL_SECONDS, 1.0)
+
+
+def _operator(cluster: Any, namespace: str, scripted: ModuleType, deferrable: bool) -> Any:
+    from airflow_mlops.operators.pod import StagePodOperator
+    from airflow_mlops.stages.pod import PodSpec
+
+    return StagePodOperator(
+        task_id="t",
+        stage="scripted",
+        spec=scripted.Spec("leave_file"),
+        pod_spec=PodSpec("stages", namespace, cpu="100m", memory="64Mi"),
+        config_file=str(cluster.kubeconfig),
+        kubernetes_conn_id=None,
+        in_cluster=False,
+        deferrable=deferrable,
+        poll_interval=POLL_SECONDS,
+        startup_check_interval_seconds=POLL_SECONDS,
+    )
+
+
+def _followed(make: Callable[[], Any], context: Any) -> object:
+    """Run a task to its end, the part of the triggerer too."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    try:
+        return make().execute(context)
+    except TaskDeferred as deferred:
+        trigger: Any = deferred.trigger
+
+    async def event() -> Any:
+        return (await anext(trigger.run())).payload
+
+    return make().trigger_reentry(context, asyncio.run(event()))
+
+
+def _bare_pod(core: Any, namespace: str, name: str, command: list[str]) -> None:
+    """Run a command in a pod, see by the API's own watch that it is done, and delete it, as ``kubectl run --rm`` does."""
+    from kubernetes import watch
+
+    container = {"name": "main", "image": "stages", "command": command, "resources": {"requests": {"cpu": "100m"}}}
+    core.create_namespaced_pod(namespace, {"metadata": {"name": name}, "spec": {"restartPolicy": "Never", "containers": [container]}})
+    looking = watch.Watch()
+    for seen in looking.stream(core.list_namespaced_pod, namespace, field_selector=f"metadata.name={name}", timeout_seconds=120):
+        phase = seen["object"].status.phase
+        if phase in ("Succeeded", "Failed"):
+            looking.stop()
+    assert phase == "Succeeded", f"the bare pod ended as {phase}"
+    core.delete_namespaced_pod(name, namespace)
