@@ -50,8 +50,13 @@ def path_digest(path: Path) -> tuple[str, int]:
 
 def tree_digest(digests: Mapping[str, str]) -> str:
     """Return what `path_digest` says of a directory, from the digests of its files by relative path with forward slashes."""
+    return bytes_digest(tree_listing(digests))
+
+
+def tree_listing(digests: Mapping[str, str]) -> bytes:
+    """Return the text whose digest is that of a directory: ``<digest>  <relative path>`` lines by path."""
     paths = sorted(digests, key=lambda path: path.split("/"))
-    return bytes_digest("".join(f"{digests[path]}  {path}\n" for path in paths).encode())
+    return "".join(f"{digests[path]}  {path}\n" for path in paths).encode()
 
 
 @with_config(ConfigDict(extra="forbid", allow_inf_nan=False))

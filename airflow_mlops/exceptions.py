@@ -29,6 +29,7 @@
     │   └── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     └── StageError
         ├── StageKilled             retryable: the stage's process died without a result
+        ├── ExchangeUnavailable     retryable: the object storage between workers and pods did not answer
         └── ResultInvalid           the result record is missing, half-written or its digests do not hold
 
 Wording: what happened, what was expected, what to do. `retryable` is the one bit that an orchestrator needs; operators map
@@ -165,6 +166,12 @@ class StageError(MlopsError):
 
 class StageKilled(StageError):
     """The stage's process died without writing a result."""
+
+    retryable = True
+
+
+class ExchangeUnavailable(StageError):
+    """The object storage between workers and pods did not answer."""
 
     retryable = True
 

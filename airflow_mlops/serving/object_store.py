@@ -9,9 +9,7 @@ right, and replaced where it is not.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,13 +20,7 @@ from fsspec.registry import available_protocols, known_implementations  # type: 
 
 from airflow_mlops.exceptions import MlopsError, PublishError, ServingUnavailable, SpecError
 from airflow_mlops.serving.content import GRAPH, Content, FileEntry, Files
-
-# How the clients of object stores call what passes: names, because none of these packages is needed by this one.
-_PASSING = {"ConnectionError", "HTTPClientError", "ClientError", "TransportError", "IncompleteRead", "ResponseParserError", "FSTimeoutError"}
-_PASSING_NUMBERS = {errno.EBUSY, errno.EAGAIN, errno.EREMOTEIO}  # what s3fs makes of 409, 500 and 503
-_SHOWN_OPTIONS = ("endpoint", "url", "region")
-_SHORTEST_SECRET = 4  # taking out shorter texts would make messages unreadable and keep nothing safe
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+from airflow_mlops.serving.store_errors import masked, passes, secrets_of
 
 
 class ObjectStore:
@@ -38,7 +30,7 @@ class ObjectStore:
 
     def __init__(self, uri: str, options: Mapping[str, Any]) -> None:
         self.uri = uri
-        self._secrets = sorted(_secrets(options), key=len, reverse=True)
+        self._secrets = secrets_of(options)
         with self._calls("opened"):
             self._fs, self._root = fsspec.core.url_to_fs(uri, **options)
 
@@ -148,7 +140,7 @@ class ObjectStore:
         except MlopsError:
             raise
         except Exception as error:
-            words = self._masked(str(error) or type(error).__name__)
+            words = masked(str(error) or type(error).__name__, self._secrets)
             # Where a secret was taken out, the original must not be printed as the cause either.
             raise self._translated(error, words, done) from (error if words == str(error) else None)
 
@@ -159,33 +151,9 @@ class ObjectStore:
             return PublishError(f"{self.uri} can not be {done}, because a package is missing ({words}). Install {package} on the workers.")
         if isinstance(error, ValueError) and protocol not in available_protocols():
             return SpecError(f"{self.uri} can not be {done}: there is no kind of store called {protocol!r}. Correct the base path.")
-        if _passes(error):
+        if passes(error):
             return ServingUnavailable(f"{self.uri} can not be {done} for the moment: {words}. Nothing half-written is published; retry.")
         kind = type(error).__name__
         return PublishError(
             f"{self.uri} can not be {done} ({kind}: {words}). Nothing half-written is published; see to the store and the credentials."
         )
-
-    def _masked(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return _USER_INFO.sub("***", text)
-
-
-def _secrets(value: Any) -> set[str]:
-    """Return every text of some length in nested options but those that say where the store is; who knows what a secret is called."""
-    if isinstance(value, Mapping):
-        named = [item for key, item in value.items() if not any(shown in str(key).lower() for shown in _SHOWN_OPTIONS)]
-        return set().union(*map(_secrets, named))
-    if isinstance(value, list | tuple):
-        return set().union(*map(_secrets, value))
-    return {value} if isinstance(value, str) and len(value) >= _SHORTEST_SECRET else set()
-
-
-def _passes(error: Exception) -> bool:
-    """Return whether the network or the store's load was at fault, so that a retry may help."""
-    if isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _PASSING_NUMBERS:
-        return True
-    code = getattr(error, "code", None)  # of gcsfs
-    busy = isinstance(code, int) and (code == 429 or code >= 500)
-    return busy or any(kind.__name__ in _PASSING for kind in type(error).__mro__)

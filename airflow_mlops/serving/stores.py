@@ -70,6 +70,16 @@ def open_store(base_path: str | Path, storage_options: Mapping[str, Any] | None 
     place = normalized(base_path)
     if place.startswith("/"):
         return DirectoryStore(Path(place))
+    refuse_credentials(place)
+    if not _URI.fullmatch(place) or place.startswith("file:"):
+        raise SpecError(f"The base path {place!r} is neither an absolute path nor a URL such as s3://bucket/models. Correct it.")
+    from airflow_mlops.serving.object_store import ObjectStore  # and fsspec, which nobody needs who has a directory
+
+    return ObjectStore(place, storage_options or {})
+
+
+def refuse_credentials(place: str) -> None:
+    """Raise `SpecError` if a URL holds, or may hold, a user, a password or a key: URLs are logged."""
     if _CREDENTIALS.match(place.partition("://")[2]) and not _AZURE.fullmatch(place):
         raise SpecError("The base path holds a user name or password; leave them out and give them as storage_options of the connection.")
     if "://" in place and ("?" in place or "#" in place):  # what follows may be a key, as of a signed URL
@@ -77,11 +87,6 @@ def open_store(base_path: str | Path, storage_options: Mapping[str, Any] | None 
             f"The base path {re.split('[?#]', place)[0]!r} is followed by a '?' or '#', which no base path has; leave the rest out and give "
             "credentials as storage_options of the connection."
         )
-    if not _URI.fullmatch(place) or place.startswith("file:"):
-        raise SpecError(f"The base path {place!r} is neither an absolute path nor a URL such as s3://bucket/models. Correct it.")
-    from airflow_mlops.serving.object_store import ObjectStore  # and fsspec, which nobody needs who has a directory
-
-    return ObjectStore(place, storage_options or {})
 
 
 def normalized(base_path: str | Path) -> str:
