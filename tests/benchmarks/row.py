@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Row(NamedTuple):
@@ -62,14 +59,6 @@ def seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def cpu_seconds(code: str, **options: Any) -> float:
-    """Return the CPU seconds of a fresh Python process that runs `code`; further options are `subprocess.run`'s."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, **options)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def line(cells: list[str]) -> str:
