@@ -22,7 +22,6 @@ ROBUSTNESS = (ROOT / "docs" / "robustness.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAIN = """
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 from airflow_mlops.data.arrays import to_arrays
 from airflow_mlops.data.layout import ArrayLayout
