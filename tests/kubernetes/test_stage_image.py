@@ -21,6 +21,8 @@ from tests.check_lock import ROOT
 from tests.kubernetes.stage_image import UID, fill, write_image
 from tests.kubernetes.stage_root import stage_root
 
+pytestmark = pytest.mark.timeout(900)  # the packages are installed once per lock, and a busy machine takes its time
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:

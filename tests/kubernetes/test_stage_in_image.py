@@ -26,7 +26,7 @@ from airflow_mlops.serving import protos, warmup
 """
 ENTER = 'mkdir "$0/dev" && mount --bind /dev "$0/dev" && exec chroot --userspec="$1" "$0" /opt/mlops/bin/python "${@:2}"'
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may enter another root directory")
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="only root may enter another root directory"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture
