@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -97,7 +97,8 @@ class TrainingResult(StageResult):
 
     `code_version` is a Git commit (with ``+dirty``) or a source digest; `mlflow_source` is the
     URI of the run's artefacts; `warm_started_from` names the champion's version or is None; `code_authors` wrote and committed the last change of
-    the code (``Ann Lee <ann@example.org>``), empty where Git does not know.
+    the code (``Ann Lee <ann@example.org>``), empty where Git does not know. `formats` are the further ones it was converted into,
+    `format_problems` says why others are missing.
     """
 
     dataset: DatasetVersion
@@ -115,6 +116,8 @@ class TrainingResult(StageResult):
     num_held_out_rows: int
     warm_started_from: str | None
     code_authors: tuple[str, ...] = ()
+    formats: Mapping[str, Artifact] = field(default_factory=dict)
+    format_problems: Mapping[str, str] = field(default_factory=dict)
 
     def headline(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))

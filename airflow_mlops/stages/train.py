@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -40,6 +40,7 @@ class Spec(NamedTuple):
     * `start`: ``champion`` continues from the registry's champion (from scratch when there is none), ``scratch`` never does.
     * `params`: handed to the function, texts, numbers, bools or None; `seed` seeds every source of randomness.
     * `unsafe_models_allowed`: the model, and the champion it starts from, may bring code of its own, such as lambda layers.
+    * `formats`: further formats of `training.export.FORMATS`, each ``required`` or ``optional``: without the first the training fails.
     """
 
     validation: ResultRef
@@ -53,6 +54,7 @@ class Spec(NamedTuple):
     seed: int = 1
     held_out_fraction: float = 0.2
     unsafe_models_allowed: bool = False
+    formats: dict[str, str] = {}
 
 
 Result = TrainingResult
@@ -62,9 +64,10 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
     """Train, save, and log one MLflow run; nothing is logged of a training that failed but its failure."""
     from airflow_mlops.registry.mlflow import MlflowRegistry
     from airflow_mlops.training.context import TrainingContext
+    from airflow_mlops.training.export import save
     from airflow_mlops.training.function import code_authors, code_version, resolve
     from airflow_mlops.training.reproducibility import package_versions, seed_everything
-    from airflow_mlops.training.trainer import fit, save
+    from airflow_mlops.training.trainer import fit
 
     validation = load(spec.validation, ValidationResult)
     if refusal := validation.refusal():
@@ -99,9 +102,9 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
             out_dir=out_dir,
             initial_model=initial_model,
         )
-        files = save(fit(function, context), train.inputs, out_dir, code_allowed=spec.unsafe_models_allowed)
-        _log(history, spec, packages, files)
-    model, saved_model, golden = map(Artifact.of, files)
+        exported = save(fit(function, context), train.inputs, out_dir, formats=spec.formats, code_allowed=spec.unsafe_models_allowed)
+        _log(history, spec, packages, exported.files)
+    model, saved_model, golden = map(Artifact.of, exported[:3])
     return TrainingResult(
         dataset=validation.dataset,
         model=model,
@@ -118,6 +121,8 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
         num_held_out_rows=len(held_out),
         warm_started_from=str(champion.version) if champion else None,
         code_authors=code_authors(Path(spec.code_path)),
+        formats={name: Artifact.of(path) for name, path in exported.formats.items()},
+        format_problems=exported.problems,
     )
 
 
@@ -135,7 +140,7 @@ def _start(registry: ModelRegistry, spec: Spec, out_dir: Path) -> tuple[ModelVer
         return None, None
 
 
-def _log(history: RunLogger, spec: Spec, packages: Mapping[str, str], files: tuple[Path, Path, Path]) -> None:
+def _log(history: RunLogger, spec: Spec, packages: Mapping[str, str], files: Iterable[Path]) -> None:
     history.log_params({**spec.params, "seed": spec.seed, "start": spec.start, "function": spec.function})
     history.log_dict(packages, "packages.json")
     for path in files:

@@ -8,7 +8,6 @@ import pickle
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from airflow_mlops.exceptions import NonFiniteModel, RegistryUnavailable, SpecError, TrainFunctionError, TrainingError
+from airflow_mlops.exceptions import NonFiniteModel, RegistryUnavailable, SpecError, TrainFunctionError
 from airflow_mlops.training.context import TrainingContext
 from airflow_mlops.training.reproducibility import package_versions, seed_everything
-from airflow_mlops.training.trainer import fit, save
+from airflow_mlops.training.trainer import fit
 
 Logged = list[tuple[str, float, int]]
 
@@ -143,53 +142,6 @@ def test_a_registry_that_is_down_while_logging_stays_worth_a_retry(context: Trai
 
     with pytest.raises(RegistryUnavailable):
         fit(train, dataclasses.replace(context, log_metric=down))
-
-
-def test_the_saved_forms_answer_like_the_model(context: TrainingContext, tmp_path: Path) -> None:
-    model = fit(train, context)
-    keras_file, saved_model, golden_file = save(model, context.inputs, tmp_path / "out")
-    expected = model.predict(context.inputs[:8], verbose=0)
-    golden = json.loads(golden_file.read_bytes())
-    assert np.array_equal(np.asarray(golden["inputs"], np.float32), context.inputs[:8])
-    np.testing.assert_allclose(golden["outputs"], expected, rtol=1e-5)
-    np.testing.assert_allclose(keras.saving.load_model(keras_file).predict(context.inputs[:8], verbose=0), expected, rtol=1e-5)
-    signature = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
-    assert list(signature.structured_input_signature[1]) == ["image"]
-
-
-def two_inputs() -> keras.Model:
-    a, b = keras.Input((4, 4, 1)), keras.Input((4, 4, 1))
-    return keras.Model([a, b], keras.layers.Add()([a, b]))
-
-
-def unserializable() -> keras.Model:
-    class Doubling(keras.layers.Layer):
-        def call(self, inputs: Any) -> Any:
-            raise RuntimeError("can not be traced")
-
-        def compute_output_spec(self, inputs: Any) -> Any:
-            return keras.KerasTensor(inputs.shape, inputs.dtype)
-
-    return keras.Sequential([keras.Input((4, 4, 1)), Doubling()])
-
-
-@pytest.mark.parametrize("make", [two_inputs, unserializable])
-def test_a_model_that_can_not_be_served_is_an_error_at_once(context: TrainingContext, tmp_path: Path, make: Callable[[], keras.Model]) -> None:
-    with pytest.raises(TrainingError, match="can not be saved and loaded again"):
-        save(make(), context.inputs, tmp_path / "out")
-    assert not (tmp_path / "out" / "golden.json").exists()
-
-
-def test_a_model_that_answers_nan_leaves_no_golden_file(context: TrainingContext, tmp_path: Path) -> None:
-    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(1e38), keras.layers.Rescaling(1e38)])
-    with pytest.raises(NonFiniteModel, match="answers NaN or infinity"):
-        save(model, context.inputs, tmp_path / "out")
-    assert not (tmp_path / "out" / "golden.json").exists()
-
-
-def test_without_sample_rows_nothing_is_saved(context: TrainingContext, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no sample row"):
-        save(small_model(), context.inputs[:0], tmp_path / "out")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

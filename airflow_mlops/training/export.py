@@ -1,0 +1,216 @@
+"""Write a trained model in the forms that others need, and offer none that answers differently.
+
+The Keras file and the SavedModel are always written; further formats are converted from the SavedModel, so that each answers the same rows.
+Imports Keras and TensorFlow at the top: import it inside a stage only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from airflow_mlops.artifacts import canonical_json, write_atomically
+from airflow_mlops.exceptions import MlopsError, NonFiniteModel, SpecError, TrainingError, unknown_name
+from airflow_mlops.inspection import inspect_graph, inspect_keras
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NUM_GOLDEN = 8
+TOLERANCE = 1e-4  # absolute, and relative to answers above one; sums of float32 in another order differ by about 1e-6, other models by far more
+REQUIRED, OPTIONAL = "required", "optional"
+SERVING = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
+
+
+class Format(NamedTuple):
+    """A format beside Keras and SavedModel: its file, how a SavedModel is converted into it, and what the file answers to rows (N, ...)."""
+
+    file: str
+    convert: Callable[[Path, Path], None]
+    answers: Callable[[Path, NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Exported(NamedTuple):
+    """What was written: Keras file, SavedModel directory, golden answers, example request, signature, and the formats that passed, by name.
+
+    `problems` says of each format that was asked for and is not offered why.
+    """
+
+    model: Path
+    saved_model: Path
+    golden: Path
+    example: Path
+    signature: Path
+    formats: dict[str, Path]
+    problems: dict[str, str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that was written."""
+        return (*self[:5], *self.formats.values())
+
+
+def save(
+    model: keras.Model,
+    sample_rows: NDArray[np.float32],
+    out_dir: Path,
+    *,
+    served: keras.Model | None = None,
+    formats: Mapping[str, str] | None = None,
+    code_allowed: bool = False,
+) -> Exported:
+    """Write ``model.keras``, ``saved_model/``, ``golden.json``, ``input_example.json``, ``signature.json`` and each of `formats` below `out_dir`.
+
+    `sample_rows` is (N, *input_shape), N >= 1, of what is served: `served`, or `model` itself. The golden file holds up to 8 of the rows as
+    ``inputs`` and as ``outputs`` what the reloaded SavedModel answers: what a server must answer too; the example is a request for them. `formats`
+    says of names in `FORMATS` whether each is ``required`` or ``optional``: one that can not be written, or that fails the parity check, ends the
+    training or only leaves a sentence.
+
+    Raises `TrainingError` if the model can not be saved or a form answers differently, `NonFiniteModel` if it answers NaN, `UnsafeModel` if its
+    files bring code of their own, which is not `code_allowed`: whoever loads them next would refuse them. `SpecError` for an unknown format.
+    """
+    wanted, samples = _checked(formats or {}), np.asarray(sample_rows[:NUM_GOLDEN], dtype=np.float32)
+    if not len(samples):
+        raise TrainingError("There is no sample row to ask the saved model about; give at least one.")
+    served = served or model
+    paths = [out_dir / name for name in ("model.keras", "saved_model", "golden.json", "input_example.json", "signature.json")]
+    keras_file, saved_model, golden, example, signature = paths
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        model.save(keras_file)
+        served.export(saved_model, verbose=False)
+        outputs = _saved_model_answers(saved_model, samples)
+        expected = np.asarray(served(samples, training=False))
+    except Exception as error:  # Keras and TensorFlow have no common error class
+        raise TrainingError(
+            f"Model {model.name!r} can not be saved and loaded again as a SavedModel: {type(error).__name__}: {error}. "
+            "Use serializable layers and one input and one output tensor."
+        ) from error
+    inspect_keras(keras_file, code_allowed=code_allowed)
+    if not code_allowed:
+        inspect_graph(saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes()))
+    if not np.all(np.isfinite(outputs)):
+        raise NonFiniteModel(f"Model {model.name!r} answers NaN or infinity on its own training rows. Check its layers for divisions and logarithms.")
+    check_parity("saved_model", expected, outputs)
+    write_atomically(golden, canonical_json({"inputs": samples.tolist(), "outputs": outputs.tolist()}))
+    write_atomically(example, canonical_json({"signature_name": SERVING, "instances": samples.tolist()}))
+    write_atomically(signature, canonical_json(_signature(saved_model)))
+    written, problems = _convert(saved_model, samples, outputs, wanted)
+    return Exported(keras_file, saved_model, golden, example, signature, written, problems)
+
+
+def check_parity(name: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
+    """Raise `TrainingError`, naming format, row and difference, unless both answers (N, ...) are equal within `TOLERANCE` and choose the same."""
+    if found.shape != expected.shape:
+        raise TrainingError(f"Format {name!r} answers in shape {found.shape}; expected {expected.shape}, as the model does. Do not use it.")
+    differences = np.abs(found - expected).reshape(len(expected), -1)
+    allowed = TOLERANCE * np.maximum(1.0, np.abs(expected)).reshape(len(expected), -1)
+    wrong = ~(differences <= allowed).all(axis=1)  # also where a difference is NaN
+    if expected.ndim == 2:  # a class that the model finds as good as its own choice is no other answer
+        wrong |= np.take_along_axis(expected, found.argmax(axis=1)[:, None], axis=1)[:, 0] < expected.max(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise TrainingError(
+            f"Format {name!r} answers row {row} differently than the model, by up to {differences[row].max():.3g}: expected at most {TOLERANCE:g} "
+            "and the same choice. It is not offered; leave the format out, or use layers that its converter keeps."
+        )
+
+
+def _convert(
+    saved_model: Path, samples: NDArray[np.float32], expected: NDArray[np.float32], wanted: Mapping[str, str]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    written, problems = dict[str, Path](), dict[str, str]()
+    for name, need in wanted.items():
+        path = saved_model.parent / FORMATS[name].file
+        try:
+            _write(name, saved_model, path)
+            check_parity(name, expected, FORMATS[name].answers(path, samples))
+            written[name] = path
+        except Exception as error:  # converters raise anything
+            path.unlink(missing_ok=True)
+            text = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
+            problems[name] = f"The model can not be offered as {name!r}. {text}"
+            if need == REQUIRED:
+                raise TrainingError(f"{problems[name]} Mend it, or call the format {OPTIONAL}.") from error
+    return written, problems
+
+
+def _write(name: str, saved_model: Path, path: Path) -> None:
+    try:
+        FORMATS[name].convert(saved_model, path)
+    except ModuleNotFoundError as error:
+        raise TrainingError(f"Package {error.name} is not installed; install airflow-mlops[formats].") from error
+
+
+def _checked(formats: Mapping[str, str]) -> Mapping[str, str]:
+    for name, need in formats.items():
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+        if need not in (REQUIRED, OPTIONAL):
+            raise SpecError(f"formats says of {name!r} that it is {need!r}; expected {REQUIRED!r} or {OPTIONAL!r}.")
+    return formats
+
+
+def _signature(saved_model: Path) -> dict[str, Any]:
+    """Return name, type and shape of every input and output, as JSON."""
+    graph = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes()).meta_graphs[0]
+    signature = graph.signature_def[SERVING]
+    sides = {"inputs": signature.inputs, "outputs": signature.outputs}
+    return {side: {name: _tensor(info) for name, info in infos.items()} for side, infos in sides.items()}
+
+
+def _tensor(info: Any) -> dict[str, Any]:
+    return {"dtype": tf.as_dtype(info.dtype).name, "shape": [dim.size for dim in info.tensor_shape.dim]}
+
+
+def _saved_model_answers(saved_model: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    signature = tf.saved_model.load(str(saved_model)).signatures[SERVING]
+    (name,) = signature.structured_input_signature[1]
+    (outputs,) = signature(**{name: tf.constant(samples)}).values()
+    return np.asarray(outputs)
+
+
+def _to_tflite(saved_model: Path, path: Path) -> None:
+    write_atomically(path, tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[SERVING]).convert())
+
+
+def _tflite_answers(path: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    runner = tf.lite.Interpreter(model_path=str(path)).get_signature_runner(SERVING)
+    (name,) = runner.get_input_details()
+    (outputs,) = runner(**{name: samples}).values()
+    return np.asarray(outputs)
+
+
+def _to_onnx(saved_model: Path, path: Path) -> None:
+    import tf2onnx
+
+    loaded = tf.saved_model.load(str(saved_model))  # held while its signature is converted: the signature alone does not keep the weights
+    served = loaded.signatures[SERVING]
+    (spec,) = served.structured_input_signature[1].values()
+    (answer,) = served.structured_outputs
+
+    def call(rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {answer: served(**{spec.name: rows})[answer]}
+
+    tf2onnx.convert.from_function(tf.function(call, autograph=False), [tf.TensorSpec(spec.shape, spec.dtype, spec.name)], output_path=str(path))
+
+
+def _onnx_answers(path: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    (outputs,) = session.run(None, {taken.name: samples})
+    return np.asarray(outputs)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format("model.onnx", _to_onnx, _onnx_answers),
+    "tflite": Format("model.tflite", _to_tflite, _tflite_answers),
+}
