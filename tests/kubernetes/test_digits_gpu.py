@@ -64,13 +64,26 @@ def story(kubelet: Kubelet, namespace: str, home: Path) -> Iterator[Story]:
 def test_a_dataset_becomes_a_candidate_and_every_stage_was_a_pod(story: Story, core: client.CoreV1Api, namespace: str) -> None:
     publish_digits(story.deployment.inbox, "v1", num_rows=400, seed=1)
     run_id = wait("a run starts", lambda: story.api.runs(DAG))[0]["dag_run_id"]
-    assert wait("the run ends", lambda: (state := story.api.run_state(DAG, run_id)) in ("success", "failed") and state, seconds=600.0) == "success"
+    gpus: dict[str, str] = {}
+
+    def ended() -> str | None:
+        for pod in core.list_namespaced_pod(namespace).items:
+            gpus[stage_of(pod.metadata.name)] = pod.spec.containers[0].resources.limits.get("nvidia.com/gpu", "0")
+        state = story.api.run_state(DAG, run_id)
+        return state if state in ("success", "failed") else None
+
+    state = wait("the run ends", ended, seconds=600.0)
+    assert state == "success", {name: task["state"] for name, task in story.api.tasks(DAG, run_id).items()}
 
     for name in STAGES:  # whoever reads a record so reads one that is whole, and so are the files it names
         load(from_data(ResultRef, story.api.xcom(DAG, run_id, name)), stage(name).Result)
     assert MlflowRegistry(story.settings.url("mlflow")).get_by_alias("digits_gpu", "candidate").version == 1
 
     started = [event.involved_object.name for event in core.list_namespaced_event(namespace).items if event.reason == "Scheduled"]
-    stages = Counter(name.removeprefix("mlops-").rpartition("-")[0] for name in started)
-    assert stages == {"validate": 1, "train": 1, "evaluate": 1, "robustness-shard": 3, "robustness": 1}
+    assert Counter(map(stage_of, started)) == {"validate": 1, "train": 1, "evaluate": 1, "robustness-shard": 3, "robustness": 1}
+    assert gpus == {**dict.fromkeys(map(stage_of, started), "0"), "train": "1"}
     wait("no pod is left", lambda: core.list_namespaced_pod(namespace).items == [])
+
+
+def stage_of(pod: str) -> str:
+    return pod.removeprefix("mlops-").rpartition("-")[0]
