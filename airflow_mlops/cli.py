@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--spec", type=Path, required=True, help="JSON file that says what to do")
     stage.add_argument("--result", type=Path, required=True, help="file the result record is written to; artefacts go beside it")
     stage.add_argument("--lifeline", type=int, help="file descriptor of a pipe; when its other end closes, the stage ends")
+    stage.add_argument("--image", help="the image it runs in, with its digest, which the record keeps")
     stage.set_defaults(run=_stage)
 
     commands.add_parser("serve", help="serve models over TensorFlow Serving's protocol; its flags: airflow-mlops serve --help")
@@ -215,7 +216,7 @@ def _stage(options: argparse.Namespace) -> int:
 
     if options.lifeline is not None:
         die_with_parent(options.lifeline)
-    return run_stage(options.name, options.spec, options.result)
+    return run_stage(options.name, options.spec, options.result, image=options.image)
 
 
 def _demo(options: argparse.Namespace) -> int:

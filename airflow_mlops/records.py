@@ -16,6 +16,7 @@ from airflow_mlops import exceptions
 from airflow_mlops.artifacts import bytes_digest, canonical_json, file_digest
 from airflow_mlops.exceptions import MlopsError, ResultInvalid
 from airflow_mlops.results import STRICT, artifacts, from_data
+from airflow_mlops.usage import Usage
 
 SCHEMA_VERSION = 1
 R = TypeVar("R")
@@ -60,7 +61,10 @@ class ResultRef:
 @STRICT
 @dataclass(frozen=True)
 class Record:
-    """The file a stage leaves: exactly one of `result` and `error` is set; `inputs` are the records that its spec named, by field."""
+    """The file a stage leaves: exactly one of `result` and `error` is set; `inputs` are the records that its spec named, by field.
+
+    `usage` is what the stage used, None in records of older releases; `image` what it ran in, as whoever started it said.
+    """
 
     schema_version: int
     stage: str
@@ -68,6 +72,8 @@ class Record:
     result: dict[str, Any] | None = None
     error: StageFailure | None = None
     inputs: dict[str, ResultRef] = field(default_factory=dict)
+    usage: Usage | None = None
+    image: str | None = None
 
 
 def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
@@ -84,6 +90,11 @@ def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
 def load(ref: ResultRef, result_type: type[R]) -> R:
     """Return the result that `ref` points to, its record and every artefact verified; raise `ResultInvalid` otherwise."""
     return result_of(_referred(ref), result_type)
+
+
+def record_of(ref: ResultRef) -> Record:
+    """Return the record that `ref` points to, for what it says beside its result; raise `ResultInvalid` if it changed."""
+    return _referred(ref)
 
 
 def lineage(*refs: ResultRef) -> dict[str, ResultRef]:

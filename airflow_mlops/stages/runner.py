@@ -14,6 +14,7 @@ from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, Stage
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, StageFailure
 from airflow_mlops.results import from_data, to_data
 from airflow_mlops.stages import stage
+from airflow_mlops.stages.usage import measure
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ def parse_spec(name: str, data: Any) -> Any:
     return spec
 
 
-def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
+def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | None = None) -> int:
     """Run stage `name` and write its record atomically; return 0, or 1 when the record holds an error.
 
-    A `SpecError` about the request itself is raised, not recorded: without a spec there is nothing that a record could answer.
+    `image` is kept in the record. A `SpecError` about the request itself is raised, not recorded: without a spec there is nothing that a record
+    could answer.
     """
     spec = parse_spec(name, _read_spec(spec_path))
     digest = spec_digest(spec)
@@ -62,10 +64,11 @@ def run_stage(name: str, spec_path: Path, result_path: Path) -> int:
     except Exception as error:  # every failure becomes a record, with its traceback in the log
         expected = isinstance(error, MlopsError)
         log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
-        record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error), inputs=inputs)
+        record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error), inputs=inputs, image=image)
     else:
         log.info("%s", result.headline())
-        record = Record(SCHEMA_VERSION, name, digest, result=data, inputs=inputs)
+        record = Record(SCHEMA_VERSION, name, digest, result=data, inputs=inputs, image=image)
+    record = dataclasses.replace(record, usage=measure())
     try:
         write_atomically(result_path, canonical_json(to_data(record)))
     except OSError as error:

@@ -1,0 +1,44 @@
+"""Measure what the process of a stage has used; only Linux tells all of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+from airflow_mlops.usage import Usage
+
+_START_FIELD = 19  # of /proc/PID/stat after the command's name; proc(5) calls it the 22nd
+
+
+def measure(earlier_gpu_seconds: float = 0.0) -> Usage:
+    """Return what this process has used since it started, with the processes that it started and waited for.
+
+    GPUs are those that TensorFlow sees; a process that did not import it holds none.
+
+    :param earlier_gpu_seconds: GPU-seconds of the attempts before this one, as the checkpoint that it went on from remembers them.
+    """
+    wall = _wall_seconds()
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(one.ru_utime + one.ru_stime for one in used)
+    peak = max(one.ru_maxrss for one in used) * 1024  # Linux counts in KiB
+    num_gpus, gpu_bytes = _gpus()
+    return Usage(round(wall, 3), round(cpu, 3), peak, num_gpus, round(wall * num_gpus, 3), gpu_bytes, round(earlier_gpu_seconds, 3))
+
+
+def _wall_seconds() -> float:
+    """Return how long this process runs, its imports too: from its first moment on nobody else can use what it holds."""
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+
+
+def _gpus() -> tuple[int, int]:
+    """Return how many GPUs TensorFlow sees and how many bytes of them it has had at most."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        return 0, 0
+    config = tensorflow.config
+    gpus = config.list_logical_devices("GPU") if config.list_physical_devices("GPU") else []
+    return len(gpus), sum(int(config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"]) for gpu in gpus)
