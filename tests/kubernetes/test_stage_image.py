@@ -100,16 +100,29 @@ def test_its_python_runs_as_a_user_without_rights_and_sees_nothing_of_this_machi
     assert run("python", "-c", "import os; print(sorted(os.listdir('/home')))") == "['mlops']\n"
 
 
-def test_the_image_s_packages_are_those_of_its_lock_without_airflow() -> None:
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Path]:
+    """What the script installs for the image ``cpu``."""
     with stage_root() as environment:
-        code = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
-        listed = subprocess.run([environment / "bin/python", "-I", "-c", code], check=True, capture_output=True, text=True).stdout.split()
-        shown = subprocess.run([environment / "bin/airflow-mlops", "stage", "--help"], check=True, capture_output=True, text=True).stdout
+        yield environment
+
+
+def test_the_image_s_packages_are_those_of_its_lock_without_airflow(installed: Path) -> None:
+    code = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
+    listed = subprocess.run([installed / "bin/python", "-I", "-c", code], check=True, capture_output=True, text=True).stdout.split()
     names = sorted(map(canonicalize_name, listed))
     pins = set(re.findall(r"^([a-z0-9.-]+)==[^;\n]*$", (ROOT / "docker/stage-cpu.lock").read_text().replace(" \\\n", "\n"), flags=re.MULTILINE))
     assert [name for name in names if "airflow" in name or name == "kubernetes"] == ["airflow-mlops"]
     assert len(pins) > 90 and pins <= {*names}
+    shown = subprocess.run([installed / "bin/airflow-mlops", "stage", "--help"], check=True, capture_output=True, text=True).stdout
     assert "--result" in shown
+
+
+def test_the_package_s_own_layer_is_small(installed: Path) -> None:
+    files = [path for path in installed.rglob("*") if path.is_file() and not path.is_symlink()]
+    own = [path for path in files if path.stat().st_nlink == 1]  # the dependencies are links to what is kept
+    assert own and [path for path in own if not re.search("airflow[_-]mlops", str(path.relative_to(installed)))] == []
+    assert sum(path.stat().st_size for path in own) < 8e6
 
 
 @pytest.fixture
