@@ -104,7 +104,8 @@ class StagePodOperator(KubernetesPodOperator):
     def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> V1Pod:
         """Return the pod of this attempt, with the operator's own arguments over it."""
         spec_path, result_path = self._directory / "spec.json", self._directory / "result.json"
-        command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(spec_path), "--result", str(result_path)]
+        files = ["--spec", str(spec_path), "--result", str(result_path)]
+        command = ["python", "-m", "airflow_mlops", "stage", self.stage, *files, "--image", self.pod_spec.image]
         self.pod_template_dict = manifest(self.pod_spec, self._name, command, spec_digest(self._parsed), self._attempt.step)
         return super().build_pod_request_obj(context, dry_run=dry_run)
 
