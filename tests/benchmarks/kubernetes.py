@@ -1,4 +1,4 @@
-"""What a stage costs beside its program: as a pod beside the bare pod, as a process beside the shell, and what importing the pod operator costs."""
+"""What a stage costs beside its program: as a pod beside the bare pod, as a process beside the shell, its checkpoints and its operator's import."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests.benchmarks.row import Row, seconds
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS, POD_SECONDS, LOCAL_SECONDS, IMPORT_SECONDS = 1.0, 1.0, 1.3, 0.1  # what is promised; the operators ask every second
 ROUNDS = 5
+WIDTH = 4048  # eight layers as wide are 524 MB
 IMPORTS = """
 import time
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -39,6 +40,7 @@ def rows() -> Iterator[Row]:
         scripted = _settle(Path(name))
         yield _local(scripted)
         yield from _pods(scripted)
+    yield _checkpoint()
 
 
 def _import() -> Row:
@@ -140,6 +142,31 @@ def _pods(scripted: ModuleType) -> Iterator[Row]:
             what = f"a stage as a pod, {'deferred' if how else 'waited for'}"
             told = f"the bare pod, {bare:.2f} s, and {POD_SECONDS:.0f} s and a poll of {POLL_SECONDS:.0f} s"
             yield Row(what, mine, told, bare + POD_SECONDS + POLL_SECONDS, 1.0)
+
+
+def _checkpoint() -> Row:
+    """A checkpoint of 500 MB against writing and fsyncing as many bytes, in turn, because the disk is shared."""
+    import keras
+
+    from airflow_mlops.training.checkpoints import CheckpointManager
+
+    layers = [keras.layers.Dense(WIDTH, use_bias=False) for _ in range(8)]
+    model = keras.Sequential([keras.Input((WIDTH,)), *layers])
+    data = os.urandom(sum(variable.value.numpy().nbytes for variable in model.variables))
+    timed = []
+    for number in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as name:
+            manager, path = CheckpointManager(Path(name) / "checkpoints", "bench"), Path(name) / "bare"
+            timed.append((seconds(partial(manager.save, model, number)), seconds(partial(_written, path, data))))
+        os.sync()  # what a round wrote is gone and flushed before the next
+    ours, bare = (median(column) for column in zip(*timed, strict=True))
+    return Row(f"a checkpoint of {len(data) / 1e6:.0f} MB", ours, "write and fsync of as many bytes", bare, 1.5)
+
+
+def _written(path: Path, data: bytes) -> None:
+    with path.open("wb", buffering=0) as stream:
+        stream.write(data)
+        os.fsync(stream.fileno())
 
 
 def _operator(cluster: Any, namespace: str, scripted: ModuleType, deferrable: bool) -> Any:
