@@ -21,7 +21,9 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Validated, robustness-tested, approved and audited retraining of deep-learning models.",
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
-        "operators": modules("operators", "approval", "dataset", "evidence", "gate", "model", "pod", "publish", "reconciliation", "serving", "stage"),
+        "operators": modules(
+            "operators", "approval", "dataset", "evidence", "gate", "model", "pod", "publish", "reconciliation", "search", "serving", "stage"
+        ),
         "sensors": modules("sensors", "dataset", "mlflow", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
         "triggers": modules("triggers", "dataset", "mlflow", "tf_serving"),
@@ -143,6 +145,7 @@ def _options() -> dict[str, Any]:
             "File that messages go to when there is no Slack connection; empty: outbox.jsonl in the workspace.", "", "/srv/mlops/outbox.jsonl"
         ),
         **_pods(option),
+        **_prices(option),
     }
 
 
@@ -153,4 +156,13 @@ def _pods(option: Callable[[str, str, str], dict[str, Any]]) -> dict[str, Any]:
         "namespace": option("Namespace of their pods.", "default", "mlops"),
         "volume_claim": option("Persistent volume claim that their pods share with the workers.", "", "mlops"),
         "mount_path": option("Where it is for both: workspace, inbox and DAG files lie in it.", "", "/srv/mlops"),
+    }
+
+
+def _prices(option: Callable[[str, str, str], dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "price_gpu_hour": option("What an hour of one GPU costs, as long as a stage holds it; 0: no costs are shown of it.", "0", "2.10"),
+        "price_cpu_hour": option("What an hour of one busy CPU costs.", "0", "0.04"),
+        "price_memory_gib_hour": option("What an hour of one GiB of memory costs; the stage's peak counts.", "0", "0.005"),
+        "currency": option("The prices' currency, as the costs are shown with.", "", "EUR"),
     }

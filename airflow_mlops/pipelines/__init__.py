@@ -7,5 +7,19 @@ from airflow_mlops.pipelines.reconciliation import reconciliation_dag
 from airflow_mlops.pipelines.runner import Local, Pod
 from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.stages.pod import PodSpec
+from airflow_mlops.training.search import Grid, RandomSearch, Range
 
-__all__ = ["ApprovalPolicy", "ArrayLayout", "Local", "PipelineSpec", "Pod", "PodSpec", "ReleasePolicy", "model_pipelines", "reconciliation_dag"]
+__all__ = [
+    "ApprovalPolicy",
+    "ArrayLayout",
+    "Grid",
+    "Local",
+    "PipelineSpec",
+    "Pod",
+    "PodSpec",
+    "RandomSearch",
+    "Range",
+    "ReleasePolicy",
+    "model_pipelines",
+    "reconciliation_dag",
+]

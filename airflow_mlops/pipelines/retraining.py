@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import DAG, Asset
+from airflow.sdk import DAG, Asset, TriggerRule
 
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.operators.dataset import ClaimDatasetOperator
 from airflow_mlops.operators.gate import GateModelOperator
 from airflow_mlops.operators.model import MlflowRegisterModelOperator
+from airflow_mlops.operators.search import ChooseTrainingOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
 
@@ -28,9 +29,8 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     chosen: Any = dag.param("dataset_version")
     claimed: Any = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version=chosen, repeat=repeat).output
     validation = _stage(spec, "validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
-    training = _stage(
+    training = _training(
         spec,
-        "train",
         train.Spec(
             validation=validation,
             layout=spec.layout,
@@ -42,6 +42,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             start=start,
             seed=seed,
             unsafe_models_allowed=spec.unsafe_models_allowed,
+            formats=dict(spec.formats),
         ),
     )
     evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))
@@ -54,6 +55,20 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
         on_success_callback=PipelineNotifier(text=DECIDED, channel=spec.channel),
     )
     MlflowRegisterModelOperator(task_id="register", model_name=spec.model, decision=gate.output, candidate=candidate)
+
+
+def _training(spec: PipelineSpec, request: train.Spec) -> Any:
+    """Train once, or once for each trial of the search and go on with the best: a trial that failed ends nothing while another succeeded."""
+    if spec.search is None:
+        return _stage(spec, "train", request)
+    trials = [request._replace(params={**request.params, **trial}) for trial in spec.search.trials()]
+    operator, fields = spec.runner.operator("train")
+    trained: Any = operator.partial(task_id="train", stage="train", **fields).expand(spec=trials).output
+    rule = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
+    chosen = ChooseTrainingOperator(
+        task_id="choose", trainings=trained, metric=spec.search.metric, direction=spec.search.direction, trigger_rule=rule
+    )
+    return chosen.output
 
 
 def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:

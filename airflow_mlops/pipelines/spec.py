@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.gates import ApprovalPolicy, ReleasePolicy
 from airflow_mlops.pipelines.runner import Local, Runner
+from airflow_mlops.training.search import Search
 
 Parameter = str | int | float | bool
 OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
@@ -37,6 +38,8 @@ class PipelineSpec:
       who can write to the registry may run code on the workers and the model server anyway.
     * `num_shards`: tasks that share the campaign; more than one pays when it takes longer than starting TensorFlow.
     * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
+    * `formats`: what the model is offered as beside Keras and SavedModel: ``{"onnx": "required", "tflite": "optional"}``.
+    * `search`: parameters of the train function to try, instead of their defaults: a `Grid` or a `RandomSearch`; the best training goes on.
     * `runner`: where the stages run: ``Local()``, or ``Pod(...)`` on Kubernetes.
     * `channel`: where messages go when a Slack connection exists.
     """
@@ -58,6 +61,8 @@ class PipelineSpec:
     unsafe_models_allowed: bool = False
     num_shards: int = 1
     statements: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    search: Search | None = None
     runner: Runner = field(default_factory=Local)
     channel: str = "#mlops"
 
@@ -82,3 +87,6 @@ class PipelineSpec:
                 raise SpecError(f"params names {name!r}, which the trigger form has already for the pipeline itself: choose another name.")
             if type(value) not in get_args(Parameter):
                 raise SpecError(f"params has {name} = {value!r}; a field of the trigger form holds text, a number or a bool: give one of them.")
+        for name in self.search.values if self.search else ():
+            if name not in self.params:
+                raise unknown_name("parameter of the search", name, self.params)

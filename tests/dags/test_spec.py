@@ -9,7 +9,7 @@ import pytest
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.pipelines import ArrayLayout, PipelineSpec, Pod, PodSpec, model_pipelines
+from airflow_mlops.pipelines import ArrayLayout, Grid, Local, PipelineSpec, Pod, PodSpec, model_pipelines
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -84,3 +84,23 @@ def test_the_stages_of_a_pipeline_on_kubernetes_are_pods_and_nothing_else_change
 def test_a_pod_for_a_stage_that_there_is_not_is_refused() -> None:
     with pytest.raises(SpecError, match=r"Unknown stage 'training'\. Did you mean 'train'"):
         Pod(PodSpec("stages:1"), {"training": PodSpec("stages:2")})
+
+
+@pytest.mark.parametrize("runner", [Local(), Pod(PodSpec("stages:1"))])
+def test_a_search_is_a_mapped_training_and_the_pipeline_goes_on_with_the_best(runner: Any) -> None:
+    search = Grid({"rate": [0.1, 0.01], "units": [8, 16]}, "loss", "min")
+    name = f"searched_{type(runner).__name__.lower()}"
+    dag, *_ = model_pipelines(spec(model=name, params={"rate": 0.1, "units": 8, "epochs": 3}, search=search, runner=runner))
+    assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("train").is_mapped
+    trials = [trial.params for trial in dag.get_task("train").expand_input.value["spec"]]
+    assert [(trial["rate"], trial["units"]) for trial in trials] == [(0.1, 8), (0.1, 16), (0.01, 8), (0.01, 16)]
+    assert {trial["epochs"]._name for trial in trials} == {"epochs"}
+    choose = dag.get_task("choose")
+    assert (choose.metric, choose.direction, choose.trigger_rule) == ("loss", "min", "all_done_min_one_success")
+    assert dag.get_task("train").downstream_task_ids == {"choose"}
+    assert choose.downstream_task_ids == {"evaluate", "robustness"}
+
+
+def test_a_search_for_a_parameter_that_there_is_not_is_refused() -> None:
+    with pytest.raises(SpecError, match="Did you mean 'rate'"):
+        spec(params={"rate": 0.1}, search=Grid({"rat": [1.0]}, "loss"))

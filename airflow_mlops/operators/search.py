@@ -1,0 +1,45 @@
+"""Choose the best of several trainings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.records import ResultRef, load
+from airflow_mlops.results import TrainingResult, from_data, to_data
+from airflow_mlops.training.search import best
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class ChooseTrainingOperator(BaseOperator):
+    """Return the reference to the training that was best by a metric it logged; those that failed are not among them.
+
+    Give it the trigger rule ``all_done_min_one_success``: it then waits for every training and needs one that succeeded.
+
+    :param trainings: references to the trainings' result records, the output of a mapped task.
+    :param metric: what each training logged; its last value counts.
+    :param direction: ``max`` where more is better, else ``min``.
+    """
+
+    template_fields = ("trainings",)
+    ui_color = "#f6e4f7"
+
+    def __init__(self, *, trainings: Any, metric: str, direction: str = "max", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.trainings = trainings
+        self.metric = metric
+        self.direction = direction
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            refs = [from_data(ResultRef, data, what="reference to a stage's result") for data in self.trainings if data is not None]
+            results = [load(ref, TrainingResult) for ref in refs]
+            chosen = best([result.metrics for result in results], self.metric, self.direction)
+        for number, result in enumerate(results):
+            found = result.metrics.get(self.metric, "not logged")
+            self.log.info("%s %s: %s %s", "chosen" if number == chosen else "tried", dict(result.params), self.metric, found)
+        return dict(to_data(refs[chosen]))

@@ -1,0 +1,48 @@
+"""The operator that chooses among trainings, and only verified ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_mlops.operators.search import ChooseTrainingOperator
+from airflow_mlops.results import to_data
+from tests import fakes
+from tests.fakes import context
+
+
+def trainings(directory: Path, *losses: float) -> list[dict[str, Any]]:
+    """Return what the mapped task's trainings pushed."""
+    homes = [directory / str(number) for number in range(len(losses))]
+    results = [fakes.training(home, metrics={"loss": loss}) for home, loss in zip(homes, losses, strict=True)]
+    return [to_data(fakes.leave_record(home, "train", result)) for home, result in zip(homes, results, strict=True)]
+
+
+def test_the_training_with_the_best_metric_is_chosen(tmp_path: Path) -> None:
+    found = trainings(tmp_path, 0.5, 0.2, 0.9)
+    for direction, number in (("min", 1), ("max", 2)):
+        operator = ChooseTrainingOperator(task_id="choose", trainings=found, metric="loss", direction=direction)
+        assert operator.execute(context()) == found[number]
+
+
+def test_what_is_missing_of_a_trial_that_failed_ends_nothing(tmp_path: Path) -> None:
+    found = trainings(tmp_path, 0.5, 0.2)
+    operator = ChooseTrainingOperator(task_id="choose", trainings=[None, *found], metric="loss", direction="min")
+    assert operator.execute(context()) == found[1]
+
+
+def test_a_model_that_changed_after_its_training_is_not_chosen(tmp_path: Path) -> None:
+    found = trainings(tmp_path, 0.5, 0.2)
+    (tmp_path / "1" / "model.keras").write_bytes(b"another")
+    operator = ChooseTrainingOperator(task_id="choose", trainings=found, metric="loss", direction="min")
+    with pytest.raises(AirflowFailException, match="changed after it was recorded"):
+        operator.execute(context())
+
+
+def test_a_metric_that_nobody_logged_fails_without_retries(tmp_path: Path) -> None:
+    operator = ChooseTrainingOperator(task_id="choose", trainings=trainings(tmp_path, 0.5), metric="accuracy")
+    with pytest.raises(AirflowFailException, match="logged were: loss"):
+        operator.execute(context())
