@@ -13,6 +13,9 @@ from typing import Any
 from airflow_mlops.artifacts import Artifact, canonical_json, file_digest, write_atomically
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef
 from airflow_mlops.results import DatasetVersion, DefectRate, EvaluationResult, Finding, RobustnessResult, TrainingResult, ValidationResult, to_data
+from airflow_mlops.usage import Usage
+
+USAGE = Usage(wall_seconds=1800.0, cpu_seconds=3600.0, peak_memory_bytes=2**30)
 
 
 def artifact(path: Path, content: bytes = b"content") -> Artifact:
@@ -67,7 +70,7 @@ def robustness(directory: Path, **changes: Any) -> RobustnessResult:
 def leave_record(directory: Path, stage: str, result: Any, **inputs: ResultRef) -> ResultRef:
     """Write the result record of `stage`, made from the records `inputs`, and return the reference that its operator would return."""
     path = directory / stage / "result.json"
-    write_atomically(path, canonical_json(to_data(Record(SCHEMA_VERSION, stage, "sha256:spec", result=to_data(result), inputs=inputs))))
+    write_atomically(path, canonical_json(to_data(Record(SCHEMA_VERSION, stage, "sha256:spec", result=to_data(result), inputs=inputs, usage=USAGE))))
     return ResultRef(stage, str(path), file_digest(path), result.headline())
 
 
@@ -80,6 +83,7 @@ class FakeTaskInstance:
     task_id: str = "train"
     map_index: int = -1
     try_number: int = 1
+    max_tries: int = 0
     pushed: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any) -> None:

@@ -9,6 +9,8 @@ from urllib.parse import quote, urlsplit
 
 from airflow.sdk import conf
 
+from airflow_mlops.usage import Prices
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
@@ -48,6 +50,12 @@ def who_triggered(context: Context) -> tuple[str, ...]:
     """Return the id of the Airflow user who started the run by hand; nobody started one that a schedule or an asset started."""
     user = context["dag_run"].triggering_user_name
     return (user,) if user else ()
+
+
+def prices() -> Prices:
+    """Return what an hour costs here: configuration ``[mlops] price_gpu_hour`` and its like; raise `SpecError` for an impossible price."""
+    gpu, cpu, memory = (conf.getfloat("mlops", f"price_{name}", fallback=0.0) for name in ("gpu_hour", "cpu_hour", "memory_gib_hour"))
+    return Prices(gpu, cpu, memory, conf.get("mlops", "currency", fallback=""))
 
 
 def target(tf_serving_conn_id: str, version_label: str) -> str:

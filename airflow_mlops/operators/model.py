@@ -15,8 +15,8 @@ from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.signing import signature_tags
-from airflow_mlops.hooks.workspace import run_of, who_triggered
-from airflow_mlops.records import ResultRef, evidence_digest, load
+from airflow_mlops.hooks.workspace import prices, run_of, who_triggered
+from airflow_mlops.records import ResultRef, evidence_digest, load, record_of
 from airflow_mlops.registry.base import CANDIDATE
 from airflow_mlops.results import EvaluationResult, TrainingResult, from_data
 
@@ -88,15 +88,24 @@ class MlflowRegisterModelOperator(BaseOperator):
             "model_digest": training.model.digest,
             "saved_model_digest": training.saved_model.digest,
             "golden_digest": training.golden.digest,
+            **({"features_digest": training.features.digest} if training.features else {}),
             "evidence": json.dumps({stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in sorted(evidence.items())}),
             "evidence_digest": evidence_digest(evidence),
             "evaluated_against": evaluation.champion_version or NO_CHAMPION,
+            **_spent(evidence),
             "gate.validation": evidence["validate"].headline,
             "gate.evaluation": evidence["evaluate"].headline,
             "gate.robustness": evidence["robustness"].headline,
             "gate.decision": self.decision["headline"],
             "airflow_run": run_of(context),
         }
+
+
+def _spent(evidence: Mapping[str, ResultRef]) -> dict[str, str]:
+    """Return what each stage used and cost, as tags; older records do not say it."""
+    records = {stage: record_of(ref) for stage, ref in evidence.items()}
+    used = {f"usage.{stage}": record.usage.sentence(prices()) for stage, record in records.items() if record.usage is not None}
+    return used | {f"image.{stage}": record.image for stage, record in records.items() if record.image}
 
 
 class MlflowSelectCandidateOperator(BaseOperator):

@@ -12,7 +12,7 @@ from airflow_mlops.artifacts import file_digest
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
-from airflow_mlops.hooks.workspace import report_url, try_directory
+from airflow_mlops.hooks.workspace import prices, report_url, try_directory
 from airflow_mlops.operators.links import REPORT_KEY, ReportLink
 from airflow_mlops.records import ResultRef, result_of
 from airflow_mlops.results import DatasetVersion, ValidationResult, to_data
@@ -88,6 +88,8 @@ def conclude(task: BaseOperator, name: str, record: Record, path: Path, context:
 
     :raises MlopsError: the stage's own error, or the refusal that its result is.
     """
+    if record.usage is not None:
+        task.log.info("Stage %s took %s", name, record.usage.sentence(prices()))
     if record.error is not None:
         raise record.error.exception()
     result = result_of(record, stage(name).Result)

@@ -65,6 +65,7 @@ def _model_card(facts: Facts, score: Score) -> str:
     release, training = facts.release, facts.result("train", TrainingResult)
     evaluation, robustness = facts.result("evaluate", EvaluationResult), facts.result("robustness", RobustnessResult)
     details = [f"* {release.model} version {release.version}, released by {release.run}", *_training_lines(training)]
+    details += [f"* Stage {tag.partition('.')[2]} took {release.tags[tag]}" for tag in sorted(release.tags) if tag.startswith("usage.")]
     details += [f"* {event.kind} by {event.actor} at {event.at}" for event in facts.events if event in facts.approvals]
     stated = "Nothing is recorded about it; what people vouch for stands in statements.json."
     parts = {

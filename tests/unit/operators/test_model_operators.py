@@ -121,6 +121,17 @@ def test_a_gate_refuses_measures_of_two_different_models(shop: Shop) -> None:
         shop.gate(mixed).execute(context())
 
 
+def test_a_version_says_what_each_stage_behind_it_used_and_cost(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__MLOPS__PRICE_CPU_HOUR", "0.5")
+    monkeypatch.setenv("AIRFLOW__MLOPS__CURRENCY", "EUR")
+    registered, _ = shop.register(shop.records())
+    tags = shop.registry.get(registered["name"], registered["version"]).tags
+    used = {name: tags[name] for name in tags if name.startswith("usage.")}
+    assert used == dict.fromkeys(
+        ("usage.evaluate", "usage.robustness", "usage.train", "usage.validate"), "1800.0 s, 3600.0 CPU seconds, 1.00 GiB of memory, 0.5000 EUR"
+    )
+
+
 def test_a_model_is_registered_once_with_its_origin_and_its_gates(shop: Shop) -> None:
     records = shop.records()
     first, extra = shop.register(records)

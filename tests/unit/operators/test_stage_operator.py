@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -90,6 +92,17 @@ def test_what_it_returns_is_a_reference_that_can_be_loaded_and_fits_json(
     assert load(ref, scripted.Result).file.path.read_text() == "weights"
     assert Path(ref.uri).is_relative_to(workspace)
     assert "try-3" in ref.uri
+
+
+def test_the_log_says_what_the_stage_used_and_cost(
+    operator: Callable[..., RunStageOperator], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AIRFLOW__MLOPS__PRICE_MEMORY_GIB_HOUR", "3600")
+    monkeypatch.setenv("AIRFLOW__MLOPS__CURRENCY", "EUR")
+    monkeypatch.setattr(RunStageOperator, "log", logging.getLogger("stage"))
+    with caplog.at_level("INFO"):
+        operator("leave_file").execute(context())
+    assert re.search(r"Stage scripted took \d+\.\d s, \d+\.\d CPU seconds, 0\.\d\d GiB of memory, \d+\.\d{4} EUR", caplog.text)
 
 
 @pytest.mark.parametrize(
