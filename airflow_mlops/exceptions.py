@@ -10,6 +10,9 @@
     │   └── DatasetAlreadyClaimed   another run works, or worked, on this version
     ├── TrainingError
     │   ├── TrainFunctionError      the user's function raised or returned something unusable
+    │   ├── TrainingTimeout         the user's function went on though its time was over
+    │   ├── CheckpointError         a checkpoint can not be written
+    │   ├── CheckpointMismatch      the checkpoint is of another request or another model
     │   └── NonFiniteModel          NaN or Inf in weights or metrics
     ├── EvaluationError
     ├── UnsafeModel                 its files bring code of their own, or are none that Keras or TensorFlow wrote
@@ -29,6 +32,8 @@
     │   └── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     └── StageError
         ├── StageKilled             retryable: the stage's process died without a result
+        ├── StageStopped            retryable: the stage was told to stop, and did
+        ├── ClusterUnavailable      retryable: Kubernetes did not answer for a long time, or has no room for another pod
         ├── ExchangeUnavailable     retryable: the object storage between workers and pods did not answer
         └── ResultInvalid           the result record is missing, half-written or its digests do not hold
 
@@ -84,6 +89,18 @@ class TrainingError(MlopsError):
 
 class TrainFunctionError(TrainingError):
     """The user's train function raised, or returned something that is no model."""
+
+
+class TrainingTimeout(TrainingError):
+    """The user's train function went on long after its time was over: it hangs, or does not look."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint can not be written: the disk is full or read-only."""
+
+
+class CheckpointMismatch(TrainingError):
+    """A checkpoint is of another request or of another model; the message says what differs."""
 
 
 class NonFiniteModel(TrainingError):
@@ -170,8 +187,20 @@ class StageKilled(StageError):
     retryable = True
 
 
+class ClusterUnavailable(StageError):
+    """Kubernetes did not answer for a long time, or its quota is used up."""
+
+    retryable = True
+
+
 class ExchangeUnavailable(StageError):
     """The object storage between workers and pods did not answer."""
+
+    retryable = True
+
+
+class StageStopped(StageError):
+    """The stage was told to stop before it was done; what it had learned is in its checkpoints."""
 
     retryable = True
 
