@@ -60,7 +60,7 @@ def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | Non
     inputs = {field: value for field, value in spec._asdict().items() if isinstance(value, ResultRef)}
     try:
         result = stage(name).run(spec, result_path.parent)
-        data = to_data(from_data(stage(name).Result, to_data(result), what=f"result of stage {name!r}"))  # refuses NaN while it can be said
+        data = to_data(from_data(type(result), to_data(result), what=f"result of stage {name!r}"))  # refuses NaN while it can be said
     except Exception as error:  # every failure becomes a record, with its traceback in the log
         expected = isinstance(error, MlopsError)
         log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
