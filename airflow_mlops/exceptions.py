@@ -9,6 +9,7 @@
     │   ├── DatasetRejected         a critical expectation failed
     │   └── DatasetAlreadyClaimed   another run works, or worked, on this version
     ├── TrainingError
+    │   ├── RepositoryUnavailable   retryable: the repository of the user's code did not answer
     │   ├── TrainFunctionError      the user's function raised or returned something unusable
     │   ├── TrainingTimeout         the user's function went on though its time was over
     │   ├── CheckpointError         a checkpoint can not be written
@@ -85,6 +86,12 @@ class DatasetAlreadyClaimed(DatasetError):
 
 class TrainingError(MlopsError):
     """Training did not end in a usable model."""
+
+
+class RepositoryUnavailable(TrainingError):
+    """The repository of the user's code did not answer."""
+
+    retryable = True
 
 
 class TrainFunctionError(TrainingError):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -14,14 +13,16 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
-from airflow_mlops.exceptions import ResultInvalid, StageKilled
+from airflow_mlops.exceptions import MlopsError, ResultInvalid, StageKilled
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.kubernetes import StagePod, busy, refusal
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import task_directory
 from airflow_mlops.operators.links import ReportLink
 from airflow_mlops.operators.stage import conclude
 from airflow_mlops.records import read_record
-from airflow_mlops.stages.pod import SPEC_ANNOTATION, Attempt, Outcome, PodSpec, Verdict, judge, manifest, pod_name
+from airflow_mlops.stages.attempts import next_attempt, settle
+from airflow_mlops.stages.pod import ENDED, Outcome, PodSpec, Verdict, advice, judge, manifest, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
     from airflow_mlops.ledger.store import Store
 
-_BUSY = (410, 429)  # and everything from 500: the API server's trouble is nobody's failure
 _PAUSE_SECONDS = 5.0
+_LAST_READS = 3  # of the log of a pod that has ended, before what is missing of it is given up
 
 
 class StagePodOperator(KubernetesPodOperator):
@@ -57,12 +58,16 @@ class StagePodOperator(KubernetesPodOperator):
         self.spec = spec
         self.pod_spec = pod_spec
         self.ledger_conn_id = ledger_conn_id
+        self._stop: Callable[[], None] | None = None
 
     def execute(self, context: Context) -> Any:
         while True:
             self._prepare(context)
-            with self._pod_troubles():
-                super().execute(context)
+            if self._attempt.settled:  # a worker died before it returned what it had found
+                return self._result(context)
+            if not self._record.exists() or self._goes_on():
+                with self._pod_troubles():
+                    super().execute(context)
             if (done := self._conclude(context)) is not None:
                 return done
 
@@ -78,47 +83,62 @@ class StagePodOperator(KubernetesPodOperator):
 
     def get_or_create_pod(self, pod_request_obj: V1Pod, context: Context) -> V1Pod:
         """Create the pod, or adopt the one that an earlier worker created under its name for the same request."""
-        try:
-            return self.pod_manager.create_pod(pod=pod_request_obj)
-        except ApiException as error:
-            if error.status != 409:
-                raise
-        found = self.hook.get_pod(pod_request_obj.metadata.name, pod_request_obj.metadata.namespace)
-        if (found.metadata.annotations or {}).get(SPEC_ANNOTATION) != spec_digest(self._parsed):
-            raise AirflowFailException(f"Pod {found.metadata.name} is there for another request; delete it and clear this task.")
-        self.log.info("Pod %s is there already: going on with it.", found.metadata.name)
-        return found
+        return self._pod.create(pod_request_obj)
 
     def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> V1Pod | None:
         """Return the pod of this attempt by its name, None when it is gone."""
-        try:
-            return self.hook.get_pod(self._name, self.pod_spec.namespace)
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            return None
+        return self._pod.seen()
+
+    def await_pod_completion(self, pod: V1Pod) -> None:  # type: ignore[override]  # there, a decorator hides what it takes
+        """Follow the pod's log until it has ended; every line is told once, whatever becomes of the connection."""
+        last_reads = 0
+        while last_reads < _LAST_READS:
+            seen = self._pod.seen()
+            ended = seen is None or seen.status.phase in ENDED
+            last_reads += ended
+            if (not self.get_logs or self._pod.tell_new(self.base_container_name, self._tell, ended=ended)) and ended:
+                break
+            time.sleep(self.base_container_status_polling_interval)
+        if seen is None or seen.status.phase == "Unknown":
+            raise AirflowException("it is gone, or its node does not answer")  # there is no completion to wait for
+
+    def on_kill(self) -> None:
+        """Tell the pod to stop: its stage has `PodSpec.grace_seconds` for a last checkpoint."""
+        self._killed = True
+        if self._stop is not None and self.on_kill_action != "keep_pod":
+            self._stop()
 
     def cleanup(self, pod: V1Pod, remote_pod: V1Pod, xcom_result: dict[str, Any] | None = None, context: Context | None = None) -> None:
         """Do nothing here: what becomes of the pod is decided when the record has been read."""
 
     def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> V1Pod:
         """Return the pod of this attempt, with the operator's own arguments over it."""
-        spec_path, result_path = self._directory / "spec.json", self._directory / "result.json"
-        files = ["--spec", str(spec_path), "--result", str(result_path)]
-        command = ["python", "-m", "airflow_mlops", "stage", self.stage, *files, "--image", self.pod_spec.image]
+        command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(self._directory / "spec.json"), "--result", str(self._record)]
         self.pod_template_dict = manifest(self.pod_spec, self._name, command, spec_digest(self._parsed), self._attempt.step)
         return super().build_pod_request_obj(context, dry_run=dry_run)
 
+    def _write_logs(self, pod: V1Pod, follow: bool = False, since_time: Any = None) -> None:  # type: ignore[override]
+        """Tell what the pod that ended while the task was deferred has written."""
+        self.await_pod_completion(pod)
+
+    def _request(self) -> Any:
+        """Return the stage's spec, complete."""
+        return parse_spec(self.stage, spec_data(self.spec))
+
     def _prepare(self, context: Context) -> None:
         """Find out which attempt this is, and leave the request where its pod finds it."""
-        with airflow_errors():
-            self._parsed = parse_spec(self.stage, spec_data(self.spec))
-            with self._ledger() as store:
-                self._attempt = Attempt.after(self._outcomes(store, context))
         ti = context["ti"]
-        identity = (ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
-        self._name = pod_name(self.stage, *identity)
+        with airflow_errors():
+            self._parsed = self._request()
+            self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
+            self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # max_tries stays over retries, and grows when the task is cleared
+            with self._ledger() as store:
+                self._attempt = next_attempt(store, self._task, self._chain)
+        self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
         self._directory = task_directory(context) / f"pod-{self._attempt.number}"
+        self._record = self._directory / "result.json"
+        self._pod = StagePod(self.client, self.pod_spec.namespace, self._name, self.log.warning)
+        self._stop = self._pod.stop
         write_atomically(self._directory / "spec.json", canonical_json(spec_data(self._parsed)))
         self.pod = self.pod_request_obj = self.remote_pod = None
         self.namespace = self.pod_spec.namespace
@@ -126,76 +146,59 @@ class StagePodOperator(KubernetesPodOperator):
 
     def _conclude(self, context: Context, *, timed_out: bool = False) -> dict[str, Any] | None:
         """Return the result, or None when there is more to wait for; a final outcome that is no result is raised."""
-        pod = self.find_pod(self.pod_spec.namespace, context)
-        path = self._directory / "result.json"
+        if self._killed:
+            raise StageKilled(f"The task was stopped, and pod {self._name} told to end; the next try goes on from its last checkpoint.")
+        pod = self._pod.seen()
         seen = self.client.api_client.sanitize_for_serialization(pod) if pod is not None else None
-        verdict = judge(seen, has_record=path.exists(), waited_long=timed_out or _age(pod) > self.pod_spec.start_seconds)
+        verdict = judge(seen, has_record=self._record.exists(), waited_long=timed_out or _waiting_since(pod) > self.pod_spec.start_seconds)
         if timed_out and verdict.outcome is None:
             verdict = Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
         if verdict.outcome is None:
+            time.sleep(self.poll_interval)
             return None
         self.log.info("Attempt %d: %s. %s", self._attempt.number, verdict.outcome, verdict.reason)
-        with airflow_errors():
+        if verdict.outcome == Outcome.RECORD:
             try:
-                if verdict.outcome == Outcome.RECORD:
-                    return self._result(path, context)
-                self._check_budget(verdict)
-            finally:
-                self._settle(verdict, context, pod)
+                answer = self._result(context)
+            except (MlopsError, AirflowFailException):
+                self._settle(Outcome.ERROR, pod)
+                raise
+            self._settle(Outcome.RECORD, pod)
+            return answer
+        self._settle(verdict.outcome, pod)
+        if refused := advice(verdict, self.pod_spec, self._attempt.num_interruptions, self._attempt.step):
+            words = f"Stage {self.stage!r} in pod {self._name} left no result. {verdict.reason.rstrip(' ')} {refused}"
+            raise AirflowFailException(f"StageKilled: {words}".replace("\n ", "\n"))
         return None
 
-    def _result(self, path: Path, context: Context) -> dict[str, Any]:
-        try:
-            record = read_record(path, stage=self.stage, spec_digest=spec_digest(self._parsed))
-            answer = conclude(self, self.stage, record, path, context, self.ledger_conn_id)
-            context["ti"].xcom_push(key="return_value", value=answer)  # what the task returns is not pushed: do_xcom_push means a sidecar here
-            return answer
-        except ResultInvalid:
-            path.rename(path.with_suffix(".quarantined"))  # nobody takes it for a result again, and it can be looked at
-            raise
+    def _result(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            try:
+                record = read_record(self._record, stage=self.stage, spec_digest=spec_digest(self._parsed))
+                answer = conclude(self, self.stage, record, self._record, context, self.ledger_conn_id)
+            except ResultInvalid:
+                self._record.rename(self._record.with_suffix(".quarantined"))  # nobody takes it for a result again, and it can be looked at
+                raise
+        context["ti"].xcom_push(key="return_value", value=answer)  # what the task returns is not pushed: do_xcom_push means a sidecar here
+        return answer
 
-    def _check_budget(self, verdict: Verdict) -> None:
-        """Return if another pod may try, else raise why not."""
-        if verdict.outcome == Outcome.INTERRUPTED and self._attempt.num_interruptions < self.pod_spec.max_interruptions:
-            return
-        if verdict.outcome == Outcome.OUT_OF_MEMORY and self._attempt.step < len(self.pod_spec.memory_ladder):
-            return
-        advice = {
-            Outcome.INTERRUPTED: f"It was taken away {self._attempt.num_interruptions + 1} times: find out by what, or raise max_interruptions.",
-            Outcome.OUT_OF_MEMORY: "Raise memory, or give memory_ladder another step.",
-        }.get(verdict.outcome or Outcome.FAILED, "Look at its log above; it is not tried again, because it would end the same way.")
-        error = StageKilled(f"Stage {self.stage!r} in pod {self._name} left no result. {verdict.reason.rstrip(' ')} {advice}".replace("\n ", "\n"))
-        error.retryable = False
-        raise error
-
-    def _settle(self, verdict: Verdict, context: Context, pod: V1Pod | None) -> None:
+    def _settle(self, outcome: Outcome, pod: V1Pod | None) -> None:
         """Take the pod away, then remember what the attempt came to, so that the next one is another pod.
 
         In this order: who is stopped in between, or may not delete, finds the same record again and not a second pod.
         """
-        from airflow_mlops.ledger.journal import once
-
-        if pod is not None:
-            try:
-                self.client.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
-            except ApiException as error:
-                if error.status != 404:
-                    raise (_refused(error) or error) from error
-        outcome = {"outcome": str(verdict.outcome)}
+        kept = self.pod_spec.keep_failed_pod and outcome == Outcome.FAILED and pod is not None and pod.status.phase in ENDED
+        if pod is not None and not kept:
+            self._pod.delete()
         with self._ledger() as store:
-            once(store, self._key(context, self._attempt.number), "pod", {"pod": self._name}, lambda: outcome)
+            settle(store, self._task, self._attempt.number, self._name, self._chain, outcome)
 
-    def _outcomes(self, store: Store, context: Context) -> list[str]:
-        from airflow_mlops.ledger.journal import known
+    def _tell(self, line: str) -> None:
+        self.log.info("%s", line)
 
-        outcomes: list[str] = []
-        while settled := known(store, self._key(context, len(outcomes) + 1)):
-            outcomes.append(settled["outcome"])
-        return outcomes
-
-    def _key(self, context: Context, attempt: int) -> str:
-        ti = context["ti"]
-        return f"pod:{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}:{attempt}"
+    def _goes_on(self) -> bool:
+        seen = self._pod.seen()
+        return seen is not None and seen.status.phase not in ENDED
 
     @contextlib.contextmanager
     def _pod_troubles(self) -> Iterator[None]:
@@ -205,10 +208,10 @@ class StagePodOperator(KubernetesPodOperator):
         except AirflowFailException:
             raise
         except ApiException as error:
-            if refused := _refused(error):
-                raise refused from error
-            self.log.warning("Kubernetes answers %s %s; asking again.", error.status, error.reason)
-            time.sleep(_PAUSE_SECONDS)
+            if error.status != 404 and not busy(error):
+                raise refusal(error) from error
+            self.log.warning("Kubernetes answers %s %s; looking again.", error.status, error.reason)
+            time.sleep(_PAUSE_SECONDS if busy(error) else 0.0)
         except (AirflowException, HTTPError) as error:
             self.log.info("Following the pod ended: %s", error)
 
@@ -218,14 +221,24 @@ class StagePodOperator(KubernetesPodOperator):
             yield store
 
 
-def _age(pod: V1Pod | None) -> float:
-    """Return for how many seconds the pod has been there."""
-    created = pod.metadata.creation_timestamp if pod is not None else None
-    return time.time() - created.timestamp() if created else 0.0
+class TrainModelPodOperator(StagePodOperator):
+    """Train a model in a pod. A training that is interrupted, stopped or retried goes on from its last verified checkpoint.
+
+    :param spec: of stage ``train``; `PodSpec.checkpoints`, where given, is where its checkpoints are.
+    """
+
+    def __init__(self, *, stage: str = "train", **kwargs: Any) -> None:
+        super().__init__(stage=stage, **kwargs)
+
+    def _request(self) -> Any:
+        spec = super()._request()
+        return spec._replace(checkpoints=self.pod_spec.checkpoints) if self.pod_spec.checkpoints else spec
 
 
-def _refused(error: ApiException) -> AirflowFailException | None:
-    """Return what to raise where Kubernetes refuses and no retry helps; None where it only has no time."""
-    if error.status in _BUSY or error.status >= 500:
-        return None
-    return AirflowFailException(f"Kubernetes refused: {error.status} {error.reason}: {str(error.body or '')[:500]}")
+def _waiting_since(pod: V1Pod | None) -> float:
+    """Return for how many seconds the pod has been there, or has had its node."""
+    if pod is None:
+        return 0.0
+    bound = [one.last_transition_time for one in pod.status.conditions or () if (one.type, one.status) == ("PodScheduled", "True")]
+    since = next(filter(None, bound), pod.metadata.creation_timestamp)
+    return time.time() - since.timestamp() if since else 0.0

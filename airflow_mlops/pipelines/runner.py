@@ -52,6 +52,7 @@ class Pod:
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the operator of a stage with its pod."""
-        from airflow_mlops.operators.pod import StagePodOperator  # costs a second, which DAG files without pods do not pay
+        from airflow_mlops.operators.pod import StagePodOperator, TrainModelPodOperator  # costs a second, which DAG files without pods do not pay
 
-        return StagePodOperator, {"pod_spec": self.stages.get(stage, self.pod_spec), "deferrable": self.deferrable, **self.arguments}
+        kind = TrainModelPodOperator if stage == "train" else StagePodOperator
+        return kind, {"pod_spec": self.stages.get(stage, self.pod_spec), "deferrable": self.deferrable, **self.arguments}

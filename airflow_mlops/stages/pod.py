@@ -16,9 +16,12 @@ from airflow_mlops.exceptions import SpecError
 
 SPEC_ANNOTATION = "airflow-mlops/spec-digest"
 CONTAINER = "base"
+ENDED = ("Succeeded", "Failed", "Unknown")  # phases after which nothing more comes of a pod; Unknown is that of a lost node
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _TAKEN = ("Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "UnexpectedAdmissionError")
 _PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable")
+_NO_SUCH_IMAGE = ("not found", "manifest unknown", "denied", "unauthorized", "authorization failed")  # what registries say that no waiting changes
+_HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 _KILLED = 137  # 128 + SIGKILL
 
 
@@ -32,7 +35,10 @@ class PodSpec(NamedTuple):
     * `queue`: Kueue's local queue; `priority_class`, `node_selector`, `tolerations` as Kubernetes has them.
     * `volume_claim`: persistent volume claim, mounted at `mount_path`, that workers and pods share: workspace, inbox and code lie in it.
     * `max_interruptions`: how often the infrastructure may take the pod away before the task fails; the task's own retries are not touched.
-    * `start_seconds`: how long the pod may wait for a node and its image.
+    * `start_seconds`: how long the pod may wait for a node, and then for its image.
+    * `grace_seconds`: what a pod that is to stop has for its last checkpoint, before it is killed.
+    * `checkpoints`: directory for the training's checkpoints, by default one in the task's own.
+    * `keep_failed_pod`: a pod whose program failed stays to be looked at; it has ended and holds no GPU.
     """
 
     image: str
@@ -52,6 +58,9 @@ class PodSpec(NamedTuple):
     mount_path: str = ""
     max_interruptions: int = 5
     start_seconds: int = 900
+    grace_seconds: int = 120
+    checkpoints: str = ""
+    keep_failed_pod: bool = False
 
 
 class Outcome(StrEnum):
@@ -60,6 +69,7 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     OUT_OF_MEMORY = "out of memory"
     RECORD = "record"
+    ERROR = "error"  # a record that says so, or does not hold
     FAILED = "failed"
 
 
@@ -69,22 +79,6 @@ class Verdict:
 
     outcome: Outcome | None
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """Attempt `number` (from 1) at a stage: the pods before it were interrupted `num_interruptions` times and `step` times too small."""
-
-    number: int
-    step: int = 0
-    num_interruptions: int = 0
-
-    @classmethod
-    def after(cls, outcomes: Sequence[str]) -> Attempt:
-        """Return the attempt that follows the `outcomes` of all earlier ones; after a final one, a task that was cleared begins anew."""
-        final = [number for number, outcome in enumerate(outcomes, 1) if outcome in (Outcome.RECORD, Outcome.FAILED)]
-        since = outcomes[final[-1] if final else 0 :]
-        return cls(len(outcomes) + 1, since.count(Outcome.OUT_OF_MEMORY), since.count(Outcome.INTERRUPTED))
 
 
 def pod_name(stage: str, *identity: str) -> str:
@@ -108,6 +102,7 @@ def manifest(spec: PodSpec, name: str, command: Sequence[str], spec_digest: str,
         "terminationMessagePolicy": "FallbackToLogsOnError",  # the last lines of the log say why it ended
     }
     about: dict[str, Any] = {"restartPolicy": "Never", "containers": [container], "volumes": volumes}
+    about["terminationGracePeriodSeconds"] = spec.grace_seconds
     about |= {"nodeSelector": dict(spec.node_selector), "tolerations": [dict(one) for one in spec.tolerations]}
     if spec.priority_class:
         about["priorityClassName"] = spec.priority_class
@@ -116,6 +111,25 @@ def manifest(spec: PodSpec, name: str, command: Sequence[str], spec_digest: str,
     labels = {_QUEUE_LABEL: spec.queue} if spec.queue else {}
     metadata = {"name": name, "namespace": spec.namespace, "labels": labels, "annotations": {SPEC_ANNOTATION: spec_digest}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": about}
+
+
+def dropped(sent: Any, got: Any, path: str = "") -> list[str]:
+    """Return the paths of what was sent to an API server and is not in what it keeps: an old one drops silently what it does not know.
+
+    Other values are not told: servers write quantities in their own way, and admission webhooks may change what they like.
+    """
+    if isinstance(sent, Mapping) and isinstance(got, Mapping):
+        return [each for key, value in sent.items() for each in dropped(value, got.get(key), f"{path}.{key}".lstrip("."))]
+    if isinstance(sent, list) and isinstance(got, list):
+        return [each for number, value in enumerate(sent) for each in dropped(value, _same(value, got, number), f"{path}[{number}]")]
+    return [path] if got is None and sent not in (None, "", False, [], {}) else []
+
+
+def _same(element: Any, elements: Sequence[Any], number: int) -> Any:
+    """Return the element of the same name, for more may have been put before it, or else of the same number."""
+    if isinstance(element, Mapping) and "name" in element:
+        return next((one for one in elements if one.get("name") == element["name"]), None)
+    return elements[number] if number < len(elements) else None
 
 
 def judge(pod: Mapping[str, Any] | None, *, has_record: bool, waited_long: bool = False) -> Verdict:
@@ -136,13 +150,35 @@ def judge(pod: Mapping[str, Any] | None, *, has_record: bool, waited_long: bool 
         return _ended(pod, status)
     if phase == "Unknown":
         return Verdict(Outcome.INTERRUPTED, "The pod's node does not answer any more.")
-    return _waiting(status) if phase == "Pending" and waited_long else Verdict(None)
+    if phase != "Pending" or _gated(status):
+        return Verdict(None)
+    return _waiting(status) if waited_long or _state(status, "waiting").get("reason") in _HOPELESS else Verdict(None)
+
+
+def advice(verdict: Verdict, spec: PodSpec, num_interruptions: int, step: int) -> str:
+    """Return what a person can do about a `verdict` that is no result, or nothing where another pod may try.
+
+    :param num_interruptions: how often the infrastructure took a pod of this task away before.
+    :param step: of the memory ladder, that of the pod.
+    """
+    if verdict.outcome == Outcome.INTERRUPTED:
+        if num_interruptions < spec.max_interruptions:
+            return ""
+        return f"It was taken away {num_interruptions + 1} times: find out by what, or raise max_interruptions."
+    if verdict.outcome == Outcome.OUT_OF_MEMORY:
+        return "" if step < len(spec.memory_ladder) else "Raise memory, or give memory_ladder another step."
+    return "Look at its log above; it is not tried again, because it would end the same way."
+
+
+def _gated(status: Mapping[str, Any]) -> bool:
+    """Whether the pod waits for its turn in a queue: that may take as long as it takes."""
+    return any(one["type"] == "PodScheduled" and one.get("reason") == "SchedulingGated" for one in status.get("conditions") or ())
 
 
 def _ended(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
     reason, message = status.get("reason", ""), status.get("message", "")
     disrupted = [one.get("message", "") for one in status.get("conditions") or () if one["type"] == "DisruptionTarget" and one["status"] == "True"]
-    end = _terminated(status)
+    end = _state(status, "terminated")
     if reason in _TAKEN or disrupted or (pod["metadata"].get("deletionTimestamp") and end.get("reason") != "OOMKilled"):
         return Verdict(Outcome.INTERRUPTED, f"The pod was taken away: {reason or 'deleted'}. {message or ' '.join(disrupted)}".strip())
     if end.get("reason") == "OOMKilled":
@@ -163,15 +199,13 @@ def _waiting(status: Mapping[str, Any]) -> Verdict:
             )
     waiting = _state(status, "waiting")
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _PULLING and any(words in message.lower() for words in _NO_SUCH_IMAGE):
+        return Verdict(Outcome.FAILED, f"There is no such image for this pod: {message} Correct its name, or its image pull secret.")
     if reason in _PULLING:
         return Verdict(Outcome.INTERRUPTED, f"The image can not be pulled: {message or reason}")
     if not reason or reason == "ContainerCreating":
         return Verdict(Outcome.INTERRUPTED, "The pod's container was not made in time; `kubectl describe` shows what it waits for.")
     return Verdict(Outcome.FAILED, f"The pod's container can not be made: {reason}: {message} Correct the image, secrets or volumes that it names.")
-
-
-def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _state(status, "terminated")
 
 
 def _state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -25,16 +25,16 @@ from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.kubelet import Kubelet
 
 
-def context(try_number: int = 1) -> Any:
-    ti = FakeTaskInstance(task_id="t", try_number=try_number)
+def context(try_number: int = 1, max_tries: int = 0) -> Any:
+    ti = FakeTaskInstance(task_id="t", try_number=try_number, max_tries=max_tries)
     return fakes.context(ti, run_id=ti.run_id, dag=SimpleNamespace(parent_dag=None), task_state_store=None)
 
 
 class Site:
     """A namespace with one node, and operators for actions of the scripted stage."""
 
-    def __init__(self, kubelet: Kubelet, core: client.CoreV1Api, namespace: str, scripted: ModuleType) -> None:
-        self.kubelet, self.core, self.namespace, self.scripted = kubelet, core, namespace, scripted
+    def __init__(self, kubelet: Kubelet, core: client.CoreV1Api, namespace: str, scripted: ModuleType, workspace: Path) -> None:
+        self.kubelet, self.core, self.namespace, self.scripted, self.workspace = kubelet, core, namespace, scripted, workspace
 
     def operator(self, action: str, text: str = "", number: float = 0.0, *, deferrable: bool = False, **pod: Any) -> StagePodOperator:
         return StagePodOperator(
@@ -62,7 +62,7 @@ class Site:
 def site(kubelet: Kubelet, core: client.CoreV1Api, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store) -> Iterator[Site]:
     kubelet._env["PYTHONPATH"] = os.environ["PYTHONPATH"]
     kubelet.add_node("node")
-    yield Site(kubelet, core, namespace, scripted)
+    yield Site(kubelet, core, namespace, scripted, workspace)
 
 
 @pytest.fixture
@@ -168,9 +168,26 @@ def test_more_than_any_node_has_fails_with_the_scheduler_s_reason(site: Site) ->
     eventually(lambda: site.pods() == [])
 
 
+def test_a_worker_that_died_before_it_returned_a_settled_record_returns_it_again(site: Site) -> None:
+    first = site.operator("leave_file").execute(context())
+    again = context(try_number=2)
+    assert site.operator("leave_file").execute(again) == first == again["ti"].pushed["return_value"]
+    assert site.pods() == []
+
+
+def test_a_worker_that_died_between_the_deletion_and_the_ledger_makes_no_second_pod(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as dying:
+        dying.setattr(StagePodOperator, "_settle", lambda self, *_: self._pod.delete())
+        first = site.operator("leave_file").execute(context())
+    eventually(lambda: site.pods() == [])
+    with monkeypatch.context() as watching:
+        watching.setattr(StagePodOperator, "get_or_create_pod", None)
+        assert site.operator("leave_file").execute(context(try_number=2)) == first
+
+
 def test_a_cleared_task_begins_anew(site: Site) -> None:
     first = site.operator("leave_file").execute(context())
-    second = site.operator("leave_file").execute(context(try_number=2))
+    second = site.operator("leave_file").execute(context(try_number=2, max_tries=1))  # as Airflow counts them after that
     assert (Path(first["uri"]).parent.name, Path(second["uri"]).parent.name) == ("pod-1", "pod-2")
 
 

@@ -119,6 +119,19 @@ def daemonise(_: Spec, out_dir: Path) -> None:
     note_pids(out_dir, daemon.pid)
 
 
+def save_when_told(_: Spec, out_dir: Path) -> None:
+    """Work until ``enough`` lies in the workspace; told to stop, save and leave without a result, as a training does."""
+
+    def save(*_: object) -> None:
+        (out_dir / "saved").write_text("checkpoint")
+        os._exit(143)
+
+    signal.signal(signal.SIGTERM, save)
+    (out_dir / "ready").touch()
+    while not (out_dir.parents[4] / "enough").exists():
+        time.sleep(0.01)
+
+
 def note_pids(out_dir: Path, *pids: int) -> None:
     (out_dir / "pids.part").write_text(json.dumps(pids))
     (out_dir / "pids.part").rename(out_dir / "pids.json")
@@ -142,5 +155,6 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         start_child,
         start_child_and_wait,
         daemonise,
+        save_when_told,
     )
 }

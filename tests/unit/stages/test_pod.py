@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.stages.pod import Attempt, Outcome, PodSpec, judge, manifest, pod_name
+from airflow_mlops.stages.pod import Outcome, PodSpec, dropped, judge, manifest, pod_name
 
 SPEC = PodSpec("example.org/stages:1")
 
@@ -89,11 +89,13 @@ def test_a_pod_that_does_not_start_is_waited_for_and_then_told_why(waiting: dict
     assert verdict.outcome == outcome and words in verdict.reason
 
 
-def test_budgets_are_counted_apart_and_begin_anew_after_a_final_outcome() -> None:
-    assert Attempt.after([]) == Attempt(1)
-    assert Attempt.after(["interrupted", "out of memory", "interrupted"]) == Attempt(4, step=1, num_interruptions=2)
-    assert Attempt.after(["interrupted", "failed"]) == Attempt(3)
-    assert Attempt.after(["record", "out of memory"]) == Attempt(3, step=1)
+def test_an_image_that_does_not_exist_and_a_queue_s_turn_are_no_slow_starts() -> None:
+    missing = {"waiting": {"reason": "ImagePullBackOff", "message": "manifest unknown: no tag 2"}}
+    assert judge(pod("Pending", container=missing), has_record=False, waited_long=True).outcome == Outcome.FAILED
+    invalid = pod("Pending", container={"waiting": {"reason": "InvalidImageName", "message": "Stages:1"}})
+    assert judge(invalid, has_record=False).outcome == Outcome.FAILED
+    gated = pod("Pending", conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])
+    assert judge(gated, has_record=False, waited_long=True).outcome is None
 
 
 def test_a_name_is_the_same_for_the_same_attempt_and_no_other() -> None:
@@ -135,3 +137,10 @@ def test_the_manifest_asks_for_what_the_spec_says() -> None:
 def test_what_no_cluster_can_run_is_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         manifest(SPEC._replace(**wrong), "n", [], "d", 0)
+
+
+def test_what_an_api_server_drops_is_named_by_its_path_and_what_it_writes_in_its_own_way_is_not() -> None:
+    sent = {"a": {"b": "1", "new": "x"}, "containers": [{"name": "base", "cpu": "0.5", "newer": [1]}], "list": ["x", "y"], "empty": [], "off": False}
+    got = {"a": {"b": "1"}, "containers": [{"name": "sidecar"}, {"name": "base", "cpu": "500m", "default": 1}], "list": ["x"]}
+    assert dropped(sent, got) == ["a.new", "containers[0].newer", "list[1]"]
+    assert dropped(got, got) == []

@@ -1,0 +1,190 @@
+"""One pod under its one name, at an API server that may be busy, forgetful or against it. Importing this needs Kubernetes' client."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.sdk.exceptions import AirflowFailException
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from airflow_mlops.exceptions import ClusterUnavailable, StageKilled
+from airflow_mlops.stages.pod import SPEC_ANNOTATION, dropped
+from airflow_mlops.stages.pod_log import Position, new_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kubernetes.client import CoreV1Api, V1Pod
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 600.0  # an API server that is replaced or overloaded is back by then; longer troubles are for the task's own retries
+READ_SECONDS = 60.0  # a log that says nothing for so long may have lost its connection: it is asked for again
+_BUSY = (410, 429)  # and everything from 500: the API server's trouble is nobody's failure
+_LONGEST_PAUSE = 30.0
+
+
+def busy(error: ApiException | HTTPError) -> bool:
+    """Whether the API server could not answer, as opposed to: refused."""
+    return isinstance(error, HTTPError) or error.status in _BUSY or error.status >= 500 or not error.status
+
+
+def patiently(call: Callable[[], T], warn: Callable[..., object], *, seconds: float = PATIENCE_SECONDS, pause: float = 1.0) -> T:
+    """Return what `call` does, made again while the API server is busy, after longer and longer pauses.
+
+    :param warn: told, as a logger is, of every answer that was none.
+    :param seconds: for how long, at most.
+    :param pause: the first pause, in seconds; each one is twice the one before, and shortened by chance, lest all workers ask at once.
+    :raises ClusterUnavailable: it was busy all the time.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except (ApiException, HTTPError) as error:
+            if not busy(error):
+                raise
+            if time.monotonic() + pause > end:
+                raise ClusterUnavailable(f"Kubernetes did not answer for {seconds:.0f} s: {_words(error)}. Look at its API server.") from error
+            warn("Kubernetes answers %s; asking again.", _words(error))
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def refusal(error: ApiException) -> Exception:
+    """Return what to raise where Kubernetes refused: no retry helps, except where other pods have used up the quota."""
+    body = str(error.body or "")[:500]
+    if error.status == 403 and "exceeded quota" in body:
+        return ClusterUnavailable(f"The namespace's quota has no room for this pod: {body} Ask for less, raise the quota, or retry later.")
+    return AirflowFailException(f"Kubernetes refused: {error.status} {error.reason}: {body}")
+
+
+class StagePod:
+    """The pod of one attempt: made, looked at, followed and deleted by its name.
+
+    :param warn: as of `patiently`.
+    """
+
+    def __init__(self, client: CoreV1Api, namespace: str, name: str, warn: Callable[..., object]) -> None:
+        self.namespace, self.name = namespace, name
+        self._client, self._warn = client, warn
+        self._position, self._stopped = Position(), False
+
+    def create(self, request: V1Pod) -> V1Pod:
+        """Make the pod, or find the one that was made for the same request before, by a worker that died or a call that got no answer.
+
+        :raises StageKilled: it was told to stop.
+        :raises AirflowFailException: Kubernetes refuses it, keeps only a part of it, or has one for another request.
+        """
+        try:
+            made = patiently(lambda: self._create(request), self._warn)
+        except ApiException as error:
+            raise refusal(error) from error
+        if self._stopped:  # while it was made
+            self.stop()
+            raise StageKilled(f"The task was stopped while pod {self.name} was made; it is told to end.")
+        return made
+
+    def seen(self) -> V1Pod | None:
+        """Return the pod as Kubernetes has it, None when it is gone."""
+        try:
+            return patiently(lambda: self._client.read_namespaced_pod(self.name, self.namespace), self._warn)
+        except ApiException as error:
+            if error.status != 404:
+                raise refusal(error) from error
+            return None
+
+    def delete(self) -> None:
+        """Take the pod away, after the time that it has for stopping."""
+        try:
+            patiently(self._delete, self._warn)
+        except ApiException as error:
+            raise refusal(error) from error
+
+    def stop(self) -> None:
+        """Delete the pod soon, for whoever asks is being stopped himself; and none is made from now on."""
+        self._stopped = True
+        patiently(self._delete, self._warn, seconds=10.0, pause=0.5)
+
+    def tell_new(self, container: str, tell: Callable[[str], object], *, ended: bool) -> bool:
+        """Tell each line of the log that was not told before; return whether there is no more for now.
+
+        :param ended: the container has ended; else the call returns when its connection does.
+        """
+        try:
+            chunks = _log(self._client, self.namespace, self.name, container, self._position.since, follow=not ended)
+            for line in new_lines(chunks, self._position, ended=ended):
+                tell(line)
+        except ApiException as error:
+            if error.status in (401, 403):
+                raise refusal(error) from error
+            return error.status in (400, 404)  # its container has not begun, or is no more
+        except HTTPError:  # the connection broke: what is missing comes when it is asked for again
+            return False
+        return True
+
+    def _create(self, request: V1Pod) -> V1Pod:
+        if self._stopped:
+            raise StageKilled(f"The task was stopped before pod {self.name} was made.")
+        as_json = self._client.api_client.sanitize_for_serialization
+        sent = as_json(request)
+        try:
+            made = self._client.create_namespaced_pod(self.namespace, sent)
+        except ApiException as error:
+            if error.status != 409:
+                raise
+            return self._found(sent["metadata"]["annotations"][SPEC_ANNOTATION])
+        if lost := dropped(sent, as_json(made)):
+            self._delete()
+            raise AirflowFailException(
+                f"Kubernetes drops {', '.join(lost)} of pod {self.name}: it is too old for that, or a webhook is against it. Leave it out."
+            )
+        return made
+
+    def _found(self, spec_digest: str) -> V1Pod:
+        found = self.seen()
+        if found is None:
+            raise ApiException(status=503, reason="its pod of this name vanished just now")  # so that it is asked again
+        if (found.metadata.annotations or {}).get(SPEC_ANNOTATION) != spec_digest:
+            raise AirflowFailException(f"Pod {self.name} is there for another request; delete it and clear this task.")
+        self._warn("Pod %s is there already: going on with it.", self.name)
+        return found
+
+    def _delete(self) -> None:
+        try:
+            self._client.delete_namespaced_pod(self.name, self.namespace)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+
+def _log(client: CoreV1Api, namespace: str, name: str, container: str, since: str, *, follow: bool) -> Iterable[bytes]:
+    """Return the chunks of a container's log with timestamps.
+
+    :param since: time in RFC 3339, which the client's own method can not say, or nothing.
+    """
+    query: list[tuple[str, Any]] = [("container", container), ("follow", "true" if follow else "false"), ("timestamps", "true")]
+    response = client.api_client.call_api(
+        "/api/v1/namespaces/{namespace}/pods/{name}/log",
+        "GET",
+        {"namespace": namespace, "name": name},
+        [*query, *([("sinceTime", since)] if since else [])],
+        {"Accept": "*/*"},
+        response_types_map={200: "str"},
+        auth_settings=["BearerToken"],
+        _return_http_data_only=True,
+        _preload_content=False,
+        _request_timeout=(READ_SECONDS, READ_SECONDS),
+    )
+    try:
+        yield from response.stream(1 << 16)
+    finally:
+        response.close()  # it was not read to its end: nobody else may get this connection
+        response.release_conn()
+
+
+def _words(error: ApiException | HTTPError) -> str:
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
