@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.exceptions import DatasetRejected, MlopsError, ResultInvalid
+from airflow_mlops.usage import TrainingEnvironment
 
 STRICT = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 R = TypeVar("R")
@@ -98,7 +99,9 @@ class TrainingResult(StageResult):
     `code_version` is a Git commit (with ``+dirty``) or a source digest; `mlflow_source` is the
     URI of the run's artefacts; `warm_started_from` names the champion's version or is None; `code_authors` wrote and committed the last change of
     the code (``Ann Lee <ann@example.org>``), empty where Git does not know. `formats` are the further ones it was converted into,
-    `format_problems` says why others are missing.
+    `format_problems` says why others are missing. `features`, or None, is
+    the graph from raw rows to what `model` takes, which the SavedModel holds already. `weights_digest` is that of the numbers in `model`, whose
+    file holds the time too; it and `environment` are None in older records.
     """
 
     dataset: DatasetVersion
@@ -118,6 +121,9 @@ class TrainingResult(StageResult):
     code_authors: tuple[str, ...] = ()
     formats: Mapping[str, Artifact] = field(default_factory=dict)
     format_problems: Mapping[str, str] = field(default_factory=dict)
+    features: Artifact | None = None
+    weights_digest: str | None = None
+    environment: TrainingEnvironment | None = None
 
     def headline(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))

@@ -1,4 +1,4 @@
-"""What a stage used, and what that cost: the figures every result record has."""
+"""What a stage used, what that cost, and what a training ran in: the figures that records have."""
 
 from __future__ import annotations
 
@@ -74,3 +74,22 @@ class Prices:
         hours, gib = usage.wall_seconds / 3600, usage.peak_memory_bytes / _GIB
         gpu_hours = (usage.gpu_seconds + usage.earlier_gpu_seconds) / 3600
         return self.gpu_hour * gpu_hours + self.cpu_hour * usage.cpu_seconds / 3600 + self.memory_gib_hour * gib * hours
+
+
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True)
+class TrainingEnvironment:
+    """What a training ran in, as far as its result may depend on it.
+
+    * `reproducible`: whether operations were deterministic; `hash_seed_fixed`: whether the order of sets of texts was.
+    * `num_threads`: of TensorFlow for one operation, 0 where it chose by itself; `num_cpus`: that the process might use.
+    * `cpu` and `gpus`: the models; `gpu_driver`: its version, None without one.
+    """
+
+    reproducible: bool
+    hash_seed_fixed: bool
+    num_threads: int
+    cpu: str
+    num_cpus: int
+    gpus: tuple[str, ...] = ()
+    gpu_driver: str | None = None
