@@ -10,7 +10,7 @@ from airflow_mlops.exceptions import EvaluationError, UnsafeModel
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import EvaluationResult, TrainingResult
 from airflow_mlops.stages.inputs import read_split
-from airflow_mlops.stages.models import champion_of, load_model, load_registered
+from airflow_mlops.stages.models import champion_of, load_challenger, load_champion
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion
@@ -51,7 +51,7 @@ def run(spec: Spec, out_dir: Path) -> EvaluationResult:
     champion = champion_of(registry, spec.model_name)
     model, problem = _champion(registry, champion, out_dir, code_allowed=spec.unsafe_models_allowed)
     return compare(
-        load_model(training.model.path, code_allowed=spec.unsafe_models_allowed),
+        load_challenger(training, code_allowed=spec.unsafe_models_allowed),
         model,
         held_out.inputs,
         held_out.labels,
@@ -66,6 +66,6 @@ def _champion(registry: ModelRegistry, champion: ModelVersion | None, out_dir: P
     if champion is None:
         return None, None
     try:
-        return load_registered(registry, champion, out_dir, code_allowed=code_allowed), None
+        return load_champion(registry, champion, out_dir, code_allowed=code_allowed), None
     except (EvaluationError, UnsafeModel) as error:
         return None, str(error)

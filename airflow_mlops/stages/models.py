@@ -11,8 +11,9 @@ from airflow_mlops.inspection import inspect_keras
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion
+    from airflow_mlops.results import TrainingResult
 
-MODEL_FILE = "model.keras"
+MODEL_FILE, FEATURES = "model.keras", "features"
 
 
 def champion_of(registry: ModelRegistry, name: str) -> ModelVersion | None:
@@ -30,14 +31,39 @@ def load_registered(registry: ModelRegistry, version: ModelVersion, out_dir: Pat
     :raises UnsafeModel: it brings code of its own, which is not `code_allowed`, or is no archive of Keras.
     :raises EvaluationError: Keras can not load it.
     """
-    path = registry.download(version, MODEL_FILE, out_dir / f"version-{version.version}.keras")
-    digest, expected = path_digest(path)[0], version.tags.get("model_digest")
-    if digest != expected:
+    place = out_dir / f"version-{version.version}.keras"
+    return load_model(_downloaded(registry, version, MODEL_FILE, version.tags.get("model_digest"), place), code_allowed=code_allowed)
+
+
+def load_challenger(training: TrainingResult, *, code_allowed: bool = False) -> Any:
+    """Return a training's model of raw rows: behind its features, where it has any; see `load_model`."""
+    model = load_model(training.model.path, code_allowed=code_allowed)
+    return _behind(training.features.path, model, code_allowed=code_allowed) if training.features else model
+
+
+def load_champion(registry: ModelRegistry, version: ModelVersion, out_dir: Path, *, code_allowed: bool = False) -> Any:
+    """Return a registered version's model of raw rows, behind the features it was trained with; see `load_registered`."""
+    model = load_registered(registry, version, out_dir, code_allowed=code_allowed)
+    if (expected := version.tags.get("features_digest")) is None:
+        return model
+    place = _downloaded(registry, version, FEATURES, expected, out_dir / f"version-{version.version}.features")
+    return _behind(place, model, code_allowed=code_allowed)
+
+
+def _behind(place: Path, model: Any, *, code_allowed: bool) -> Any:
+    from airflow_mlops.training.features import Features
+
+    return Features(place, code_allowed=code_allowed).before(model)
+
+
+def _downloaded(registry: ModelRegistry, version: ModelVersion, name: str, expected: str | None, place: Path) -> Path:
+    path = registry.download(version, name, place)
+    if (digest := path_digest(path)[0]) != expected:
         raise RegistryError(
-            f"The model file of {version.name} version {version.version} has digest {digest}, registered was {expected}. "
+            f"The {name} of {version.name} version {version.version} has digest {digest}, registered was {expected}. "
             "Somebody replaced it: do not use it, and register the model again."
         )
-    return load_model(path, code_allowed=code_allowed)
+    return path
 
 
 def load_model(path: Path, *, code_allowed: bool = False) -> Any:

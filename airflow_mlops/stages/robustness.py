@@ -12,7 +12,7 @@ from airflow_mlops.exceptions import SpecError
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import RobustnessResult, RobustnessShardResult, TrainingResult
 from airflow_mlops.stages.inputs import read_split
-from airflow_mlops.stages.models import load_model
+from airflow_mlops.stages.models import load_challenger
 
 if TYPE_CHECKING:
     from airflow_mlops.robustness.lab import Lab
@@ -82,7 +82,7 @@ def prepared(spec: Spec) -> Lab:
     config = config_of({"sample_mutants": spec.max_mutants, **spec.options, "max_mutants": spec.max_mutants, "seed": spec.seed})
     trained = load(spec.training, TrainingResult)
     split = read_split(trained.dataset, spec.layout, spec.held_out_fraction)
-    model = load_model(trained.model.path, code_allowed=spec.unsafe_models_allowed)
+    model = load_challenger(trained, code_allowed=spec.unsafe_models_allowed)
     probe = Probe(model, micro_batch=fitting_micro_batch(split.train.inputs))
     profile = Profile.of(probe, split.train.inputs)
     return Lab.of(model, split.held_out.inputs, split.held_out.labels, config, profile)

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, NonFiniteModel, SpecError, TrainingError, unknown_name
@@ -192,13 +193,12 @@ def _to_onnx(saved_model: Path, path: Path) -> None:
 
     loaded = tf.saved_model.load(str(saved_model))  # held while its signature is converted: the signature alone does not keep the weights
     served = loaded.signatures[SERVING]
-    (spec,) = served.structured_input_signature[1].values()
-    (answer,) = served.structured_outputs
-
-    def call(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {answer: served(**{spec.name: rows})[answer]}
-
-    tf2onnx.convert.from_function(tf.function(call, autograph=False), [tf.TensorSpec(spec.shape, spec.dtype, spec.name)], output_path=str(path))
+    frozen = convert_variables_to_constants_v2(served)  # also constants that features captured, which would be inputs else
+    (taken,), (answer,) = frozen.inputs, frozen.outputs
+    (taken_name,), (answer_name,) = served.structured_input_signature[1], served.structured_outputs
+    names = {taken.name: taken_name, answer.name: answer_name}
+    graph = frozen.graph.as_graph_def()
+    tf2onnx.convert.from_graph_def(graph, input_names=[taken.name], output_names=[answer.name], tensors_to_rename=names, output_path=str(path))
 
 
 def _onnx_answers(path: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
