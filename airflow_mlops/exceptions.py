@@ -14,7 +14,8 @@
     │   ├── TrainingTimeout         the user's function went on though its time was over
     │   ├── CheckpointError         a checkpoint can not be written
     │   ├── CheckpointMismatch      the checkpoint is of another request or another model
-    │   └── NonFiniteModel          NaN or Inf in weights or metrics
+    │   ├── NonFiniteModel          NaN or Inf in weights or metrics
+    │   └── WorkerLost              retryable: another worker of the same training is gone
     ├── EvaluationError
     ├── UnsafeModel                 its files bring code of their own, or are none that Keras or TensorFlow wrote
     ├── RobustnessError
@@ -112,6 +113,12 @@ class CheckpointMismatch(TrainingError):
 
 class NonFiniteModel(TrainingError):
     """NaN or infinity in the weights or the metrics."""
+
+
+class WorkerLost(TrainingError):
+    """Another worker of the same training is gone, and without it there is no next step."""
+
+    retryable = True
 
 
 class EvaluationError(MlopsError):

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import SpecError, WorkerLost
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def fit_together(
     :param first_epoch: the epoch to begin with, counted from 0, and `epochs` the one to end before.
     :param after_epoch: gets each epoch's number and mean loss, on every worker; only the chief should write.
     :raises SpecError: the batch can not be shared out.
+    :raises WorkerLost: another worker is gone; a retry goes on from the last checkpoint.
     """
     strategy = model.distribute_strategy
     replicas = strategy.num_replicas_in_sync
@@ -81,7 +84,12 @@ def fit_together(
     step = _step(model, strategy)
     losses = []
     for epoch in range(first_epoch, epochs):
-        steps = [float(step(batch)) for batch in _batches(strategy, (inputs, labels), batch_size, seed + epoch)]
+        try:
+            steps = [float(step(batch)) for batch in _batches(strategy, (inputs, labels), batch_size, seed + epoch)]
+        except _LOST as error:
+            raise WorkerLost(
+                f"Another worker is gone in epoch {epoch}: {error.message}. Run the stage again: it goes on from its checkpoint."
+            ) from error
         losses.append(sum(steps) / len(steps))
         after_epoch(epoch, losses[-1])
     return losses
