@@ -102,9 +102,12 @@ def _git(bare: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run([*_GIT, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS)
+        answer = subprocess.run([*_GIT, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise RepositoryUnavailable(f"Git did not come to an end within {FETCH_SECONDS:.0f} s. Run the stage again.") from error
+    if answer.returncode == 127:
+        raise SpecError("There is no 'git' where the stage runs, and the spec names a repository: install it there, or in the image.")
+    return answer
 
 
 def _said(stderr: str, repository: str) -> str:

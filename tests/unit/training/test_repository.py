@@ -151,6 +151,15 @@ def test_a_repository_that_does_not_answer_is_worth_a_retry_and_shows_no_passwor
     assert "ann" not in str(caught.value)
 
 
+def test_a_machine_without_git_is_told(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = repository.commit("one")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "env").symlink_to(str(shutil.which("env")))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(SpecError, match="There is no 'git' where the stage runs"):
+        checkout(str(repository.place), commit, tmp_path / "code", cache=tmp_path / "cache")
+
+
 def test_credentials_are_cut_out_of_every_url() -> None:
     said = "fatal: 'https://ann:p@ss@host.example/a.git' and https://token@host.example/b.git"
     assert without_credentials(said) == "fatal: 'https://host.example/a.git' and https://host.example/b.git"
