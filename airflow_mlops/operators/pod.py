@@ -19,7 +19,7 @@ from airflow_mlops.hooks.kubernetes import StagePod, busy, refusal
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import task_directory
 from airflow_mlops.operators.links import ReportLink
-from airflow_mlops.operators.stage import conclude
+from airflow_mlops.operators.stage import conclude, progress_log
 from airflow_mlops.records import read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
 from airflow_mlops.stages.pod import ENDED, Outcome, PodSpec, Verdict, advice, judge, manifest, pod_name
@@ -92,13 +92,14 @@ class StagePodOperator(KubernetesPodOperator):
     def await_pod_completion(self, pod: V1Pod) -> None:  # type: ignore[override]  # there, a decorator hides what it takes
         """Follow the pod's log until it has ended; every line is told once, whatever becomes of the connection."""
         last_reads = 0
-        while last_reads < _LAST_READS:
-            seen = self._pod.seen()
-            ended = seen is None or seen.status.phase in ENDED
-            last_reads += ended
-            if (not self.get_logs or self._pod.tell_new(self.base_container_name, self._tell, ended=ended)) and ended:
-                break
-            time.sleep(self.base_container_status_polling_interval)
+        with progress_log(self, self._context, self._directory) as tell:
+            while last_reads < _LAST_READS:
+                seen = self._pod.seen()
+                ended = seen is None or seen.status.phase in ENDED
+                last_reads += ended
+                if (not self.get_logs or self._pod.tell_new(self.base_container_name, tell, ended=ended)) and ended:
+                    break
+                time.sleep(self.base_container_status_polling_interval)
         if seen is None or seen.status.phase == "Unknown":
             raise AirflowException("it is gone, or its node does not answer")  # there is no completion to wait for
 
@@ -127,7 +128,7 @@ class StagePodOperator(KubernetesPodOperator):
 
     def _prepare(self, context: Context) -> None:
         """Find out which attempt this is, and leave the request where its pod finds it."""
-        ti = context["ti"]
+        self._context, ti = context, context["ti"]
         with airflow_errors():
             self._parsed = self._request()
             self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
@@ -192,9 +193,6 @@ class StagePodOperator(KubernetesPodOperator):
             self._pod.delete()
         with self._ledger() as store:
             settle(store, self._task, self._attempt.number, self._name, self._chain, outcome)
-
-    def _tell(self, line: str) -> None:
-        self.log.info("%s", line)
 
     def _goes_on(self) -> bool:
         seen = self._pod.seen()

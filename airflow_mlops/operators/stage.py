@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -12,13 +13,14 @@ from airflow_mlops.artifacts import file_digest
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
-from airflow_mlops.hooks.workspace import prices, report_url, try_directory
+from airflow_mlops.hooks.workspace import prices, report_url, run_of, try_directory
 from airflow_mlops.operators.links import REPORT_KEY, ReportLink
 from airflow_mlops.records import ResultRef, result_of
 from airflow_mlops.results import DatasetVersion, ValidationResult, to_data
 from airflow_mlops.stages import stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from airflow.sdk import Context
@@ -61,7 +63,8 @@ class RunStageOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
             process = self._start(context)
-            record = process.run(self.log.info)
+            with progress_log(self, context, process.out_dir) as line:
+                record = process.run(line)
             return conclude(self, self.stage, record, process.result_path, context, self.ledger_conn_id)
 
     def on_kill(self) -> None:
@@ -81,6 +84,20 @@ class RunStageOperator(BaseOperator):
         out_dir.mkdir(parents=True, exist_ok=True)
         self._process = StageProcess(self.stage, spec, out_dir, env=env)
         return self._process
+
+
+@contextlib.contextmanager
+def progress_log(task: BaseOperator, context: Context, directory: Path) -> Iterator[Callable[[str], None]]:
+    """Yield what takes the lines of a task's stage: they go to its log, and its progress to a page in `directory`, which its link leads to."""
+    from airflow_mlops.stages.progress_page import ProgressLog
+
+    path = directory / "progress.html"
+    show = partial(context["ti"].xcom_push, key=REPORT_KEY, value=report_url(path))
+    log = ProgressLog(f"{context['ti'].task_id} of {run_of(context)}", path, partial(task.log.info, "%s"), show)
+    try:
+        yield log.line
+    finally:
+        log.end()
 
 
 def conclude(task: BaseOperator, name: str, record: Record, path: Path, context: Context, ledger_conn_id: str) -> dict[str, Any]:

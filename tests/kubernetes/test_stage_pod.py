@@ -25,8 +25,8 @@ from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.kubelet import Kubelet
 
 
-def context(try_number: int = 1, max_tries: int = 0) -> Any:
-    ti = FakeTaskInstance(task_id="t", try_number=try_number, max_tries=max_tries)
+def context(try_number: int = 1, max_tries: int = 0, ti: FakeTaskInstance | None = None) -> Any:
+    ti = ti or FakeTaskInstance(task_id="t", try_number=try_number, max_tries=max_tries)
     return fakes.context(ti, run_id=ti.run_id, dag=SimpleNamespace(parent_dag=None), task_state_store=None)
 
 
@@ -72,17 +72,17 @@ def beside() -> Iterator[Callable[..., Any]]:
         yield pool.submit
 
 
-def followed(operator: StagePodOperator) -> dict[str, Any]:
+def followed(operator: StagePodOperator, ti: FakeTaskInstance | None = None) -> dict[str, Any]:
     """Return what the task returns, deferred or not."""
     try:
-        return dict(operator.execute(context()))
+        return dict(operator.execute(context(ti=ti)))
     except TaskDeferred as deferred:
         trigger = deferred.trigger
 
     async def event() -> Any:
         return (await anext(trigger.run())).payload
 
-    return dict(operator.trigger_reentry(context(), asyncio.run(event())))
+    return dict(operator.trigger_reentry(context(ti=ti), asyncio.run(event())))
 
 
 def number(answer: dict[str, Any], scripted: ModuleType) -> float:
@@ -204,3 +204,11 @@ def test_a_deferred_task_whose_time_is_over_fails_and_its_pod_is_stopped(site: S
     with pytest.raises(AirflowFailException, match="did not end within execution_timeout"):
         site.operator("talk", "/nowhere", deferrable=True).trigger_reentry(context(), event)
     eventually(lambda: site.pods() == [])
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_progress_is_a_page_that_the_task_links_to(site: Site, workspace: Path, deferrable: bool) -> None:
+    ti = FakeTaskInstance(task_id="t")
+    followed(site.operator("tell_progress", deferrable=deferrable), ti)
+    (page,) = workspace.rglob("progress.html")
+    assert ti.pushed["report_url"].endswith("pod-1/progress.html") and "From 0.3333 to 1." in page.read_text()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.exceptions import DatasetNotFound
 from airflow_mlops.results import STRICT, StageResult
+from airflow_mlops.training.progress import Progress
 
 
 class Spec(NamedTuple):
@@ -119,6 +120,21 @@ def daemonise(_: Spec, out_dir: Path) -> None:
     note_pids(out_dir, daemon.pid)
 
 
+def tell_progress(_: Spec, __: Path) -> None:
+    for step in range(3):
+        print(Progress(step, 3, step, loss=1.0 / (step + 1)).line())
+
+
+def tell_lines(spec: Spec, out_dir: Path) -> None:
+    """Print `number` numbered lines, and between every hundred of them as many seconds as `text` says."""
+    (out_dir / "ready").touch()
+    for number in range(int(spec.number)):
+        print(f"numbered {number}")
+        if number % 100 == 0 and spec.text:
+            sys.stdout.flush()
+            time.sleep(float(spec.text))
+
+
 def save_when_told(_: Spec, out_dir: Path) -> None:
     """Work until ``enough`` lies in the workspace; told to stop, save and leave without a result, as a training does."""
 
@@ -156,5 +172,7 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         start_child_and_wait,
         daemonise,
         save_when_told,
+        tell_progress,
+        tell_lines,
     )
 }

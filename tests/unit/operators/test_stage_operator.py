@@ -94,6 +94,14 @@ def test_what_it_returns_is_a_reference_that_can_be_loaded_and_fits_json(
     assert "try-3" in ref.uri
 
 
+def test_progress_is_a_page_that_the_task_links_to(operator: Callable[..., RunStageOperator], workspace: Path) -> None:
+    running = context()
+    operator("tell_progress").execute(running)
+    (page,) = workspace.rglob("progress.html")
+    assert running["ti"].pushed["report_url"].endswith("/train/try-1/progress.html")
+    assert "From 0.3333 to 1." in page.read_text()
+
+
 def test_the_log_says_what_the_stage_used_and_cost(
     operator: Callable[..., RunStageOperator], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

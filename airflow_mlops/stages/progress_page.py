@@ -1,0 +1,89 @@
+"""How a training goes, as a page that a person may keep open: its loss as a curve, how fast it is and what is left. No Airflow, no scripts."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from airflow_mlops.artifacts import write_atomically
+from airflow_mlops.training.progress import Progress, parse
+
+REFRESH_SECONDS = 5
+_PAUSE_SECONDS = 1.0  # between two pages; a training may tell of every batch
+_MAX_POINTS = 400
+_WIDTH, _HEIGHT = 720, 240
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">{refresh}<title>{title}</title>
+<style>body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1b2733 }} svg {{ border: 1px solid #ccd3da; background: #fff }}
+polyline {{ fill: none; stroke: #2563c9; stroke-width: 2 }} progress {{ width: 720px }}</style></head>
+<body><h1>{title}</h1><p>{sentence}</p><progress max="{num_epochs}" value="{epoch}"></progress>
+<h2>Loss over steps</h2><p>{range}</p><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">
+<polyline points="{points}"/></svg></body></html>
+"""
+
+
+def page(title: str, history: Sequence[Progress], *, ended: bool) -> str:
+    """Return the HTML of a training's `history`, of one look at least, from the first to the newest; one that goes on loads itself again."""
+    newest = history[-1]
+    losses = [(one.step, one.loss) for one in history if one.loss is not None]
+    low, high = min((loss for _, loss in losses), default=0.0), max((loss for _, loss in losses), default=0.0)
+    return _PAGE.format(
+        title=html.escape(title),
+        refresh="" if ended else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">',
+        sentence=html.escape(newest.sentence()) + (" The training ended." if ended else ""),
+        epoch=newest.epoch,
+        num_epochs=newest.num_epochs,
+        range=f"From {low:.4g} to {high:.4g}." if losses else "No loss was told yet.",
+        points=_points(losses, low, high),
+        width=_WIDTH,
+        height=_HEIGHT,
+    )
+
+
+class ProgressLog:
+    """Takes a stage's lines: progress becomes a sentence in the task's log and the page at `path`, everything else passes.
+
+    :param tell: the log.
+    :param began: called once, when the page is there for the first time.
+    """
+
+    def __init__(self, title: str, path: Path, tell: Callable[[str], object], began: Callable[[], object]) -> None:
+        self._title, self._path, self._tell, self._began = title, path, tell, began
+        self._history: list[Progress] = []
+        self._written = 0.0  # monotonic seconds
+
+    def line(self, text: str) -> None:
+        """Take one line."""
+        progress = parse(text)
+        self._tell(text if progress is None else progress.sentence())
+        if progress is None:
+            return
+        self._history = [*(self._history if len(self._history) < _MAX_POINTS else self._history[::2]), progress]
+        if time.monotonic() - self._written >= _PAUSE_SECONDS:
+            self._write(ended=False)
+
+    def end(self) -> None:
+        """Write the page a last time."""
+        if self._history:
+            self._write(ended=True)
+
+    def _write(self, *, ended: bool) -> None:
+        began, self._written = not self._written, time.monotonic()
+        try:
+            write_atomically(self._path, page(self._title, self._history, ended=ended).encode())
+        except OSError as error:  # a picture less is no reason to lose a training
+            self._tell(f"The page of the progress is not written: {error}.")
+            return
+        if began:
+            self._began()
+
+
+def _points(losses: Sequence[tuple[int, float]], low: float, high: float) -> str:
+    """Return the curve as SVG's points, from corner to corner."""
+    if not losses:
+        return ""
+    first, steps, span = losses[0][0], max(1, losses[-1][0] - losses[0][0]), (high - low) or 1.0
+    return " ".join(f"{(step - first) / steps * _WIDTH:.1f},{(high - loss) / span * (_HEIGHT - 4) + 2:.1f}" for step, loss in losses)
