@@ -1,0 +1,219 @@
+"""A training by several pods, without Kubernetes: what the cluster is asked for, and what is made of how it ended.
+
+An Indexed Job gives every worker a number and, with a headless Service, a name by which the others find it; TensorFlow reads both from
+``TF_CONFIG``. A Kubeflow `TrainJob` makes the same pods from a runtime that the cluster's owner keeps. As for a pod, only the result record of
+worker 0 shows that the training was done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from airflow_mlops.exceptions import SpecError, unknown_name
+from airflow_mlops.stages.pod import CONTAINER, SPEC_ANNOTATION, Outcome, PodSpec, Verdict
+from airflow_mlops.stages.pod import manifest as pod_manifest
+
+PORT = 2222
+INDEX = "JOB_COMPLETION_INDEX"
+_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+NEEDS = {  # the Kubernetes that each field came with; an older one drops it silently
+    "spec.completionMode": "1.24 (1.21 with a feature gate)",
+    "spec.suspend": "1.24 (1.21 with a feature gate)",
+    "spec.podFailurePolicy": "1.26 (1.25 with a feature gate)",
+}
+
+
+class JobSpec(NamedTuple):
+    """Several pods that train one model together.
+
+    * `pod`: what each worker is; its queue is the whole training's, and a memory ladder is climbed by all of them.
+    * `num_workers`: from 2; all must run at once, so a queue such as Kueue's should admit them together.
+    * `backend`: ``job`` for an Indexed Job, ``trainjob`` for Kubeflow's Trainer.
+    * `runtime`: the ClusterTrainingRuntime of a TrainJob; it must have one replicated job ``node`` and mount what workers and pods share.
+    * `max_replacements`: how often Kubernetes may replace a worker that its infrastructure took, within one attempt.
+    """
+
+    pod: PodSpec
+    num_workers: int = 2
+    backend: str = "job"
+    runtime: str = ""
+    max_replacements: int = 6
+
+
+class Place(NamedTuple):
+    """Where one kind of object lies in Kubernetes' API."""
+
+    group: str
+    version: str
+    plural: str
+
+
+class Backend(NamedTuple):
+    """One engine: its kind of object, and how its workers are called and asked for."""
+
+    place: Place
+    host: Callable[[str, int], str]
+    manifest: Callable[[JobSpec, str, Sequence[str], str, int], dict[str, Any]]
+
+
+def workload(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> list[tuple[Place, dict[str, Any]]]:
+    """Return what is to be created, in this order; the last object is the one that is watched.
+
+    ``$(JOB_COMPLETION_INDEX)`` in `command` becomes the worker's number.
+
+    :param step: of the memory ladder, from 0.
+    :raises SpecError: no cluster can run it.
+    """
+    backend = backend_of(spec)
+    objects = [(backend.place, backend.manifest(spec, name, command, spec_digest, step))]
+    return [(Place("", "v1", "services"), service(spec, name, spec_digest)), *objects] if spec.backend == "job" else objects
+
+
+def backend_of(spec: JobSpec) -> Backend:
+    """Return the engine that `spec` names; raise `SpecError` for an impossible spec."""
+    if spec.backend not in BACKENDS:
+        raise unknown_name("backend", spec.backend, BACKENDS)
+    if spec.num_workers < 2:
+        raise SpecError(f"num_workers is {spec.num_workers}; give 2 or more, or train in one pod with TrainModelPodOperator.")
+    if (spec.backend == "trainjob") != bool(spec.runtime):
+        raise SpecError("runtime names the ClusterTrainingRuntime of backend 'trainjob': give it there, and only there.")
+    return BACKENDS[spec.backend]
+
+
+def environment(spec: JobSpec, name: str, host: Callable[[str, int], str]) -> list[dict[str, Any]]:
+    """Return the variables by which each worker knows its number and the others; Kubernetes fills the number in."""
+    cluster = {"worker": [f"{host(name, index)}:{PORT}" for index in range(spec.num_workers)]}
+    config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": INDEX}}).replace(f'"{INDEX}"', f"$({INDEX})")
+    field = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}
+    return [{"name": INDEX, "valueFrom": field}, {"name": "TF_CONFIG", "value": config}]
+
+
+def service(spec: JobSpec, name: str, spec_digest: str) -> dict[str, Any]:
+    """Return the headless Service that gives the Job's pods their names, before they are ready too: they must meet to become so."""
+    about = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": name}, "ports": [{"name": "grpc", "port": PORT}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(spec, name, spec_digest, {}), "spec": about}
+
+
+def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], *, has_record: bool, waited_long: bool = False) -> Verdict:
+    """Return what is to be made of a Job or TrainJob, Kubernetes' JSON of it, or None when it is gone.
+
+    :param pods: those of it that are there still; they say why it failed.
+    :param has_record: whether worker 0's result record is there.
+    :param waited_long: whether it has had the time to start that it may have, without its time in a queue.
+    """
+    from airflow_mlops.stages import pod as one
+
+    if workload is None:
+        return Verdict(Outcome.RECORD) if has_record else Verdict(Outcome.INTERRUPTED, "The job was deleted before it left a result record.")
+    ended = {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or () if each["status"] == "True"}
+    if "Complete" in ended or "Failed" in ended:
+        if has_record:
+            return Verdict(Outcome.RECORD)
+        if "Complete" in ended:
+            return Verdict(Outcome.FAILED, "The job ended as complete and left no result record: nothing shows that the training was done.")
+        reasons = [one.judge(pod, has_record=False) for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
+        return _worst(reasons) or Verdict(Outcome.FAILED, f"The job failed: {ended['Failed'].get('message') or ended['Failed'].get('reason')}.")
+    if is_suspended(workload):
+        return Verdict(None, "The job waits in its queue.")
+    waiting = [one.judge(pod, has_record=False, waited_long=waited_long) for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+    return _worst(waiting) or Verdict(None)
+
+
+def is_suspended(workload: Mapping[str, Any]) -> bool:
+    """Whether a queue holds the workload back: that is no failure, however long it takes."""
+    return bool((workload.get("spec") or {}).get("suspend"))
+
+
+def waited_seconds(pods: Sequence[Mapping[str, Any]], now: float) -> float:
+    """Return for how long, at `now` in epoch seconds, the pod that waits longest to start has been there; a queue makes pods only when it lets go."""
+    waiting = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+    made = [datetime.fromisoformat(pod["metadata"]["creationTimestamp"]).timestamp() for pod in waiting]
+    return max(now - min(made), 0.0) if made else 0.0
+
+
+def too_old(lost: Sequence[str], kind: str) -> str:
+    """Return what to tell a person whose cluster dropped the fields `lost` of what it was sent."""
+    need = "; ".join(f"{field} needs Kubernetes {version}" for field, version in NEEDS.items() if any(each.startswith(field) for each in lost))
+    return (
+        f"Kubernetes drops {', '.join(lost)} of the {kind}, as one does that is too old for it{f': {need}' if need else ''}. "
+        "Take a newer cluster, or train in one pod with TrainModelPodOperator."
+    )
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """Return the verdict that decides: when one worker's program fails, the others die of it."""
+    order = (Outcome.OUT_OF_MEMORY, Outcome.INTERRUPTED, Outcome.FAILED)
+    found = [verdict for verdict in verdicts if verdict.outcome is not None]
+    return min(found, key=lambda verdict: order.index(verdict.outcome or Outcome.FAILED)) if found else None
+
+
+def _metadata(spec: JobSpec, name: str, spec_digest: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"name": name, "namespace": spec.pod.namespace, "labels": dict(labels), "annotations": {SPEC_ANNOTATION: spec_digest}}
+
+
+def _queue(spec: JobSpec) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the label that names the queue, and that it is the queue who lets the workers begin."""
+    return ({_QUEUE_LABEL: spec.pod.queue}, {"suspend": True}) if spec.pod.queue else ({}, {})
+
+
+def _template(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
+    return pod_manifest(spec.pod._replace(queue=""), name, command, spec_digest, step)["spec"]  # type: ignore[no-any-return]
+
+
+def _job(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
+    about = _template(spec, name, command, spec_digest, step)
+    about["containers"][0] |= {"env": environment(spec, name, _job_host), "ports": [{"containerPort": PORT}]}
+    labels, held = _queue(spec)
+    job = {
+        "completionMode": "Indexed",
+        "completions": spec.num_workers,
+        "parallelism": spec.num_workers,
+        "backoffLimit": spec.max_replacements,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]}},
+            ]
+        },
+        "template": {"metadata": {"annotations": {SPEC_ANNOTATION: spec_digest}}, "spec": {**about, "subdomain": name}},
+        **held,
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(spec, name, spec_digest, labels), "spec": job}
+
+
+def _train_job(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
+    (container,) = _template(spec, name, command, spec_digest, step)["containers"]
+    labels, held = _queue(spec)
+    trainer = {
+        "image": container["image"],
+        "command": container["command"],
+        "env": environment(spec, name, _train_job_host),
+        "numNodes": spec.num_workers,
+        "resourcesPerNode": container["resources"],
+    }
+    reference = {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": spec.runtime}
+    about = {"runtimeRef": reference, "trainer": trainer, **held}
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": _metadata(spec, name, spec_digest, labels),
+        "spec": about,
+    }
+
+
+def _job_host(name: str, index: int) -> str:
+    return f"{name}-{index}.{name}"
+
+
+def _train_job_host(name: str, index: int) -> str:
+    return f"{name}-node-0-{index}.{name}"
+
+
+BACKENDS: dict[str, Backend] = {
+    "job": Backend(Place("batch", "v1", "jobs"), _job_host, _job),
+    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job_host, _train_job),
+}
