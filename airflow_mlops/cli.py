@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_mlops.commands import reproduction
 from airflow_mlops.exceptions import MlopsError, SpecError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(run=_stop)
     _add_evidence(commands.add_parser("evidence", help="verify the evidence pack of a release, and print its ML Test Score"))
     _add_audit(commands.add_parser("audit", help="export and verify the audit trail, and ask it what served when, and why"))
+    reproduction.add(commands)
     _add_registry(commands.add_parser("registry", help="what is done to a model registry once"))
     return parser
 
@@ -158,11 +160,9 @@ def _who_served(options: argparse.Namespace) -> int:
 def _why(options: argparse.Namespace) -> int:
     from airflow_mlops.ledger.questions import why
 
-    model, _, version = options.version.rpartition("@")
-    if not model or not version.isdecimal():
-        raise SpecError(f"{options.version!r} is no version; expected MODEL@VERSION, for instance digits@7.")
+    model, version = reproduction.model_version(options.version)
     with contextlib.closing(_ledger(options.ledger)) as store:
-        for event in why(store, model, int(version)):
+        for event in why(store, model, version):
             print(f"{event.at}  event {event.number}: {event.kind} by {event.actor or 'unknown'}")
             for key, value in sorted(event.details.items()):
                 print(f"    {key}: {value}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from airflow_mlops.exceptions import unknown_name
-from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
+from airflow_mlops.stages import evaluate, repeat, robustness, robustness_shard, train, validate
 
 
 class Stage(Protocol):
@@ -28,6 +28,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": evaluate,
     "robustness_shard": robustness_shard,
     "robustness": robustness,
+    "repeat": repeat,
 }
 
 

@@ -45,7 +45,7 @@ def test_what_is_not_understood_ends_with_2_and_the_usage(arguments: list[str], 
 def test_an_unknown_stage_is_refused_with_the_nearest_name_and_leaves_no_record(tmp_path: Path) -> None:
     done = command("stage", "validat", "--spec", str(write_spec(tmp_path)), "--result", str(tmp_path / "result.json"))
     assert done.returncode == 1
-    known = "evaluate, robustness, robustness_shard, train, validate"
+    known = "evaluate, repeat, robustness, robustness_shard, train, validate"
     assert done.stderr.strip() == f"airflow-mlops: Unknown stage 'validat'. Did you mean 'validate'? Known: {known}."
     assert not (tmp_path / "result.json").exists()
 

@@ -13,7 +13,7 @@ from airflow_mlops.cli import main
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.records import ResultRef, read_record
-from airflow_mlops.stages import STAGES, evaluate, robustness, robustness_shard, stage, train, validate
+from airflow_mlops.stages import STAGES, evaluate, repeat, robustness, robustness_shard, stage, train, validate
 from airflow_mlops.stages.runner import parse_spec, run_stage, spec_data, spec_digest
 from tests.fakes import dataset_version
 
@@ -28,6 +28,7 @@ SPECS = {
     ),
     "robustness_shard": robustness_shard.Spec(robustness.Spec(REF, LAYOUT, 100, 1), 2, 4),
 }
+SPECS["repeat"] = repeat.Spec(SPECS["train"], dataset_version(), champion=3, every=10)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", STAGES)
