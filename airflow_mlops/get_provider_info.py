@@ -22,11 +22,11 @@ def get_provider_info() -> dict[str, Any]:
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
         "operators": modules(
-            "operators", "approval", "dataset", "evidence", "gate", "model", "pod", "publish", "reconciliation", "search", "serving", "stage"
+            "operators", "approval", "dataset", "evidence", "gate", "job", "model", "pod", "publish", "reconciliation", "search", "serving", "stage"
         ),
         "sensors": modules("sensors", "dataset", "mlflow", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
-        "triggers": modules("triggers", "dataset", "mlflow", "tf_serving"),
+        "triggers": modules("triggers", "dataset", "job", "mlflow", "tf_serving"),
         "notifications": ["airflow_mlops.notifications.slack.PipelineNotifier", "airflow_mlops.notifications.slack.ApprovalNotifier"],
         "extra-links": ["airflow_mlops.operators.links.ReportLink"],
         "connection-types": [_mlflow(), _tf_serving(), _ledger()],

@@ -1,0 +1,178 @@
+"""Train one model by several pods; importing this needs Kubernetes' client."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_mlops.artifacts import canonical_json, write_atomically
+from airflow_mlops.exceptions import MlopsError, ResultInvalid, WorkerLost
+from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.training_job import TrainingJob
+from airflow_mlops.hooks.workspace import task_directory
+from airflow_mlops.operators.links import ReportLink
+from airflow_mlops.operators.stage import conclude
+from airflow_mlops.records import Record, read_record
+from airflow_mlops.stages.attempts import next_attempt, settle
+from airflow_mlops.stages.job import INDEX, JobSpec, judge, waited_seconds, workload
+from airflow_mlops.stages.pod import Outcome, Verdict, advice, pod_name
+from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
+from airflow_mlops.triggers.job import TrainingJobTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mlops.ledger.store import Store
+
+
+class TrainModelJobOperator(BaseOperator):
+    """Run stage ``train`` by several pods at once and believe only worker 0's verified result record; returns the reference to it.
+
+    The Job's name follows from the task, its run and the number of the attempt: a worker that died finds its Job again. When the infrastructure
+    took a pod and the others could not go on without it, another Job follows in the same try; a program that fails is not tried again.
+    Workspace, datasets, code and checkpoints must lie at the same paths for workers and pods. Time in a queue is not counted.
+
+    :param spec: the stage's `Spec`; fields may be templates, those of `job_spec` too.
+    :param job_spec: how many workers, what each is, and by which engine.
+    :param config_file: kubeconfig, instead of the connection's.
+    :param in_cluster: as for KubernetesHook.
+    :param poll_seconds: between two looks at the Job.
+    :param deferrable: wait in the triggerer and hold no worker.
+    """
+
+    template_fields = ("spec", "job_spec")
+    template_fields_renderers = {"spec": "json"}
+    operator_extra_links = (ReportLink(),)
+    stage = "train"
+
+    def __init__(
+        self,
+        *,
+        spec: Any,
+        job_spec: JobSpec,
+        kubernetes_conn_id: str | None = KubernetesHook.default_conn_name,
+        config_file: str | None = None,
+        in_cluster: bool | None = None,
+        poll_seconds: float = 5.0,
+        deferrable: bool = False,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.job_spec = job_spec
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.config_file = config_file
+        self.in_cluster = in_cluster
+        self.poll_seconds = poll_seconds
+        self.deferrable = deferrable
+        self.ledger_conn_id = ledger_conn_id
+        self._job: TrainingJob | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        while True:
+            job = self._prepare(context)
+            if self._attempt.settled:  # a worker died before it returned what it had found
+                return self._result(context)
+            if not self._record.exists() or job.seen() is not None:
+                job.create(self._objects)
+                if self.deferrable:
+                    self._defer()
+            while (verdict := self._verdict(job)).outcome is None:
+                time.sleep(self.poll_seconds)
+            if (done := self._conclude(job, verdict, context)) is not None:
+                return done
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Conclude from what the Job left, or go on with another one, or with the same while it runs."""
+        job = self._prepare(context)
+        if self._attempt.settled or (verdict := self._verdict(job)).outcome is None:
+            return self.execute(context)
+        done = self._conclude(job, verdict, context)
+        return self.execute(context) if done is None else done
+
+    def on_kill(self) -> None:
+        """Delete the Job and its Service; each pod has `PodSpec.grace_seconds` for a last checkpoint."""
+        if self._job is not None:
+            self._job.delete()
+
+    def _connection(self) -> dict[str, Any]:
+        return {"conn_id": self.kubernetes_conn_id, "config_file": self.config_file, "in_cluster": self.in_cluster}
+
+    def _defer(self) -> None:
+        spec = {**self.job_spec._asdict(), "pod": spec_data(self.job_spec.pod)}
+        trigger = TrainingJobTrigger(spec, self._name, self._connection(), self.poll_seconds)
+        self.defer(trigger=trigger, method_name="execute_complete")
+
+    def _prepare(self, context: Context) -> TrainingJob:
+        """Find out which attempt this is, and leave the request where its pods find it."""
+        ti = context["ti"]
+        self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
+        with airflow_errors():
+            self._parsed = parse_spec(self.stage, spec_data(self.spec))
+            digest = spec_digest(self._parsed)
+            self._chain = f"{ti.max_tries}:{digest}"  # as StagePodOperator's: stays over retries, and grows when the task is cleared
+            with self._ledger() as store:
+                self._attempt = next_attempt(store, self._task, self._chain)
+            self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
+            directory = task_directory(context) / f"job-{self._attempt.number}"
+            self._record = directory / "worker-0" / "result.json"
+            results = str(directory / f"worker-$({INDEX})" / "result.json")
+            command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(directory / "spec.json"), "--result", results]
+            image = ["--image", self.job_spec.pod.image]
+            self._objects = workload(self.job_spec, self._name, [*command, *image], digest, self._attempt.step)
+        write_atomically(directory / "spec.json", canonical_json(spec_data(self._parsed)))
+        self._job = TrainingJob(KubernetesHook(**self._connection()).get_conn(), self.job_spec, self._name, self.log.warning)
+        return self._job
+
+    def _verdict(self, job: TrainingJob) -> Verdict:
+        pods = job.pods()
+        waited_long = waited_seconds(pods, time.time()) > self.job_spec.pod.start_seconds
+        return judge(job.seen(), pods, has_record=self._record.exists(), waited_long=waited_long)
+
+    def _conclude(self, job: TrainingJob, verdict: Verdict, context: Context) -> dict[str, Any] | None:
+        """Return the result, or None when another Job is to follow; a final outcome that is no result is raised."""
+        if verdict.outcome == Outcome.RECORD:
+            try:
+                answer = self._result(context)
+            except WorkerLost as error:
+                verdict = Verdict(Outcome.INTERRUPTED, str(error))
+            except (MlopsError, AirflowFailException):
+                self._settle(job, Outcome.ERROR)
+                raise
+            else:
+                self._settle(job, Outcome.RECORD)
+                return answer
+        outcome = verdict.outcome or Outcome.FAILED
+        self.log.info("Attempt %d: %s. %s", self._attempt.number, outcome, verdict.reason)
+        self._settle(job, outcome)
+        if refused := advice(verdict, self.job_spec.pod, self._attempt.num_interruptions, self._attempt.step):
+            raise AirflowFailException(f"StageKilled: The training by job {self._name} left no result. {verdict.reason.strip()} {refused}")
+        return None
+
+    def _result(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            try:
+                record: Record = read_record(self._record, stage=self.stage, spec_digest=spec_digest(self._parsed))
+                return conclude(self, self.stage, record, self._record, context, self.ledger_conn_id)
+            except ResultInvalid:
+                self._record.rename(self._record.with_suffix(".quarantined"))  # nobody takes it for a result again, and it can be looked at
+                raise
+
+    def _settle(self, job: TrainingJob, outcome: Outcome) -> None:
+        """Take the Job away, then remember what the attempt came to, so that the next one is another Job."""
+        job.delete()
+        with self._ledger() as store:
+            settle(store, self._task, self._attempt.number, self._name, self._chain, outcome)
+
+    @contextlib.contextmanager
+    def _ledger(self) -> Iterator[Store]:
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            yield store
