@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes.client.rest
@@ -33,9 +36,10 @@ from tests.kubernetes.fake_store import Json, Key, now
 
 NUM_STEPS, CHECKPOINT_EVERY = 6, 2
 RETRIES = 2  # the user's
+TASK_CALLS = 60  # how long a task may take, when its program hangs
 MOST_CALLS = 800  # nobody needs so many: who does goes round for ever
 
-PROGRAMS = ("good", "good", "good", "good", "fails", "out of memory", "silent", "spoiled")
+PROGRAMS = ("good", "good", "good", "good", "fails", "out of memory", "silent", "spoiled", "hangs")
 FATES = ("evicted", "deleted", "pre-empted", "node lost", "collected")
 FAULTS = (Fault(429), Fault(500), Fault(503), Fault(500, applied=True), Fault(0), Fault(0, applied=True), Fault(410))
 
@@ -45,7 +49,7 @@ class Schedule:
     """What goes wrong.
 
     * `program`: ``good``, ``fails`` (exit code 1), ``out of memory`` (with the first pod's memory), ``silent`` (ends well and leaves no record) or
-      ``spoiled`` (leaves a record whose file was changed).
+      ``spoiled`` (leaves a record whose file was changed) or ``hangs`` (until Airflow's time for the task is over).
     * `fates`: of the pods, in the order of their creation: what becomes of it, and after how many looks at it; later pods are left alone.
     * `late`: for how many looks a pod that ended is still seen running.
     * `deaths`: the request at which the worker (or, while the task is deferred, the triggerer) dies; True: when it was answered, else before.
@@ -94,6 +98,10 @@ class Died(BaseException):
     """The process is gone: nothing catches this, and no request of it is sent any more."""
 
 
+class TimeUp(BaseException):
+    """The task's ``execution_timeout`` is over."""
+
+
 class Endless(BaseException):
     """An operator goes round for ever."""
 
@@ -120,6 +128,7 @@ class World:
         self.counts, self.calls, self.dead = Counts(), 0, False
         self.pods: dict[str, Played] = {}  # by uid
         self.fault: Fault | None = None
+        self.time_up_at = TASK_CALLS
         api.before, api.logs = self._before, self._log
 
     def alive(self) -> list[Played]:
@@ -134,6 +143,9 @@ class World:
         self.calls += 1
         if self.calls > MOST_CALLS:
             raise Endless
+        if self.schedule.program == "hangs" and self.calls > self.time_up_at:
+            self.time_up_at = self.calls + TASK_CALLS
+            raise TimeUp
         dies = self.schedule.deaths.get(self.calls)
         if dies is False:
             self._die()
@@ -190,6 +202,7 @@ class World:
             pod.since_end += 1
             if pod.since_end > self.schedule.late and data["status"]["phase"] == "Running":
                 self._tell(pod, "Succeeded" if pod.end["exitCode"] == 0 else "Failed", {"terminated": pod.end})
+                pod.failed = self.schedule.program in ("fails", "silent", "spoiled")
 
     def _meet(self, pod: Played, data: Json) -> bool:
         """Let its fate come over a pod; return whether it made a difference: what has ended can only be deleted or collected."""
@@ -198,7 +211,7 @@ class World:
             if fate == "deleted" and not pending and not ended:
                 self.api.store.delete(pod.key, {})
             else:
-                pod.running = False
+                pod.running = pod.failed = False  # nobody can have seen how it ended
                 self.api.store.remove(pod.key)
             return True
         if pending or ended or fate == "pre-empted":
@@ -222,17 +235,16 @@ class World:
 
     def _train(self, pod: Played, data: Json) -> None:
         pod.steps += 1
-        if pod.steps < NUM_STEPS:
+        if pod.steps < NUM_STEPS or self.schedule.program == "hangs":
             return
         program, pod.running = self.schedule.program, False
         words = data["spec"]["containers"][0]["command"]
         if program == "out of memory" and data["spec"]["containers"][0]["resources"]["limits"]["memory"] == "64Mi":
             pod.end = _terminated(137, "OOMKilled")["terminated"]
         elif program == "fails":
-            pod.end, pod.failed = _terminated(1, "Error")["terminated"], True
+            pod.end = _terminated(1, "Error")["terminated"]
         else:
             pod.end = _terminated(0, "Completed")["terminated"]
-            pod.failed = program != "good" and program != "out of memory"
             if program != "silent":
                 leave_record(words, spoiled=program == "spoiled")
 
@@ -255,9 +267,7 @@ class World:
 
 def leave_record(command: list[str], *, spoiled: bool) -> None:
     """Do what the stage's command does when it ends well: leave its record, of a result with a file."""
-    import json
-
-    asked = dict(zip(command, command[1:], strict=False))
+    asked = dict(pairwise(command))
     path = Path(asked["--result"])
     spec = parse_spec("scripted", json.loads(Path(asked["--spec"]).read_text()))
     (path.parent / "model").write_text("weights")
@@ -283,7 +293,7 @@ def play(world: World, make: Make) -> Counts:
     while True:
         world.dead = False
         ti = FakeTaskInstance(task_id="t", try_number=tries, run_id=world.namespace)
-        about: Any = context(ti, run_id=ti.run_id, dag=import_module("types").SimpleNamespace(parent_dag=None), task_state_store=states)
+        about: Any = context(ti, run_id=ti.run_id, dag=SimpleNamespace(parent_dag=None), task_state_store=states)
         try:
             task = make(world)
             task.execute(about) if event is None else task.trigger_reentry(about, event)
@@ -292,6 +302,11 @@ def play(world: World, make: Make) -> Counts:
         except TaskDeferred as deferred:
             event = _triggered(world, deferred.trigger)
             continue
+        except TimeUp:
+            task.on_kill()
+            tries, retries = tries + 1, retries + 1
+            if retries > RETRIES:
+                break
         except Died:
             tries += 1  # the scheduler sees that the worker is gone; the user's retries are enough for that
         except Endless:
@@ -300,14 +315,14 @@ def play(world: World, make: Make) -> Counts:
         except AirflowFailException:
             break
         except Exception:  # whatever it is, Airflow tries again
-            counts.retries_spent += not any(one.failed for one in world.pods.values())
+            counts.retries_spent += schedule.program in ("good", "out of memory")
             tries, retries = tries + 1, retries + 1
             if retries > RETRIES:
                 break
         event = None
     good = schedule.program in ("good", "out of memory")
     counts.silent_successes = int(bool(counts.succeeded) and not good)
-    counts.silent_successes |= int(bool(counts.succeeded) and not any(one.steps == NUM_STEPS and not one.failed for one in world.pods.values()))
+    counts.silent_successes |= int(bool(counts.succeeded) and not any(one.steps == NUM_STEPS for one in world.pods.values()))
     counts.lost_runs = int(good and not counts.succeeded)
     world.look_on()
     counts.orphans = len(world.alive())
@@ -324,8 +339,13 @@ def _triggered(world: World, trigger: Any) -> dict[str, Any]:
         world.dead = False
         path, arguments = trigger.serialize()
         module, _, name = path.rpartition(".")
-        with contextlib.suppress(Died):
+        try:
             return dict(asyncio.run(first(getattr(import_module(module), name)(**arguments))))
+        except TimeUp:
+            about = {"name": trigger.pod_name, "namespace": trigger.pod_namespace}
+            return {"status": "timeout", "message": "too long", "last_log_time": None, **about}
+        except Died:
+            continue
 
 
 @contextlib.contextmanager

@@ -1,0 +1,101 @@
+"""Whatever goes wrong around a stage's pod, it ends in a verified record or in a clear failure, with one pod at a time and none left."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_mlops.hooks.kubernetes import StagePod
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.pod import StagePodOperator
+from airflow_mlops.stages.pod import Outcome, PodSpec
+from tests.kubernetes.fake_api import FakeApi
+from tests.kubernetes.schedules import Counts, Make, Schedule, World, drawn, playing
+
+Play = Callable[[Schedule, Make], Counts]
+CALM = Schedule("good", deferrable=False, late=0, fates=(), deaths={}, faults={})
+
+
+def stage(world: World, kind: type[StagePodOperator] = StagePodOperator) -> StagePodOperator:
+    return kind(
+        task_id="t",
+        stage="scripted",
+        spec={"action": "leave_file"},
+        pod_spec=PodSpec("stages", world.namespace, cpu="100m", memory="64Mi", memory_ladder=("128Mi",)),
+        config_file=str(world.api.kubeconfig),
+        kubernetes_conn_id=None,
+        in_cluster=False,
+        deferrable=world.schedule.deferrable,
+        poll_interval=0,
+        startup_check_interval_seconds=0,
+    )
+
+
+@pytest.fixture
+def player(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: ModuleType, workspace: Path, ledger: Store) -> Iterator[Play]:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    with FakeApi(tmp_path) as api, playing(api) as play:
+        yield play
+
+
+def test_every_schedule_keeps_what_is_promised(player: Play) -> None:
+    ended = [(player(schedule, stage), schedule) for schedule in drawn(60)]
+    assert [(schedule, counts.broken()) for counts, schedule in ended if counts.broken()] == []
+    assert sum(counts.succeeded for counts, _ in ended) > len(ended) // 3, "most of these programs are good"
+
+
+class BelievesThePhase(StagePodOperator):
+    def _conclude(self, context: Any, *, timed_out: bool = False) -> dict[str, Any] | None:
+        pod = self._pod.seen()
+        return {} if pod is not None and pod.status.phase == "Succeeded" else super()._conclude(context, timed_out=timed_out)
+
+
+class NamesAtRandom(StagePodOperator):
+    def _prepare(self, context: Any) -> None:
+        super()._prepare(context)
+        self._name = f"pod-{uuid.uuid4().hex}"
+        self._pod = StagePod(self.client, self.pod_spec.namespace, self._name, self.log.warning)
+
+
+class LeavesItsPod(StagePodOperator):
+    def on_kill(self) -> None:
+        """Leave it."""
+
+
+class SpendsRetries(StagePodOperator):
+    def _settle(self, outcome: Outcome, pod: Any) -> None:
+        super()._settle(outcome, pod)
+        if outcome == Outcome.INTERRUPTED:
+            raise AirflowException("the pod was taken away")
+
+
+class TriesAgain(StagePodOperator):
+    def _conclude(self, context: Any, *, timed_out: bool = False) -> dict[str, Any] | None:
+        try:
+            return super()._conclude(context, timed_out=timed_out)
+        except AirflowFailException as error:
+            raise AirflowException("perhaps it works the next time") from error
+
+
+BROKEN = {
+    "silent_successes": (BelievesThePhase, replace(CALM, program="silent")),
+    "duplicates": (NamesAtRandom, replace(CALM, deaths={1: True})),
+    "orphans": (LeavesItsPod, replace(CALM, program="hangs")),
+    "retries_spent": (SpendsRetries, replace(CALM, fates=(("evicted", 5),))),
+    "failed_again": (TriesAgain, replace(CALM, program="fails")),
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN)
+def test_an_operator_that_breaks_a_promise_is_seen_to_do_so(player: Play, promise: str) -> None:
+    broken, schedule = BROKEN[promise]
+    assert player(schedule, stage).broken() == {}
+    assert promise in player(schedule, lambda world: stage(world, broken)).broken()
