@@ -100,8 +100,10 @@ class TrainingResult(StageResult):
     URI of the run's artefacts; `warm_started_from` names the champion's version or is None; `code_authors` wrote and committed the last change of
     the code (``Ann Lee <ann@example.org>``), empty where Git does not know. `formats` are the further ones it was converted into,
     `format_problems` says why others are missing. `features`, or None, is
-    the graph from raw rows to what `model` takes, which the SavedModel holds already. `weights_digest` is that of the numbers in `model`, whose
-    file holds the time too; it and `environment` are None in older records.
+    the graph from raw rows to what `model` takes, which the SavedModel holds already. `stopped_early`: its time was over before it was done;
+    `resumed_from_step`: the batch after which it went on from a checkpoint, or None. `weights_digest` is that of the numbers in `model`, whose file
+    holds the time too; it and `environment` are None in older records. `seconds_before` were trained by the attempts before this one, which went on
+    from their checkpoint.
     """
 
     dataset: DatasetVersion
@@ -124,6 +126,9 @@ class TrainingResult(StageResult):
     features: Artifact | None = None
     weights_digest: str | None = None
     environment: TrainingEnvironment | None = None
+    seconds_before: float = 0.0
+    stopped_early: bool = False
+    resumed_from_step: int | None = None
 
     def headline(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))

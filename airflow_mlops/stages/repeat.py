@@ -53,8 +53,9 @@ def run(spec: Spec, out_dir: Path) -> Repetition:
 
     registry = cast("ModelRegistry", Recalled(MlflowRegistry(spec.training.tracking_uri), spec.champion))
     trace = out_dir / "trace.jsonl"
+    alone = spec.training._replace(checkpoints=str(out_dir / "checkpoints"), keep_checkpoints=False)  # going on from another's would prove nothing
     with traced(trace, spec.every) if spec.every else contextlib.nullcontext():
-        result = train.run(spec.training, out_dir, registry=registry, dataset=spec.dataset)
+        result = train.run(alone, out_dir, registry=registry, dataset=spec.dataset)
     if not isinstance(result, TrainingResult):
         raise SpecError("A training of several workers can not be repeated by one process. Repeat it without TF_CONFIG.")
     return Repetition(result, Artifact.of(trace) if spec.every else None)

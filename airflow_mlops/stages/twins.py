@@ -122,7 +122,8 @@ class Changes:
 
     def applied(self, spec: train.Spec) -> train.Spec:
         """Return `spec` with the changes."""
-        return spec._replace(code_path=str(self.code_path or spec.code_path), tracking_uri=self.tracking_uri or spec.tracking_uri)
+        code = {"code_path": str(self.code_path), "repository": "", "commit": ""} if self.code_path else {}
+        return spec._replace(tracking_uri=self.tracking_uri or spec.tracking_uri, **code)  # type: ignore[arg-type]
 
 
 def _repeat(request: repeat.Spec, out_dir: Path, log_line: LogLine, env: Mapping[str, str]) -> repeat.Repetition:
@@ -151,6 +152,8 @@ def _remembered(registry: ModelRegistry, version: ModelVersion, scratch: Path) -
 def _check_code(spec: train.Spec, then: TrainingResult) -> None:
     from airflow_mlops.training.function import code_version
 
+    if spec.repository:  # its commit is checked out, whatever is here
+        return
     if then.code_version.endswith("+dirty"):
         raise SpecError(
             f"The model was trained by code that no commit holds ({then.code_version}), so nobody can train it again. Commit before training."
@@ -177,8 +180,9 @@ def _notes(then: TrainingResult, now: TrainingResult) -> tuple[str, ...]:
         return (*data, *packages)
     old, new = asdict(then.environment), asdict(now.environment)
     around = [f"{name} was {old[name]}, is {new[name]}." for name in old if old[name] != new[name]]
+    ended = ["It was ended by the clock, max_seconds: how far it came is not repeated exactly."] if then.stopped_early else []
     unpinned = [] if then.environment.reproducible else ["It was not trained to be reproducible: differences are expected."]
-    return (*data, *unpinned, *around, *packages)
+    return (*data, *ended, *unpinned, *around, *packages)
 
 
 def _side_by_side(one: TrainingResult, other: TrainingResult) -> dict[str, tuple[float | None, float | None]]:

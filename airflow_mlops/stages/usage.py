@@ -13,19 +13,19 @@ from airflow_mlops.usage import Usage
 _START_FIELD = 19  # of /proc/PID/stat after the command's name; proc(5) calls it the 22nd
 
 
-def measure(earlier_gpu_seconds: float = 0.0) -> Usage:
+def measure(seconds_before: float = 0.0) -> Usage:
     """Return what this process has used since it started, with the processes that it started and waited for.
 
     GPUs are those that TensorFlow sees; a process that did not import it holds none.
 
-    :param earlier_gpu_seconds: GPU-seconds of the attempts before this one, as the checkpoint that it went on from remembers them.
+    :param seconds_before: for how long the attempts before this one had worked, on as many GPUs, when they left what this one went on from.
     """
     wall = _wall_seconds()
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(one.ru_utime + one.ru_stime for one in used)
     peak = max(one.ru_maxrss for one in used) * 1024  # Linux counts in KiB
     num_gpus, gpu_bytes = _gpus()
-    return Usage(round(wall, 3), round(cpu, 3), peak, num_gpus, round(wall * num_gpus, 3), gpu_bytes, round(earlier_gpu_seconds, 3))
+    return Usage(round(wall, 3), round(cpu, 3), peak, num_gpus, round(wall * num_gpus, 3), gpu_bytes, round(seconds_before * num_gpus, 3))
 
 
 def _wall_seconds() -> float:
