@@ -87,6 +87,11 @@ def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
     return record
 
 
+def read_any(path: Path) -> Record:
+    """Return the record at `path`, of whatever request; raise `ResultInvalid` if it is missing or half-written."""
+    return _parse(path)
+
+
 def load(ref: ResultRef, result_type: type[R]) -> R:
     """Return the result that `ref` points to, its record and every artefact verified; raise `ResultInvalid` otherwise."""
     return result_of(_referred(ref), result_type)

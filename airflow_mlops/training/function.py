@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow_mlops.artifacts import bytes_digest, file_digest
 from airflow_mlops.exceptions import SpecError
+from airflow_mlops.training.code_copy import read_origin
 
 
 def resolve(name: str, code_path: Path) -> Callable[..., Any]:
@@ -58,12 +59,15 @@ def import_from(code_path: Path, module_name: str) -> ModuleType:
 def code_version(code_path: Path) -> str:
     """Return the Git commit that `code_path` is at, with ``+dirty`` if anything below it differs, or a digest of its Python sources.
 
-    The digest (``sha256:...``) stands where Git does not know the directory; raise `SpecError` if there is no Python source either.
+    The digest (``sha256:...``) stands where Git does not know the directory, unless it is a copy that says from where; raise `SpecError` if there
+    is no Python source either.
     """
     commit = _git(code_path, "rev-parse", "--verify", "HEAD")
     if commit and _git(code_path, "ls-files", "--", "."):
         changes = _git(code_path, "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
         return commit if changes == "" else f"{commit}+dirty"
+    if origin := read_origin(code_path):
+        return origin[0]
     sources = sorted(code_path.rglob("*.py"))
     if not sources:
         raise SpecError(f"{code_path} holds no Python source: give the directory of the train function.")
@@ -74,6 +78,8 @@ def code_version(code_path: Path) -> str:
 def code_authors(code_path: Path) -> tuple[str, ...]:
     """Return who wrote and who committed the last change below `code_path` (``Ann Lee <ann@example.org>``); nobody where Git does not know it."""
     people = _git(code_path, "log", "-1", "--format=%an <%ae>%n%cn <%ce>", "--", ".") or ""
+    if not people and (origin := read_origin(code_path)):
+        return origin[1]
     return tuple(dict.fromkeys(people.splitlines()))
 
 
