@@ -90,6 +90,9 @@ def _training_lines(training: TrainingResult | None) -> list[str]:
         f"* Code {training.code_version}; last changed by {', '.join(training.code_authors) or 'nobody that is known'}",
         f"* Parameters: {params}; seed {training.seed}",
         f"* Training: {training.headline()}",
+        f"* Formats that answer as the model does: {', '.join(['keras', 'saved_model', *sorted(training.formats)])}",
+        *(f"* {sentence}" for _, sentence in sorted(training.format_problems.items())),
+        *([f"* Features, a part of the served files: `{training.features.digest}`"] if training.features else []),
     ]
 
 

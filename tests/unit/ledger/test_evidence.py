@@ -334,6 +334,15 @@ def test_the_cards_say_what_the_records_say(pack: Pack) -> None:
         assert words in dataset
 
 
+def test_the_model_card_names_the_formats_that_are_offered_and_why_others_are_not(tmp_path: Path, sqlite: Store) -> None:
+    onnx, features = (fakes.artifact(tmp_path / name) for name in ("model.onnx", "features"))
+    problems = {"tflite": "The model can not be offered as 'tflite'. It has an operation of its own."}
+    training = {"formats": {"onnx": onnx}, "format_problems": problems, "features": features}
+    card = read(Released(tmp_path, sqlite, training=training).promoted().pack(), "model_card.md")
+    assert "* Formats that answer as the model does: keras, saved_model, onnx\n* The model can not be offered as 'tflite'." in card
+    assert f"* Features, a part of the served files: `{features.digest}`" in card
+
+
 def test_the_lineage_leads_from_the_version_to_the_dataset(pack: Pack, released: Released) -> None:
     lineage = json.loads(read(pack, "lineage.json"))
     stages = lineage["stages"]

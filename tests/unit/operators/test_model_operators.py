@@ -38,11 +38,11 @@ class Shop:
     def __init__(self, name: str, database: Path, directory: Path) -> None:
         self.name, self.directory, self.registry = name, directory, MlflowRegistry(f"sqlite:///{database}")
 
-    def records(self) -> dict[str, Any]:
+    def records(self, **training: Any) -> dict[str, Any]:
         """Return what the stages before the gate returned."""
         with self.registry.start_run(self.name, name="training", tags={}) as run:
             pass
-        origin = {"mlflow_run_id": run.run_id, "mlflow_source": run.artifact_uri}
+        origin = {"mlflow_run_id": run.run_id, "mlflow_source": run.artifact_uri, **training}
         home = self.directory / run.run_id
         evaluation = fakes.evaluation(champion_version=None, champion_metrics=None)
         validated = fakes.leave_record(home, "validate", fakes.validation(home))
@@ -156,6 +156,14 @@ def test_a_model_is_registered_once_with_its_origin_and_its_gates(shop: Shop) ->
     assert set(refs) == {"validate", "train", "evaluate", "robustness"}
     assert version.tags["evidence_digest"] == evidence_digest(refs)
     assert {"gate.validation", "gate.evaluation", "gate.robustness"} <= set(version.tags)
+
+
+def test_a_version_names_its_features_so_that_whoever_measures_it_later_can_verify_them(shop: Shop) -> None:
+    features = fakes.artifact(shop.directory / "features")
+    registered, _ = shop.register(shop.records(features=features))
+    assert shop.registry.get(shop.name, registered["version"]).tags["features_digest"] == features.digest
+    registered, _ = shop.register(shop.records())
+    assert "features_digest" not in shop.registry.get(shop.name, registered["version"]).tags
 
 
 @pytest.mark.parametrize("how", ["alias", "event", "number", "text"])
