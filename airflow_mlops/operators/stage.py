@@ -75,11 +75,13 @@ class RunStageOperator(BaseOperator):
     def _start(self, context: Context) -> StageProcess:
         from airflow_mlops.stages.process import StageProcess
         from airflow_mlops.stages.runner import parse_spec, spec_data
+        from airflow_mlops.training.reproducibility import environment_of
 
         spec = parse_spec(self.stage, spec_data(self.spec))
         # The user's code sees neither Airflow's connections nor its keys.
         inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
         env = {**inherited, **MlflowHook(self.mlflow_conn_id).environment(), "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        env |= environment_of(spec)
         out_dir = try_directory(context)
         out_dir.mkdir(parents=True, exist_ok=True)
         self._process = StageProcess(self.stage, spec, out_dir, env=env)

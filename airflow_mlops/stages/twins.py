@@ -18,7 +18,7 @@ from airflow_mlops.stages import repeat, train
 from airflow_mlops.stages.models import MODEL_FILE, champion_of
 from airflow_mlops.stages.process import StageProcess
 from airflow_mlops.stages.runner import parse_spec
-from airflow_mlops.training.reproducibility import ENVIRONMENT
+from airflow_mlops.training.reproducibility import environment_of
 from airflow_mlops.training.twin import Divergence, first_divergence
 from airflow_mlops.training.weights import Difference, difference
 
@@ -130,8 +130,7 @@ def _repeat(request: repeat.Spec, out_dir: Path, log_line: LogLine, env: Mapping
     if out_dir.exists():
         raise SpecError(f"{out_dir} exists already. Give another --out, or remove it.")
     out_dir.mkdir(parents=True)
-    pinned = {**env, **(ENVIRONMENT if request.training.reproducible else {})}
-    record = StageProcess("repeat", request, out_dir, env=pinned).run(log_line)
+    record = StageProcess("repeat", request, out_dir, env={**env, **environment_of(request.training)}).run(log_line)
     if record.error is not None:
         raise record.error.exception()
     return result_of(record, repeat.Repetition)

@@ -21,6 +21,11 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "TF_ENABLE_ONEDNN_OPTS": "0"}
 log = logging.getLogger(__name__)
 
 
+def environment_of(spec: Any) -> dict[str, str]:
+    """Return the variables that the process of a stage with this spec must be started with: those of `ENVIRONMENT`, if it is `reproducible`."""
+    return ENVIRONMENT if getattr(spec, "reproducible", False) else {}
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and TensorFlow with `seed` (0..2**32-1) and make TensorFlow's operations deterministic for the whole process."""
     set_seed(seed)
