@@ -123,7 +123,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         self.epoch = self.in_epoch = self.skipped = 0  # whole epochs, batches of the one that is not, those of it that an earlier attempt saw
         self.done = self.told = False
         self.began = self.saved_at = self.reported_at = time.monotonic()
-        self.reported = 0
+        self.first = 0
         self.spent = 0.0
         self.checkpoint = context.checkpoints.latest() if context.checkpoints else None
         later = self.checkpoint is not None and len(self.checkpoint.state["histories"]) > len(context.histories)
@@ -139,7 +139,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         self.checkpoint = self.context.checkpoints.restore(model)
         self.base = state["base"]
         self.position, self.epoch, self.in_epoch, self.done = state["position"], state["epoch"], state["in_epoch"], state["done"]
-        self.spent, self.reported = state["seconds"], self.position
+        self.spent, self.first = state["seconds"], self.position
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         if self.checkpoint is not None:
@@ -200,14 +200,14 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
 
     def _report(self, now: float, epochs: int, logs: Mapping[str, float] | None) -> None:
         loss = _check_loss(logs, self.position)
-        rate = (self.position - self.reported) / max(now - self.reported_at, 1e-9)
+        rate = (self.position - self.first) / max(now - self.began, 1e-9)
         left = (self.params["epochs"] * self.steps_per_epoch - self.position) / rate if rate else None
         deadline = self.context.deadline
         if left is not None and deadline is not None:
             left = min(left, max(deadline - time.time(), 0.0))
         progress = Progress(epochs, self.params["epochs"], self.position, loss, rate * self.batch_size, _gpu_memory(), left)
         log.info("%s", progress.line())
-        self.reported_at, self.reported = now, self.position
+        self.reported_at = now
 
     def _log_again(self, history: Mapping[str, Sequence[float]]) -> None:
         """Give this attempt's run the metrics of the epochs before it."""
