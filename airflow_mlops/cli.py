@@ -41,7 +41,11 @@ def _parser() -> argparse.ArgumentParser:
 
     stage = commands.add_parser("stage", help="run one stage of a pipeline and write its result record")
     stage.add_argument("name", help="validate, train, evaluate or robustness")
-    stage.add_argument("--spec", type=Path, required=True, help="JSON file that says what to do")
+    wanted = stage.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--spec", type=Path, help="JSON file that says what to do")
+    wanted.add_argument("--request", help="name of a request in the exchange, which says what to do and brings what is needed")
+    stage.add_argument("--exchange", help="URL of the object storage between workers and pods, for instance s3://bucket/exchange")
+    stage.add_argument("--exchange-options", type=Path, help="JSON file with fsspec's options for it, such as a mounted secret")
     stage.add_argument("--result", type=Path, required=True, help="file the result record is written to; artefacts go beside it")
     stage.add_argument("--lifeline", type=int, help="file descriptor of a pipe; when its other end closes, the stage ends")
     stage.add_argument("--image", help="the image it runs in, with its digest, which the record keeps")
@@ -216,6 +220,13 @@ def _stage(options: argparse.Namespace) -> int:
 
     if options.lifeline is not None:
         die_with_parent(options.lifeline)
+    if bool(options.exchange) != bool(options.request):
+        raise SpecError("--exchange and --request belong together: the URL of the object storage, and what is asked for there.")
+    if options.request:
+        from airflow_mlops.stages.remote import open_exchange, run_requested
+
+        exchange = open_exchange(options.exchange, options.exchange_options)
+        return run_requested(options.name, options.request, exchange, options.result, image=options.image)
     return run_stage(options.name, options.spec, options.result, image=options.image)
 
 

@@ -84,9 +84,12 @@ class Objects:
 
         An object that is not what its name says is removed, so that whoever sends it again repairs it.
         """
+        self.fetch(_name(digest), digest, path)
+
+    def fetch(self, name: str, digest: str, path: Path) -> None:
+        """Make `path` what has this name, as `get` does."""
         if path.is_file() and file_digest(path) == digest:
             return
-        name = _name(digest)
         with _beside(path) as part:
             try:
                 self._ask("read", lambda: self._fs.get_file(f"{self._root}/{name}", str(part)))

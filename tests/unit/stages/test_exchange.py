@@ -289,7 +289,7 @@ def test_a_store_that_is_busy_is_asked_again(s3: S3Server, tmp_path: Path) -> No
 def test_a_store_that_is_down_is_worth_a_retry_and_one_that_refuses_is_not(s3: S3Server, tmp_path: Path) -> None:
     path = leave_result(tmp_path / "run")
     s3.meddler = error("InternalError", "500 Internal Server Error")
-    with pytest.raises(ExchangeUnavailable, match="can not be .* asked 1 times"):
+    with pytest.raises(ExchangeUnavailable, match=r"can not be .* asked 1 times"):
         over(s3).send_result("mlops-validate-1", path)
     s3.meddler = error("AccessDenied", "403 Forbidden")
     with pytest.raises(StageError, match="See to the store, its credentials") as caught:
