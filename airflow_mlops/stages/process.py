@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
-from airflow_mlops.exceptions import ResultInvalid, StageKilled
+from airflow_mlops.exceptions import ResultInvalid, StageKilled, StageStopped
 from airflow_mlops.records import Record, read_record
 from airflow_mlops.stages.output import lines
 from airflow_mlops.stages.runner import spec_data, spec_digest
+from airflow_mlops.stages.stop import EXIT_CODE
 
 
 class StageProcess:
@@ -37,11 +38,13 @@ class StageProcess:
         self.name, self.spec, self.out_dir, self.env = name, spec, out_dir, env
         self.result_path = out_dir / "result.json"
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
 
     def run(self, log_line: Callable[[str], None]) -> Record:
         """Run the stage to its end and return its record, which may hold an error; `result_of` verifies the artefacts.
 
         :raises StageKilled: the process died by a signal, or left no record.
+        :raises StageStopped: it was told to stop, and did.
         :raises ResultInvalid: the record is half-written or answers another request.
         """
         spec_path = self.out_dir / "spec.json"
@@ -49,16 +52,29 @@ class StageProcess:
         write_atomically(spec_path, canonical_json(spec_data(self.spec)))
         code = self._run([sys.executable, "-m", "airflow_mlops", "stage", self.name, "--spec", str(spec_path)], log_line)
         if code < 0:
+            memory = "If nobody killed it, the machine ran out of memory: give it less data at a time, or more memory."
+            crash = "It crashed in native code: see its log above, and whether drivers and libraries fit each other."
             raise StageKilled(
                 f"Stage {self.name!r} was killed by {signal.Signals(-code).name}; expected it to end by itself. "
-                "If nobody killed it, the machine ran out of memory: give it less data at a time, or more memory."
+                + (memory if -code in (signal.SIGKILL, signal.SIGTERM) else crash)
             )
+        if code == EXIT_CODE:
+            raise StageStopped(f"Stage {self.name!r} was told to stop before it was done. Run it again: it goes on from its last checkpoint.")
         if not self.result_path.exists():
             raise StageKilled(f"Stage {self.name!r} ended with exit code {code} and left no result record. Its log above says why; run it again.")
         record = read_record(self.result_path, stage=self.name, spec_digest=spec_digest(self.spec))
         if record.result is not None and code != 0:
             raise ResultInvalid(f"Stage {self.name!r} left a result but ended with exit code {code}: it is not to be trusted. Run it again.")
         return record
+
+    def stop(self, grace_seconds: float) -> None:
+        """Tell the stage to end after a checkpoint, and kill it and everything it started when it has not ended `grace_seconds` later."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # already gone
+                os.kill(process.pid, signal.SIGTERM)
+            self._ended.wait(grace_seconds)
+        self.kill()
 
     def kill(self) -> None:
         """Kill the stage and everything it started."""
@@ -100,6 +116,7 @@ class StageProcess:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its group's number stays its own
             self.kill()
             process.wait()
+            self._ended.set()
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:

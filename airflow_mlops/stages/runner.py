@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
-from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, StageError
+from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, StageError, StageStopped
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, StageFailure
 from airflow_mlops.results import from_data, to_data
 from airflow_mlops.stages import stage
+from airflow_mlops.stages.stop import EXIT_CODE
 from airflow_mlops.stages.usage import measure
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def parse_spec(name: str, data: Any) -> Any:
 
 
 def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | None = None) -> int:
-    """Run stage `name` and write its record atomically; return 0, or 1 when the record holds an error.
+    """Run stage `name` and write its record atomically; return 0, 1 when the record holds an error, or 143 without a record when the stage was
+    told to stop.
 
     `image` is kept in the record. A `SpecError` about the request itself is raised, not recorded: without a spec there is nothing that a record
     could answer.
@@ -58,17 +60,22 @@ def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | Non
     digest = spec_digest(spec)
     result_path.parent.mkdir(parents=True, exist_ok=True)
     inputs = {field: value for field, value in spec._asdict().items() if isinstance(value, ResultRef)}
+    seconds_before = 0.0
     try:
         result = stage(name).run(spec, result_path.parent)
         data = to_data(from_data(type(result), to_data(result), what=f"result of stage {name!r}"))  # refuses NaN while it can be said
+    except StageStopped as stopped:  # no record: what is not done is neither a result nor a failure
+        log.warning("%s", stopped)
+        return EXIT_CODE
     except Exception as error:  # every failure becomes a record, with its traceback in the log
         expected = isinstance(error, MlopsError)
         log.error("%s", error, exc_info=error if not expected or error.__cause__ is not None else None)
         record = Record(SCHEMA_VERSION, name, digest, error=StageFailure.of(error), inputs=inputs, image=image)
     else:
         log.info("%s", result.headline())
+        seconds_before = getattr(result, "seconds_before", 0.0)  # only a training goes on from where another attempt was
         record = Record(SCHEMA_VERSION, name, digest, result=data, inputs=inputs, image=image)
-    record = dataclasses.replace(record, usage=measure())
+    record = dataclasses.replace(record, usage=measure(seconds_before))
     try:
         write_atomically(result_path, canonical_json(to_data(record)))
     except OSError as error:

@@ -6,7 +6,9 @@ Imports Keras and TensorFlow at the top: import it inside a stage only.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from airflow_mlops.exceptions import MlopsError, NonFiniteModel, TrainFunctionEr
 if TYPE_CHECKING:
     from airflow_mlops.training.context import MetricLogger, TrainingContext
 
+log = logging.getLogger(__name__)
+
 
 def fit(function: Callable[[TrainingContext], Any], context: TrainingContext) -> keras.Model:
     """Return the model that `function` makes of `context`: a built Keras model whose weights and logged metrics are all finite.
@@ -28,6 +32,7 @@ def fit(function: Callable[[TrainingContext], Any], context: TrainingContext) ->
     package that come through the function, such as an unavailable registry while logging, pass unchanged.
     """
     watched = dataclasses.replace(context, log_metric=_finite_only(context.log_metric))
+    own = os.getpid()
     try:
         model = function(watched)
     except MlopsError:
@@ -35,6 +40,10 @@ def fit(function: Callable[[TrainingContext], Any], context: TrainingContext) ->
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's code does, it ends this training and nothing else
         message = traceback.format_exception_only(error)[-1].strip()
         raise TrainFunctionError(f"The train function ended with {message} at {_user_frame(error)}. Mend it and run the stage again.") from error
+    finally:
+        if os.getpid() != own:  # else there would be two results of one training
+            log.error("A process that the train function forked came back from it, and was ended. End such processes with os._exit.")
+            os._exit(1)
     if not isinstance(model, keras.Model):
         raise TrainFunctionError(f"The train function returned {_described(model)}; expected a built keras.Model.")
     if not model.built:

@@ -1,0 +1,99 @@
+"""When a training must end, because its time is over, somebody asks, or it hangs; and where it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from airflow_mlops.artifacts import bytes_digest, canonical_json
+from airflow_mlops.exceptions import TrainingTimeout
+
+if TYPE_CHECKING:
+    from airflow_mlops.stages.train import Spec
+    from airflow_mlops.training.checkpoints import CheckpointManager
+
+EXIT_CODE = 143  # of a process that ended because of SIGTERM, as shells and Kubernetes have it
+HANG_SECONDS = 300.0  # a function that looks for itself may do so only once an epoch
+LAST_SECONDS = 30.0  # then it is deaf to signals, too
+
+
+class Stop:
+    """`asked`: SIGTERM came; `timed_out`: `deadline`, in epoch seconds, had passed when `should_stop` was asked."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.asked = self.timed_out = False
+
+    def should_stop(self) -> bool:
+        """Return whether the training must end now."""
+        self.timed_out = self.timed_out or (self.deadline is not None and time.time() >= self.deadline)
+        return self.asked or self.timed_out
+
+
+@contextlib.contextmanager
+def listening(stop: Stop) -> Iterator[None]:
+    """Note SIGTERM in `stop` instead of dying of it, and end what goes on long after the deadline.
+
+    A function that hangs in Python is left by the error below, one that hangs in native code ends with its process, its stacks in the log. Outside
+    the main thread, where Python takes no signals, nothing is done.
+
+    :raises TrainingTimeout: `HANG_SECONDS` after the deadline, wherever the body is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        stop.asked = True
+
+    def give_up(_number: int, frame: FrameType | None) -> None:
+        where = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"
+        raise TrainingTimeout(
+            f"The training went on for {HANG_SECONDS:.0f} s after its time was over, at {where}. Look at context.should_stop() in loops of your own, "
+            "mend what hangs there, or raise max_seconds."
+        )
+
+    handlers = {number: signal.signal(number, handler) for number, handler in ((signal.SIGTERM, note), (signal.SIGALRM, give_up))}
+    if stop.deadline is not None:
+        left = max(stop.deadline - time.time(), 0.0) + HANG_SECONDS
+        signal.setitimer(signal.ITIMER_REAL, left)
+        faulthandler.dump_traceback_later(left + LAST_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        faulthandler.cancel_dump_traceback_later()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def checkpoints_of(spec: Spec, origin: Mapping[str, str], out_dir: Path) -> CheckpointManager:
+    """Return the checkpoints of this very request: of its dataset, code, seed and champion, which `origin` names, parameters and layout.
+
+    Where they lie in the task's own directory, each request has one of its own there, so that mended code begins anew.
+    """
+    from airflow_mlops.training.checkpoints import CheckpointManager
+
+    decisive = {
+        **{name: getattr(spec, name) for name in ("function", "retrain", "features", "params", "held_out_fraction", "model_name", "reproducible")},
+        "layout": list(spec.layout),
+        **origin,
+    }
+    identity = bytes_digest(canonical_json(decisive))
+    place = Path(spec.checkpoints) if spec.checkpoints else out_dir.parent / "checkpoints" / identity.removeprefix("sha256:")[:12]
+    return CheckpointManager(place, identity, spec.checkpoint_seconds)
+
+
+def deadline(max_seconds: float, checkpoints: CheckpointManager) -> float | None:
+    """Return when the training's time is over, in epoch seconds, or None; what interrupted attempts have trained counts."""
+    if not max_seconds:
+        return None
+    checkpoint = checkpoints.latest()
+    return time.time() + max_seconds - (float(checkpoint.state.get("seconds", 0.0)) if checkpoint else 0.0)
