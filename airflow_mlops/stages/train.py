@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -11,14 +12,20 @@ from pydantic import AfterValidator
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import EvaluationError, UnsafeModel, unknown_name
+from airflow_mlops.exceptions import EvaluationError, StageStopped, UnsafeModel, unknown_name
 from airflow_mlops.records import ResultRef, load
-from airflow_mlops.results import TrainingResult, ValidationResult
+from airflow_mlops.results import DatasetVersion, TrainingResult, ValidationResult, to_data
+from airflow_mlops.stages.code import code_of, features_of
 from airflow_mlops.stages.inputs import read_split
-from airflow_mlops.stages.models import champion_of, load_registered
+from airflow_mlops.stages.models import FEATURES, champion_of, load_registered
+from airflow_mlops.stages.stop import Stop, checkpoints_of, deadline, listening
+from airflow_mlops.stages.usage import measure
+from airflow_mlops.stages.worker import Participation, Unheard
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion, RunLogger
+
+TRAINING_FILE = "training.json"
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +47,14 @@ class Spec(NamedTuple):
     * `start`: ``champion`` continues from the registry's champion (from scratch when there is none), ``scratch`` never does.
     * `params`: handed to the function, texts, numbers, bools or None; `seed` seeds every source of randomness.
     * `unsafe_models_allowed`: the model, and the champion it starts from, may bring code of its own, such as lambda layers.
+    * `reproducible`: the same request gives the same weights, to the bit; without it TensorFlow is free to be faster. `num_threads`: of TensorFlow,
+      which the order of its sums follows from; 0 for one per processor.
+    * `retrain`: the ``module:function`` for a training that starts from a champion, where it is another than `function`.
+    * `repository`, `commit`: the code is that commit (a full hash) of this Git repository, a URL or a path, instead of `code_path`.
+    * `features`: ``module:function`` beside the train function, from raw rows to what it learns from; it is served before the model. Empty for none.
+    * `max_seconds`: the training's time, that of interrupted attempts included; then the model as it is counts. 0 for no end.
+    * `checkpoints`: directory of its checkpoints; empty for one beside the directories of the tries, which all of them share.
+      `checkpoint_seconds`: how much of the training an interruption may cost. `keep_checkpoints`: also when the training is done.
     * `formats`: further formats of `training.export.FORMATS`, each ``required`` or ``optional``: without the first the training fails.
     """
 
@@ -55,45 +70,69 @@ class Spec(NamedTuple):
     held_out_fraction: float = 0.2
     unsafe_models_allowed: bool = False
     formats: dict[str, str] = {}
+    features: str = ""
+    retrain: str = ""
+    repository: str = ""
+    commit: str = ""
+    reproducible: bool = True
+    num_threads: int = 0
+    max_seconds: float = 0.0
+    checkpoints: str = ""
+    checkpoint_seconds: float = 60.0
+    keep_checkpoints: bool = False
 
 
 Result = TrainingResult
 
 
-def run(spec: Spec, out_dir: Path) -> TrainingResult:
-    """Train, save, and log one MLflow run; nothing is logged of a training that failed but its failure."""
+def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dataset: DatasetVersion | None = None) -> TrainingResult | Participation:
+    """Train, save, and log one MLflow run; nothing is logged of a training that failed but its failure.
+
+    Where ``TF_CONFIG`` names several workers, this process is one of them, and only the chief saves and logs.
+
+    :param registry: instead of the one at `tracking_uri`; `dataset`: instead of the one that was validated.
+    """
     from airflow_mlops.registry.mlflow import MlflowRegistry
     from airflow_mlops.training.context import TrainingContext
+    from airflow_mlops.training.distributed import join, weights_digest
     from airflow_mlops.training.export import save
     from airflow_mlops.training.function import code_authors, code_version, resolve
-    from airflow_mlops.training.reproducibility import package_versions, seed_everything
+    from airflow_mlops.training.reproducibility import package_versions, pin, set_seed
     from airflow_mlops.training.trainer import fit
 
-    validation = load(spec.validation, ValidationResult)
-    if refusal := validation.refusal():
-        raise refusal
-    function, code = resolve(spec.function, Path(spec.code_path)), code_version(Path(spec.code_path))
-    train, held_out = read_split(validation.dataset, spec.layout, spec.held_out_fraction)
-    registry = MlflowRegistry(spec.tracking_uri)
-    champion, initial_model = _start(registry, spec, out_dir)
+    dataset = dataset or validated(spec)
+    environment = pin(reproducible=spec.reproducible, num_threads=spec.num_threads)
+    home = code_of(spec, out_dir)
+    code = code_version(home)
+    worker = join()
+    features = features_of(spec, home, out_dir)
+    train, held_out = read_split(dataset, spec.layout, spec.held_out_fraction)
+    registry = registry or MlflowRegistry(spec.tracking_uri)
+    with worker.strategy.scope():
+        champion, initial_model = _start(registry, spec, out_dir)
+    function = resolve(spec.retrain if champion and spec.retrain else spec.function, home)
     origin = {
-        "dataset": f"{validation.dataset.dataset} {validation.dataset.name}",
-        "dataset_digest": validation.dataset.digest,
+        "dataset": f"{dataset.dataset} {dataset.name}",
+        "dataset_digest": dataset.digest,
         "code_version": code,
         "seed": str(spec.seed),
         "warm_started_from": str(champion.version) if champion else "none",
     }
+    checkpoints = checkpoints_of(spec, origin, out_dir)
+    stop = Stop(deadline(spec.max_seconds, checkpoints))
     metrics: dict[str, float] = {}
     packages = package_versions()
-    seed_everything(spec.seed)
-    with registry.start_run(spec.model_name, name=f"{spec.model_name}-{validation.dataset.name}", tags=origin) as history:
+    set_seed(spec.seed)
+    name = f"{spec.model_name}-{dataset.name}"
+    log_run = registry.start_run(spec.model_name, name=name, tags=origin) if worker.is_chief else nullcontext[Any](Unheard())
+    with log_run as history:
 
         def log_metric(name: str, value: float, step: int) -> None:
             metrics[name] = value
             history.log_metric(name, value, step)
 
         context = TrainingContext(
-            inputs=train.inputs,
+            inputs=features.of(train.inputs) if features else train.inputs,
             labels=train.labels,
             params=spec.params,
             seed=spec.seed,
@@ -101,12 +140,23 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
             log_metric=log_metric,
             out_dir=out_dir,
             initial_model=initial_model,
+            dataset=dataset,
+            checkpoints=checkpoints,
+            deadline=stop.deadline,
+            should_stop=stop.should_stop,
         )
-        exported = save(fit(function, context), train.inputs, out_dir, formats=spec.formats, code_allowed=spec.unsafe_models_allowed)
-        _log(history, spec, packages, exported.files)
+        with worker.strategy.scope(), listening(stop):
+            trained = fit(function, context)
+        if stop.asked:
+            raise StageStopped("The training was told to stop before it was done. Run it again: it goes on from its last checkpoint.")
+        if not worker.is_chief:
+            return Participation(worker.index, worker.num_workers, weights_digest(trained))
+        served = features.before(trained) if features else trained
+        exported = save(trained, train.inputs, out_dir, served=served, formats=spec.formats, code_allowed=spec.unsafe_models_allowed)
+        _log(history, spec, packages, (*exported.files, *([out_dir / FEATURES] if features else [])))
     model, saved_model, golden = map(Artifact.of, exported[:3])
-    return TrainingResult(
-        dataset=validation.dataset,
+    result = TrainingResult(
+        dataset=dataset,
         model=model,
         saved_model=saved_model,
         golden=golden,
@@ -120,10 +170,37 @@ def run(spec: Spec, out_dir: Path) -> TrainingResult:
         num_train_rows=len(train),
         num_held_out_rows=len(held_out),
         warm_started_from=str(champion.version) if champion else None,
-        code_authors=code_authors(Path(spec.code_path)),
+        code_authors=code_authors(home),
         formats={name: Artifact.of(path) for name, path in exported.formats.items()},
         format_problems=exported.problems,
+        features=Artifact.of(out_dir / FEATURES) if features else None,
+        weights_digest=weights_digest(trained),
+        environment=environment,
+        seconds_before=float(checkpoints.resumed_from.state.get("seconds", 0.0)) if checkpoints.resumed_from else 0.0,
+        stopped_early=stop.timed_out,
+        resumed_from_step=checkpoints.resumed_from.step if checkpoints.resumed_from else None,
     )
+    _remember(history, spec, result)
+    if not spec.keep_checkpoints:
+        checkpoints.clear()
+    return result
+
+
+def _remember(history: RunLogger, spec: Spec, result: TrainingResult) -> None:
+    """Keep with the run what it takes to train this model again, and what the training used."""
+    from airflow_mlops.stages.runner import spec_data
+
+    history.log_dict({"spec": spec_data(spec), "result": to_data(result)}, TRAINING_FILE)
+    for name, value in measure(result.seconds_before).metrics().items():
+        history.log_metric(name, value, 0)
+
+
+def validated(spec: Spec) -> DatasetVersion:
+    """Return the dataset that the spec's validation let pass; raise what it refused it with."""
+    validation = load(spec.validation, ValidationResult)
+    if refusal := validation.refusal():
+        raise refusal
+    return validation.dataset
 
 
 def _start(registry: ModelRegistry, spec: Spec, out_dir: Path) -> tuple[ModelVersion | None, Any]:

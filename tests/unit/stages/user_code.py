@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 import keras
@@ -66,13 +69,46 @@ def train_together(context: Any) -> keras.Model:
 
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(context.num_classes, activation="softmax")])
     model.compile(keras.optimizers.Adam(0.05), loss="sparse_categorical_crossentropy")
-    fit_together(
-        model,
-        context.inputs,
-        context.labels,
-        epochs=context.params["epochs"],
-        batch_size=40,
-        seed=context.seed,
-        after_epoch=lambda epoch, loss: context.log_metric("loss", loss, epoch),
-    )
+    fit_together(context, model, epochs=context.params["epochs"], batch_size=40)
     return model
+
+
+class _Terminated(keras.callbacks.Callback):
+    """Sends this process SIGTERM after a batch, as a node does that is drained."""
+
+    def __init__(self, stop_at: int) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if int(self.model.optimizer.iterations.numpy()) == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def patient(context: Any) -> keras.Model:
+    """Learn so that an interruption costs nothing."""
+    layers = [
+        keras.Input((8, 8, 1)),
+        keras.layers.Flatten(),
+        keras.layers.Dropout(0.2),
+        keras.layers.Dense(context.num_classes, activation="softmax"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("adam", loss="sparse_categorical_crossentropy")
+    stop_at = context.out_dir / "stop_at"
+    context.fit(model, epochs=context.params["epochs"], callbacks=[_Terminated(int(stop_at.read_text()) if stop_at.exists() else -1)])
+    return model
+
+
+def hangs(_: Any) -> keras.Model:
+    time.sleep(60)
+    raise AssertionError("nobody woke it")
+
+
+def forks(context: Any) -> keras.Model:
+    """Come back twice."""
+    child = os.fork()
+    if child == 0:
+        raise ValueError("the child fails, or returns")
+    context.log_metric("exit_code_of_the_child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+    return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(context.num_classes, activation="softmax")])
