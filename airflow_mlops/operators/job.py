@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
@@ -123,8 +124,8 @@ class TrainModelJobOperator(BaseOperator):
                 self._attempt = next_attempt(store, self._task, self._chain)
             self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
             directory = task_directory(context) / f"job-{self._attempt.number}"
-            self._record = directory / "worker-0" / "result.json"
-            results = str(directory / f"worker-$({INDEX})" / "result.json")
+            self._record = Path(f"{directory}-worker-0") / "result.json"
+            results = f"{directory}-worker-$({INDEX})/result.json"  # beside each other, so that all find the same checkpoints
             command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(directory / "spec.json"), "--result", results]
             image = ["--image", self.job_spec.pod.image]
             self._objects = workload(self.job_spec, self._name, [*command, *image], digest, self._attempt.step)

@@ -25,7 +25,7 @@ class StageGroup:
     """One run of a stage by `num_workers` processes, of which worker 0 leaves the result record; used as `StageProcess` is.
 
     :param name: the stage, which joins the others by ``TF_CONFIG``.
-    :param out_dir: an empty directory of this try, worker 0's own; the others have ``worker-1`` and so on below it.
+    :param out_dir: an empty directory of this try, worker 0's own; those of the others are beside it, so that all find the same checkpoints.
     :param env: the whole environment of every process, to which ``TF_CONFIG`` is added.
     """
 
@@ -60,7 +60,7 @@ class StageGroup:
             process.kill()
 
     def _worker(self, index: int, config: str) -> StageProcess:
-        out_dir = self.out_dir / f"worker-{index}" if index else self.out_dir
+        out_dir = self.out_dir.with_name(f"{self.out_dir.name}-worker-{index}") if index else self.out_dir
         out_dir.mkdir(parents=True, exist_ok=True)
         return StageProcess(self.name, self.spec, out_dir, env={**self.env, "TF_CONFIG": config})
 

@@ -9,7 +9,6 @@ Imports Keras and TensorFlow at the top: import it inside a stage only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,7 @@ import tensorflow as tf
 from airflow_mlops.exceptions import SpecError, WorkerLost
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from airflow_mlops.training.context import TrainingContext
 
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
@@ -51,48 +49,44 @@ def join() -> Worker:
     return Worker(resolver.task_id, len(workers), tf.distribute.MultiWorkerMirroredStrategy(resolver))
 
 
-def fit_together(
-    model: keras.Model,
-    inputs: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int = 1,
-    first_epoch: int = 0,
-    after_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> list[float]:
-    """Train a compiled `model` on all workers at once and return the mean loss of each epoch; every worker ends with the same weights.
+def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, batch_size: int) -> list[float]:
+    """Train a compiled `model` on the context's rows, all workers at once, and return each epoch's mean loss; all end with the same weights.
 
     Every worker has all rows and learns from its share of each batch, so that two workers do what one would. The order of the rows follows
-    from `seed` and the epoch alone: a training that goes on from a checkpoint sees the rows that the whole one would have seen. Rows that
-    fill no whole batch are left out of that epoch.
+    from the seed and the epoch alone, and rows that fill no whole batch are left out of that epoch. After each epoch the chief logs the loss and
+    keeps a checkpoint, from which all workers go on after an interruption. When one of them should stop, all do.
 
-    :param inputs: (N, *input_shape), and `labels` (N,).
-    :param batch_size: rows of a step, of all workers together; a multiple of the number of replicas, at most N.
-    :param first_epoch: the epoch to begin with, counted from 0, and `epochs` the one to end before.
-    :param after_epoch: gets each epoch's number and mean loss, on every worker; only the chief should write.
+    :param batch_size: rows of a step, of all workers together; a multiple of the number of replicas, at most the number of rows.
     :raises SpecError: the batch can not be shared out.
     :raises WorkerLost: another worker is gone; a retry goes on from the last checkpoint.
     """
-    strategy = model.distribute_strategy
-    replicas = strategy.num_replicas_in_sync
-    if batch_size % replicas or not 0 < batch_size <= len(inputs):
-        raise SpecError(f"A batch of {batch_size} of {len(inputs)} rows can not be shared by {replicas} replicas: give a multiple of that number.")
+    strategy, num_rows = model.distribute_strategy, len(context.inputs)
+    replicas, resolver = strategy.num_replicas_in_sync, strategy.cluster_resolver
+    if batch_size % replicas or not 0 < batch_size <= num_rows:
+        raise SpecError(f"A batch of {batch_size} of {num_rows} rows can not be shared by {replicas} replicas: give a multiple of that number.")
+    step, losses = _step(model, strategy), list[float]()
     with strategy.scope():
         model.optimizer.build(model.trainable_variables)
-    step = _step(model, strategy)
-    losses = []
-    for epoch in range(first_epoch, epochs):
+        found = context.checkpoints.restore(model) if context.checkpoints else None
+    for epoch in range(found.state["epoch"] if found else 0, epochs):
         try:
-            steps = [float(step(batch)) for batch in _batches(strategy, (inputs, labels), batch_size, seed + epoch)]
+            steps = [float(step(batch)) for batch in _batches(context, strategy, batch_size, epoch)]
+            is_over = _anybody(strategy, context.should_stop())
         except _LOST as error:
-            raise WorkerLost(
-                f"Another worker is gone in epoch {epoch}: {error.message}. Run the stage again: it goes on from its checkpoint."
-            ) from error
+            raise WorkerLost(f"Another worker is gone in epoch {epoch}: {error.message}. Run the stage again, from its checkpoint.") from error
         losses.append(sum(steps) / len(steps))
-        after_epoch(epoch, losses[-1])
+        context.log_metric("loss", losses[-1], epoch)
+        if context.checkpoints and (resolver is None or resolver.task_id == 0):
+            context.checkpoints.save(model, (epoch + 1) * len(steps), epoch=epoch + 1)
+        if is_over:
+            break
     return losses
+
+
+def _anybody(strategy: Any, answer: bool) -> bool:
+    """Return whether any worker answers yes: those that go on alone would wait for the others for ever."""
+    answers = strategy.run(lambda: tf.constant(float(answer)))
+    return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, answers, axis=None) > 0)
 
 
 def weights_digest(model: keras.Model) -> str:
@@ -100,12 +94,12 @@ def weights_digest(model: keras.Model) -> str:
     return f"sha256:{hashlib.sha256(b''.join(weight.numpy().tobytes() for weight in model.weights)).hexdigest()}"
 
 
-def _batches(strategy: Any, rows: tuple[Any, Any], batch_size: int, seed: int) -> Any:
+def _batches(context: TrainingContext, strategy: Any, batch_size: int, epoch: int) -> Any:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA  # every worker has all rows, there are no files
     options.deterministic = True
-    shuffled = tf.data.Dataset.from_tensor_slices(rows).shuffle(len(rows[0]), seed=seed)
-    return strategy.experimental_distribute_dataset(shuffled.batch(batch_size, drop_remainder=True).with_options(options))
+    rows = tf.data.Dataset.from_tensor_slices((context.inputs, context.labels)).shuffle(len(context.inputs), seed=context.seed + epoch)
+    return strategy.experimental_distribute_dataset(rows.batch(batch_size, drop_remainder=True).with_options(options))
 
 
 def _step(model: keras.Model, strategy: Any) -> Any:
