@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from airflow_mlops.records import Record
     from airflow_mlops.stages.process import StageProcess
 
+STOP_SECONDS = 4.0  # Airflow kills a task 5 s after it told it to stop
+
 
 class RunStageOperator(BaseOperator):
     """Run one stage in a process group of its own on the worker; returns the reference to its result record.
@@ -68,9 +70,9 @@ class RunStageOperator(BaseOperator):
             return conclude(self, self.stage, record, process.result_path, context, self.ledger_conn_id)
 
     def on_kill(self) -> None:
-        """Kill the stage's whole process group."""
+        """Tell the stage to end after a checkpoint, and kill its whole process group when it has not."""
         if self._process is not None:
-            self._process.kill()
+            self._process.stop(STOP_SECONDS)
 
     def _start(self, context: Context) -> StageProcess:
         from airflow_mlops.stages.process import StageProcess

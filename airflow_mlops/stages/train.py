@@ -119,7 +119,6 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
         "warm_started_from": str(champion.version) if champion else "none",
     }
     checkpoints = checkpoints_of(spec, origin, out_dir)
-    stop = Stop(deadline(spec.max_seconds, checkpoints))
     metrics: dict[str, float] = {}
     packages = package_versions()
     set_seed(spec.seed)
@@ -131,6 +130,7 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
             metrics[name] = value
             history.log_metric(name, value, step)
 
+        stop = Stop(deadline(spec.max_seconds, checkpoints))
         context = TrainingContext(
             inputs=features.of(train.inputs) if features else train.inputs,
             labels=train.labels,

@@ -113,6 +113,15 @@ def start_child_and_wait(spec: Spec, out_dir: Path) -> None:
     time.sleep(100)
 
 
+def ignore_termination(spec: Spec, out_dir: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    start_child_and_wait(spec, out_dir)
+
+
+def crash(_: Spec, __: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def daemonise(_: Spec, out_dir: Path) -> None:
     """Leave a process in a session of its own that holds the output open and writes to it."""
     program = "import time\nwhile True:\n    print('x' * 100, flush=True)\n    time.sleep(0.001)"
@@ -170,6 +179,8 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         write_garbage,
         start_child,
         start_child_and_wait,
+        ignore_termination,
+        crash,
         daemonise,
         save_when_told,
         tell_progress,

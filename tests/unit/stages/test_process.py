@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_mlops.artifacts import canonical_json
-from airflow_mlops.exceptions import DatasetNotFound, ResultInvalid, StageError, StageKilled
+from airflow_mlops.exceptions import DatasetNotFound, ResultInvalid, StageError, StageKilled, StageStopped
 from airflow_mlops.records import SCHEMA_VERSION, Record, result_of
 from airflow_mlops.results import to_data
 from airflow_mlops.stages.process import StageProcess
@@ -193,6 +193,38 @@ def test_kill_ends_the_stage_and_its_children(stage: Scripted) -> None:
     assert len(killed) == 1
     wait_until(lambda: not any(map(alive, pids)), DEATH_SECONDS)
     process.kill()  # a second time is no error
+
+
+@pytest.mark.parametrize(("action", "grace_seconds"), [("start_child_and_wait", 20.0), ("ignore_termination", 0.3)])
+def test_stop_ends_the_stage_and_its_children_at_once_or_after_the_grace(stage: Scripted, action: str, grace_seconds: float) -> None:
+    process, ends = stage.process(action), list[BaseException]()
+
+    def run() -> None:
+        try:
+            process.run(stage.said.append)
+        except StageKilled as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    pids = stage.pids()
+    process.stop(grace_seconds)
+    thread.join(DEATH_SECONDS)
+    assert not thread.is_alive()
+    assert ("SIGTERM" if action == "start_child_and_wait" else "SIGKILL") in str(ends[0])
+    wait_until(lambda: not any(map(alive, pids)), DEATH_SECONDS)
+    process.stop(grace_seconds)  # a second time is no error
+
+
+def test_a_stage_that_ended_because_it_was_told_to_says_that_it_goes_on(stage: Scripted) -> None:
+    with pytest.raises(StageStopped, match="goes on from its last checkpoint") as caught:
+        stage.run("leave_silently", number=143)
+    assert caught.value.retryable
+
+
+def test_a_crash_in_native_code_is_not_taken_for_too_little_memory(stage: Scripted) -> None:
+    with pytest.raises(StageKilled, match=r"killed by SIGSEGV.*crashed in native code"):
+        stage.run("crash")
 
 
 def test_an_error_while_logging_ends_the_stage(stage: Scripted) -> None:
