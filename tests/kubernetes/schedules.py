@@ -37,7 +37,7 @@ from tests.kubernetes.fake_store import Json, Key, now
 NUM_STEPS, CHECKPOINT_EVERY = 6, 2
 RETRIES = 2  # the user's
 TASK_CALLS = 60  # how long a task may take, when its program hangs
-MOST_CALLS = 800  # nobody needs so many: who does goes round for ever
+MOST_CALLS = 400  # nobody needs so many: who does goes round for ever
 
 PROGRAMS = ("good", "good", "good", "good", "fails", "out of memory", "silent", "spoiled", "hangs")
 FATES = ("evicted", "deleted", "pre-empted", "node lost", "collected")

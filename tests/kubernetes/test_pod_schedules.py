@@ -47,7 +47,7 @@ def player(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: ModuleType
 
 
 def test_every_schedule_keeps_what_is_promised(player: Play) -> None:
-    ended = [(player(schedule, stage), schedule) for schedule in drawn(60)]
+    ended = [(player(schedule, stage), schedule) for schedule in drawn(100)]
     assert [(schedule, counts.broken()) for counts, schedule in ended if counts.broken()] == []
     assert sum(counts.succeeded for counts, _ in ended) > len(ended) // 3, "most of these programs are good"
 
