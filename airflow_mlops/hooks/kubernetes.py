@@ -12,7 +12,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from airflow_mlops.exceptions import ClusterUnavailable, StageKilled
-from airflow_mlops.stages.pod import SPEC_ANNOTATION, dropped
+from airflow_mlops.stages.pod import ENDED, SPEC_ANNOTATION, dropped
 from airflow_mlops.stages.pod_log import Position, new_lines
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ PATIENCE_SECONDS = 600.0  # an API server that is replaced or overloaded is back
 READ_SECONDS = 60.0  # a log that says nothing for so long may have lost its connection: it is asked for again
 _BUSY = (410, 429)  # and everything from 500: the API server's trouble is nobody's failure
 _LONGEST_PAUSE = 30.0
+_LAST_READS = 3  # of the log of a pod that has ended, before what is missing of it is given up
 
 
 def busy(error: ApiException | HTTPError) -> bool:
@@ -97,6 +98,11 @@ class StagePod:
                 raise refusal(error) from error
             return None
 
+    def goes_on(self) -> bool:
+        """Whether the pod is there and has not ended."""
+        seen = self.seen()
+        return seen is not None and seen.status.phase not in ENDED
+
     def delete(self) -> None:
         """Take the pod away, after the time that it has for stopping."""
         try:
@@ -109,7 +115,22 @@ class StagePod:
         self._stopped = True
         patiently(self._delete, self._warn, seconds=10.0, pause=0.5)
 
-    def tell_new(self, container: str, tell: Callable[[str], object], *, ended: bool) -> bool:
+    def follow(self, container: str | None, tell: Callable[[str], object], *, pause: float) -> V1Pod | None:
+        """Wait until the pod has ended and return it, None when it is gone; meanwhile tell each line of a container's log once.
+
+        :param pause: seconds between two looks at a pod whose log's connection ended, or is not wanted.
+        """
+        last_reads = 0
+        while True:
+            seen = self.seen()
+            ended = seen is None or seen.status.phase in ENDED
+            read = container is None or self._tell_new(container, tell, ended=ended)
+            last_reads += ended
+            if ended and (read or last_reads == _LAST_READS):
+                return seen
+            time.sleep(pause)
+
+    def _tell_new(self, container: str, tell: Callable[[str], object], *, ended: bool) -> bool:
         """Tell each line of the log that was not told before; return whether there is no more for now.
 
         :param ended: the container has ended; else the call returns when its connection does.
@@ -159,6 +180,15 @@ class StagePod:
         except ApiException as error:
             if error.status != 404:
                 raise
+
+
+def waiting_seconds(pod: V1Pod | None) -> float:
+    """Return for how many seconds the pod has been there, or has had its node."""
+    if pod is None:
+        return 0.0
+    bound = [one.last_transition_time for one in pod.status.conditions or () if (one.type, one.status) == ("PodScheduled", "True")]
+    since = next(filter(None, bound), pod.metadata.creation_timestamp)
+    return time.time() - since.timestamp() if since else 0.0
 
 
 def _log(client: CoreV1Api, namespace: str, name: str, container: str, since: str, *, follow: bool) -> Iterable[bytes]:

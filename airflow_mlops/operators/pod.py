@@ -15,15 +15,18 @@ from urllib3.exceptions import HTTPError
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, StageKilled
 from airflow_mlops.hooks.errors import airflow_errors
-from airflow_mlops.hooks.kubernetes import StagePod, busy, refusal
+from airflow_mlops.hooks.exchange import open_exchange
+from airflow_mlops.hooks.kubernetes import StagePod, busy, refusal, waiting_seconds
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
-from airflow_mlops.hooks.workspace import task_directory
+from airflow_mlops.hooks.workspace import task_directory, workspace
 from airflow_mlops.operators.links import ReportLink
 from airflow_mlops.operators.stage import conclude, progress_log
 from airflow_mlops.records import read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
-from airflow_mlops.stages.pod import ENDED, Outcome, PodSpec, Verdict, advice, judge, manifest, pod_name
+from airflow_mlops.stages.pod import ENDED, Outcome, PodSpec, Verdict, advice, command, manifest, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
+from airflow_mlops.stages.verdicts import judge
+from airflow_mlops.training.reproducibility import environment_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 
     from airflow_mlops.ledger.store import Store
 
+_LEDGER = MlopsLedgerHook.default_conn_name
 _PAUSE_SECONDS = 5.0
-_LAST_READS = 3  # of the log of a pod that has ended, before what is missing of it is given up
 
 
 class StagePodOperator(KubernetesPodOperator):
@@ -40,23 +43,28 @@ class StagePodOperator(KubernetesPodOperator):
 
     A pod's name follows from the task, its run and the number of the attempt: a worker that died finds its pod again. Pods that the
     infrastructure took away, and those that were too small, are followed by another in the same try; a program that fails is not. Works with
-    ``deferrable=True`` and without. The workspace, the datasets and the user's code must lie at the same paths for workers and pods.
+    ``deferrable=True`` and without. The workspace, the datasets and the user's code lie at the same paths for workers and pods: on a volume, or
+    because what a pod needs of them goes through `PodSpec.exchange`.
 
     :param stage: as for `RunStageOperator`, and `spec` too; fields of both may be templates.
     :param pod_spec: the image and what the pod needs.
+    :param exchange_conn_id: whose extra field `storage_options` are the worker's for the exchange; None: its environment says them.
     """
 
     template_fields = (*KubernetesPodOperator.template_fields, "spec", "pod_spec")
     template_fields_renderers = {**KubernetesPodOperator.template_fields_renderers, "spec": "json"}
     operator_extra_links = (ReportLink(),)
 
-    def __init__(self, *, stage: str, spec: Any, pod_spec: PodSpec, ledger_conn_id: str = MlopsLedgerHook.default_conn_name, **kwargs: Any) -> None:
+    def __init__(
+        self, *, stage: str, spec: Any, pod_spec: PodSpec, exchange_conn_id: str | None = None, ledger_conn_id: str = _LEDGER, **kwargs: Any
+    ) -> None:
         # Our names are the identity, our record the result; the pod is deleted when both have been dealt with.
         ours = {"random_name_suffix": False, "do_xcom_push": False, "on_finish_action": "keep_pod", "log_pod_spec_on_failure": False}
         super().__init__(**{**kwargs, **ours})
         self.stage = stage
         self.spec = spec
         self.pod_spec = pod_spec
+        self.exchange_conn_id = exchange_conn_id
         self.ledger_conn_id = ledger_conn_id
         self._stop: Callable[[], None] | None = None
 
@@ -65,7 +73,7 @@ class StagePodOperator(KubernetesPodOperator):
             self._prepare(context)
             if self._attempt.settled:  # a worker died before it returned what it had found
                 return self._result(context)
-            if not self._record.exists() or self._goes_on():
+            if self._pod.goes_on() or not self._has_record():
                 with self._pod_troubles():
                     super().execute(context)
             if (done := self._conclude(context)) is not None:
@@ -83,7 +91,10 @@ class StagePodOperator(KubernetesPodOperator):
 
     def get_or_create_pod(self, pod_request_obj: V1Pod, context: Context) -> V1Pod:
         """Create the pod, or adopt the one that an earlier worker created under its name for the same request."""
-        return self._pod.create(pod_request_obj)
+        with airflow_errors():
+            if self._exchange:
+                self._exchange.send_request(self._name, self.stage, self._parsed)
+            return self._pod.create(pod_request_obj)
 
     def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> V1Pod | None:
         """Return the pod of this attempt by its name, None when it is gone."""
@@ -91,15 +102,9 @@ class StagePodOperator(KubernetesPodOperator):
 
     def await_pod_completion(self, pod: V1Pod) -> None:  # type: ignore[override]  # there, a decorator hides what it takes
         """Follow the pod's log until it has ended; every line is told once, whatever becomes of the connection."""
-        last_reads = 0
         with progress_log(self, self._context, self._directory) as tell:
-            while last_reads < _LAST_READS:
-                seen = self._pod.seen()
-                ended = seen is None or seen.status.phase in ENDED
-                last_reads += ended
-                if (not self.get_logs or self._pod.tell_new(self.base_container_name, tell, ended=ended)) and ended:
-                    break
-                time.sleep(self.base_container_status_polling_interval)
+            container = self.base_container_name if self.get_logs else None
+            seen = self._pod.follow(container, tell, pause=self.base_container_status_polling_interval)
         if seen is None or seen.status.phase == "Unknown":
             raise AirflowException("it is gone, or its node does not answer")  # there is no completion to wait for
 
@@ -114,8 +119,11 @@ class StagePodOperator(KubernetesPodOperator):
 
     def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> V1Pod:
         """Return the pod of this attempt, with the operator's own arguments over it."""
-        command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(self._directory / "spec.json"), "--result", str(self._record)]
-        self.pod_template_dict = manifest(self.pod_spec, self._name, command, spec_digest(self._parsed), self._attempt.step)
+        spec = self.pod_spec._replace(places=(str(workspace()), *self.pod_spec.places)) if self._exchange else self.pod_spec
+        words = command(self.stage, self._name, spec, str(self._directory / "spec.json"), str(self._record))
+        self.pod_template_dict = manifest(spec, self._name, words, spec_digest(self._parsed), self._attempt.step)
+        pinned = [{"name": name, "value": value} for name, value in environment_of(self._parsed).items()]
+        self.pod_template_dict["spec"]["containers"][0]["env"] = pinned
         return super().build_pod_request_obj(context, dry_run=dry_run)
 
     def _write_logs(self, pod: V1Pod, follow: bool = False, since_time: Any = None) -> None:  # type: ignore[override]
@@ -133,6 +141,7 @@ class StagePodOperator(KubernetesPodOperator):
             self._parsed = self._request()
             self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
             self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # max_tries stays over retries, and grows when the task is cleared
+            self._exchange = open_exchange(self.pod_spec.exchange, self.exchange_conn_id) if self.pod_spec.exchange else None
             with self._ledger() as store:
                 self._attempt = next_attempt(store, self._task, self._chain)
         self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
@@ -151,7 +160,7 @@ class StagePodOperator(KubernetesPodOperator):
             raise StageKilled(f"The task was stopped, and pod {self._name} told to end; the next try goes on from its last checkpoint.")
         pod = self._pod.seen()
         seen = self.client.api_client.sanitize_for_serialization(pod) if pod is not None else None
-        verdict = judge(seen, has_record=self._record.exists(), waited_long=timed_out or _waiting_since(pod) > self.pod_spec.start_seconds)
+        verdict = judge(seen, has_record=self._has_record(), waited_long=timed_out or waiting_seconds(pod) > self.pod_spec.start_seconds)
         if timed_out and verdict.outcome is None:
             verdict = Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
         if verdict.outcome is None:
@@ -183,6 +192,16 @@ class StagePodOperator(KubernetesPodOperator):
         context["ti"].xcom_push(key="return_value", value=answer)  # what the task returns is not pushed: do_xcom_push means a sidecar here
         return answer
 
+    def _has_record(self) -> bool:
+        if self._record.exists() or self._exchange is None:
+            return self._record.exists()
+        with airflow_errors():
+            try:
+                return self._exchange.take_result(self._name, self._record)
+            except ResultInvalid:
+                self._settle(Outcome.ERROR, self._pod.seen())
+                raise
+
     def _settle(self, outcome: Outcome, pod: V1Pod | None) -> None:
         """Take the pod away, then remember what the attempt came to, so that the next one is another pod.
 
@@ -193,10 +212,6 @@ class StagePodOperator(KubernetesPodOperator):
             self._pod.delete()
         with self._ledger() as store:
             settle(store, self._task, self._attempt.number, self._name, self._chain, outcome)
-
-    def _goes_on(self) -> bool:
-        seen = self._pod.seen()
-        return seen is not None and seen.status.phase not in ENDED
 
     @contextlib.contextmanager
     def _pod_troubles(self) -> Iterator[None]:
@@ -231,12 +246,3 @@ class TrainModelPodOperator(StagePodOperator):
     def _request(self) -> Any:
         spec = super()._request()
         return spec._replace(checkpoints=self.pod_spec.checkpoints) if self.pod_spec.checkpoints else spec
-
-
-def _waiting_since(pod: V1Pod | None) -> float:
-    """Return for how many seconds the pod has been there, or has had its node."""
-    if pod is None:
-        return 0.0
-    bound = [one.last_transition_time for one in pod.status.conditions or () if (one.type, one.status) == ("PodScheduled", "True")]
-    since = next(filter(None, bound), pod.metadata.creation_timestamp)
-    return time.time() - since.timestamp() if since else 0.0

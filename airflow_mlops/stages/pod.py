@@ -7,7 +7,7 @@ pod (the infrastructure took this one), one with more memory, or the failure of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -17,12 +17,8 @@ from airflow_mlops.exceptions import SpecError
 SPEC_ANNOTATION = "airflow-mlops/spec-digest"
 CONTAINER = "base"
 ENDED = ("Succeeded", "Failed", "Unknown")  # phases after which nothing more comes of a pod; Unknown is that of a lost node
+EXCHANGE_SECRET = "/etc/airflow-mlops/exchange"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_TAKEN = ("Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "UnexpectedAdmissionError")
-_PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable")
-_NO_SUCH_IMAGE = ("not found", "manifest unknown", "denied", "unauthorized", "authorization failed")  # what registries say that no waiting changes
-_HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
-_KILLED = 137  # 128 + SIGKILL
 
 
 class PodSpec(NamedTuple):
@@ -34,6 +30,9 @@ class PodSpec(NamedTuple):
     * `num_gpus` of `gpu_resource`; `shm_size` of ``/dev/shm`` (the default of 64 MB is too little for data loaders), counted as memory.
     * `queue`: Kueue's local queue; `priority_class`, `node_selector`, `tolerations` as Kubernetes has them.
     * `volume_claim`: persistent volume claim, mounted at `mount_path`, that workers and pods share: workspace, inbox and code lie in it.
+    * `exchange`: URL of an object storage in the place of a shared volume, such as ``s3://bucket/exchange``. `exchange_secret`: secret whose key
+      ``options.json`` holds fsspec's options for it, where the pod has no identity of its own. `places`: directories of workers, beside the
+      workspace, that hold datasets and code; pods get what they need of them.
     * `max_interruptions`: how often the infrastructure may take the pod away before the task fails; the task's own retries are not touched.
     * `start_seconds`: how long the pod may wait for a node, and then for its image.
     * `grace_seconds`: what a pod that is to stop has for its last checkpoint, before it is killed.
@@ -56,6 +55,9 @@ class PodSpec(NamedTuple):
     service_account: str = ""
     volume_claim: str = ""
     mount_path: str = ""
+    exchange: str = ""
+    exchange_secret: str = ""
+    places: Sequence[str] = ()
     max_interruptions: int = 5
     start_seconds: int = 900
     grace_seconds: int = 120
@@ -85,6 +87,20 @@ def pod_name(stage: str, *identity: str) -> str:
     """Return the one name that the pod of this attempt can have: who asks for it again finds it instead of making a second one."""
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
     return f"mlops-{stage.replace('_', '-')}-{digest}"
+
+
+def command(stage: str, name: str, spec: PodSpec, request: str, result: str) -> list[str]:
+    """Return what a pod called `name` runs.
+
+    :param request: path of the stage's spec, for pods that share a volume with the worker.
+    :param result: path of its record.
+    """
+    told = ["--spec", request]
+    if spec.exchange:
+        told = ["--exchange", spec.exchange, "--request", name]
+    if spec.exchange_secret:
+        told += ["--exchange-options", f"{EXCHANGE_SECRET}/options.json"]
+    return ["python", "-m", "airflow_mlops", "stage", stage, *told, "--result", result, "--image", spec.image]
 
 
 def manifest(spec: PodSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
@@ -132,29 +148,6 @@ def _same(element: Any, elements: Sequence[Any], number: int) -> Any:
     return elements[number] if number < len(elements) else None
 
 
-def judge(pod: Mapping[str, Any] | None, *, has_record: bool, waited_long: bool = False) -> Verdict:
-    """Return what is to be made of a pod, Kubernetes' JSON of it, or None when it is gone.
-
-    :param has_record: whether the result record is there; it counts whatever happened to the pod afterwards.
-    :param waited_long: whether the pod has had the time to start that it may have.
-    """
-    if pod is None:
-        return Verdict(Outcome.RECORD) if has_record else Verdict(Outcome.INTERRUPTED, "The pod was deleted before it left a result record.")
-    status = pod.get("status") or {}
-    phase = status.get("phase", "Pending")
-    if phase == "Succeeded" and not has_record:
-        return Verdict(Outcome.FAILED, "The pod ended as succeeded and left no result record: nothing shows that the stage was done.")
-    if phase in ("Succeeded", "Failed") and has_record:
-        return Verdict(Outcome.RECORD)
-    if phase == "Failed":
-        return _ended(pod, status)
-    if phase == "Unknown":
-        return Verdict(Outcome.INTERRUPTED, "The pod's node does not answer any more.")
-    if phase != "Pending" or _gated(status):
-        return Verdict(None)
-    return _waiting(status) if waited_long or _state(status, "waiting").get("reason") in _HOPELESS else Verdict(None)
-
-
 def advice(verdict: Verdict, spec: PodSpec, num_interruptions: int, step: int) -> str:
     """Return what a person can do about a `verdict` that is no result, or nothing where another pod may try.
 
@@ -170,57 +163,21 @@ def advice(verdict: Verdict, spec: PodSpec, num_interruptions: int, step: int) -
     return "Look at its log above; it is not tried again, because it would end the same way."
 
 
-def _gated(status: Mapping[str, Any]) -> bool:
-    """Whether the pod waits for its turn in a queue: that may take as long as it takes."""
-    return any(one["type"] == "PodScheduled" and one.get("reason") == "SchedulingGated" for one in status.get("conditions") or ())
-
-
-def _ended(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
-    reason, message = status.get("reason", ""), status.get("message", "")
-    disrupted = [one.get("message", "") for one in status.get("conditions") or () if one["type"] == "DisruptionTarget" and one["status"] == "True"]
-    end = _state(status, "terminated")
-    if reason in _TAKEN or disrupted or (pod["metadata"].get("deletionTimestamp") and end.get("reason") != "OOMKilled"):
-        return Verdict(Outcome.INTERRUPTED, f"The pod was taken away: {reason or 'deleted'}. {message or ' '.join(disrupted)}".strip())
-    if end.get("reason") == "OOMKilled":
-        return Verdict(Outcome.OUT_OF_MEMORY, "The stage needed more memory than its pod may have.")
-    code = end.get("exitCode", "unknown")
-    said = (end.get("message") or message or "").strip()
-    words = f" Its last words:\n{said}\n" if said else ""
-    killed = " Something killed it; on some nodes that is all one sees of too little memory." if code == _KILLED else ""
-    return Verdict(Outcome.FAILED, f"The stage's program ended with exit code {code} and left no result record.{killed}{words}")
-
-
-def _waiting(status: Mapping[str, Any]) -> Verdict:
-    """Say why a pod does not start, when it has waited long enough."""
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Verdict(
-                Outcome.FAILED, f"No node takes the pod: {condition.get('message', 'no reason was given')} Ask for less, or add such a node."
-            )
-    waiting = _state(status, "waiting")
-    reason, message = waiting.get("reason", ""), waiting.get("message", "")
-    if reason in _PULLING and any(words in message.lower() for words in _NO_SUCH_IMAGE):
-        return Verdict(Outcome.FAILED, f"There is no such image for this pod: {message} Correct its name, or its image pull secret.")
-    if reason in _PULLING:
-        return Verdict(Outcome.INTERRUPTED, f"The image can not be pulled: {message or reason}")
-    if not reason or reason == "ContainerCreating":
-        return Verdict(Outcome.INTERRUPTED, "The pod's container was not made in time; `kubectl describe` shows what it waits for.")
-    return Verdict(Outcome.FAILED, f"The pod's container can not be made: {reason}: {message} Correct the image, secrets or volumes that it names.")
-
-
-def _state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    statuses: Iterable[Mapping[str, Any]] = status.get("containerStatuses") or ()
-    return next((one["state"].get(name) or {} for one in statuses if one["name"] == CONTAINER), {})
-
-
 def _volumes(spec: PodSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    volumes, mounts = [], []
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
     if spec.shm_size:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.shm_size}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     if spec.volume_claim:
         volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": spec.volume_claim}})
         mounts.append({"name": "shared", "mountPath": spec.mount_path})
+    if spec.exchange_secret:
+        volumes.append({"name": "exchange", "secret": {"secretName": spec.exchange_secret}})
+        mounts.append({"name": "exchange", "mountPath": EXCHANGE_SECRET, "readOnly": True})
+    for number, place in enumerate(spec.places if spec.exchange else ()):
+        volumes.append({"name": f"place-{number}", "emptyDir": {}})
+        mounts.append({"name": f"place-{number}", "mountPath": place})
     return volumes, mounts
 
 
@@ -231,3 +188,5 @@ def _check(spec: PodSpec) -> None:
         raise SpecError(f"gpu_resource is {spec.gpu_resource!r}; expected a name such as nvidia.com/gpu or amd.com/gpu.")
     if bool(spec.volume_claim) != bool(spec.mount_path):
         raise SpecError("volume_claim and mount_path belong together: give both, or neither where the image has what the stage needs.")
+    if not spec.exchange and (spec.exchange_secret or spec.places):
+        raise SpecError("exchange_secret and places are for pods with an exchange: give its URL, or leave them out.")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.stages.pod import Outcome, PodSpec, dropped, judge, manifest, pod_name
+from airflow_mlops.stages.pod import Outcome, PodSpec, command, dropped, manifest, pod_name
+from airflow_mlops.stages.verdicts import judge
 
 SPEC = PodSpec("example.org/stages:1")
 
@@ -132,6 +133,7 @@ def test_the_manifest_asks_for_what_the_spec_says() -> None:
         ({"num_gpus": -1}, "num_gpus is -1"),
         ({"num_gpus": 1, "gpu_resource": "gpu"}, "expected a name such as"),
         ({"volume_claim": "c"}, "belong together"),
+        ({"places": ["/srv/inbox"]}, "for pods with an exchange"),
     ],
 )
 def test_what_no_cluster_can_run_is_refused(wrong: dict[str, Any], words: str) -> None:
@@ -144,3 +146,16 @@ def test_what_an_api_server_drops_is_named_by_its_path_and_what_it_writes_in_its
     got = {"a": {"b": "1"}, "containers": [{"name": "sidecar"}, {"name": "base", "cpu": "500m", "default": 1}], "list": ["x"]}
     assert dropped(sent, got) == ["a.new", "containers[0].newer", "list[1]"]
     assert dropped(got, got) == []
+
+
+def test_with_an_exchange_a_pod_has_empty_directories_and_the_secret_in_the_place_of_a_volume() -> None:
+    spec = SPEC._replace(exchange="s3://bucket/x", exchange_secret="s3", places=["/srv/mlops", "/srv/inbox"])
+    (container,) = manifest(spec, "n", [], "d", 0)["spec"]["containers"]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/etc/airflow-mlops/exchange", "/srv/mlops", "/srv/inbox"]
+    words = " ".join(command("train", "n", spec, "/w/spec.json", "/w/result.json"))
+    options = "--exchange s3://bucket/x --request n --exchange-options /etc/airflow-mlops/exchange/options.json"
+    assert words == f"python -m airflow_mlops stage train {options} --result /w/result.json --image example.org/stages:1"
+
+
+def test_a_stage_that_was_told_to_stop_without_another_trace_is_tried_again() -> None:
+    assert judge(pod("Failed", container=ended(143)), has_record=False).outcome == Outcome.INTERRUPTED

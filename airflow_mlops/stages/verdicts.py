@@ -1,0 +1,83 @@
+"""What is made of how a pod ended, or does not begin: pure, of Kubernetes' JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_mlops.stages.pod import CONTAINER, Outcome, Verdict
+
+_TAKEN = ("Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "UnexpectedAdmissionError")
+_PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable")
+_NO_SUCH_IMAGE = ("not found", "manifest unknown", "denied", "unauthorized", "authorization failed")  # what registries say that no waiting changes
+_HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
+_KILLED = 137  # 128 + SIGKILL
+_STOPPED = 143  # 128 + SIGTERM: a stage ends so by itself, when it has saved what it had
+
+
+def judge(pod: Mapping[str, Any] | None, *, has_record: bool, waited_long: bool = False) -> Verdict:
+    """Return what is to be made of a pod, Kubernetes' JSON of it, or None when it is gone.
+
+    :param has_record: whether the result record is there; it counts whatever happened to the pod afterwards.
+    :param waited_long: whether the pod has had the time to start that it may have.
+    """
+    if pod is None:
+        return Verdict(Outcome.RECORD) if has_record else Verdict(Outcome.INTERRUPTED, "The pod was deleted before it left a result record.")
+    status = pod.get("status") or {}
+    phase = status.get("phase", "Pending")
+    if phase == "Succeeded" and not has_record:
+        return Verdict(Outcome.FAILED, "The pod ended as succeeded and left no result record: nothing shows that the stage was done.")
+    if phase in ("Succeeded", "Failed") and has_record:
+        return Verdict(Outcome.RECORD)
+    if phase == "Failed":
+        return _ended(pod, status)
+    if phase == "Unknown":
+        return Verdict(Outcome.INTERRUPTED, "The pod's node does not answer any more.")
+    if phase != "Pending" or _gated(status):
+        return Verdict(None)
+    return _waiting(status) if waited_long or _state(status, "waiting").get("reason") in _HOPELESS else Verdict(None)
+
+
+def _gated(status: Mapping[str, Any]) -> bool:
+    """Whether the pod waits for its turn in a queue: that may take as long as it takes."""
+    return any(one["type"] == "PodScheduled" and one.get("reason") == "SchedulingGated" for one in status.get("conditions") or ())
+
+
+def _ended(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
+    reason, message = status.get("reason", ""), status.get("message", "")
+    disrupted = [one.get("message", "") for one in status.get("conditions") or () if one["type"] == "DisruptionTarget" and one["status"] == "True"]
+    end = _state(status, "terminated")
+    if reason in _TAKEN or disrupted or (pod["metadata"].get("deletionTimestamp") and end.get("reason") != "OOMKilled"):
+        return Verdict(Outcome.INTERRUPTED, f"The pod was taken away: {reason or 'deleted'}. {message or ' '.join(disrupted)}".strip())
+    if end.get("reason") == "OOMKilled":
+        return Verdict(Outcome.OUT_OF_MEMORY, "The stage needed more memory than its pod may have.")
+    code = end.get("exitCode", "unknown")
+    if code == _STOPPED:
+        return Verdict(Outcome.INTERRUPTED, "The stage was told to stop, by something that left no other trace.")
+    said = (end.get("message") or message or "").strip()
+    words = f" Its last words:\n{said}\n" if said else ""
+    killed = " Something killed it; on some nodes that is all one sees of too little memory." if code == _KILLED else ""
+    return Verdict(Outcome.FAILED, f"The stage's program ended with exit code {code} and left no result record.{killed}{words}")
+
+
+def _waiting(status: Mapping[str, Any]) -> Verdict:
+    """Say why a pod does not start, when it has waited long enough."""
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return Verdict(
+                Outcome.FAILED, f"No node takes the pod: {condition.get('message', 'no reason was given')} Ask for less, or add such a node."
+            )
+    waiting = _state(status, "waiting")
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _PULLING and any(words in message.lower() for words in _NO_SUCH_IMAGE):
+        return Verdict(Outcome.FAILED, f"There is no such image for this pod: {message} Correct its name, or its image pull secret.")
+    if reason in _PULLING:
+        return Verdict(Outcome.INTERRUPTED, f"The image can not be pulled: {message or reason}")
+    if not reason or reason == "ContainerCreating":
+        return Verdict(Outcome.INTERRUPTED, "The pod's container was not made in time; `kubectl describe` shows what it waits for.")
+    return Verdict(Outcome.FAILED, f"The pod's container can not be made: {reason}: {message} Correct the image, secrets or volumes that it names.")
+
+
+def _state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    statuses: Iterable[Mapping[str, Any]] = status.get("containerStatuses") or ()
+    return next((one["state"].get(name) or {} for one in statuses if one["name"] == CONTAINER), {})
