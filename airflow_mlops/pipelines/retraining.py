@@ -43,6 +43,10 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             seed=seed,
             unsafe_models_allowed=spec.unsafe_models_allowed,
             formats=dict(spec.formats),
+            features=spec.features,
+            retrain=spec.retrain,
+            repository=spec.repository,
+            commit=spec.commit,
         ),
     )
     evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))

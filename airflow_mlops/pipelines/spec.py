@@ -38,6 +38,9 @@ class PipelineSpec:
       who can write to the registry may run code on the workers and the model server anyway.
     * `num_shards`: tasks that share the campaign; more than one pays when it takes longer than starting TensorFlow.
     * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
+    * `retrain`: the function for a training that starts from the champion, where it is another than `train_function`.
+    * `repository`, `commit`: Git repository and full hash of what all three functions are imported from, instead of `code_path`.
+    * `features`: ``module:function`` from raw rows to what the train function learns from; it is served with the model. Empty for none.
     * `formats`: what the model is offered as beside Keras and SavedModel: ``{"onnx": "required", "tflite": "optional"}``.
     * `search`: parameters of the train function to try, instead of their defaults: a `Grid` or a `RandomSearch`; the best training goes on.
     * `runner`: where the stages run: ``Local()``, or ``Pod(...)`` on Kubernetes.
@@ -61,6 +64,10 @@ class PipelineSpec:
     unsafe_models_allowed: bool = False
     num_shards: int = 1
     statements: str = ""
+    features: str = ""
+    retrain: str = ""
+    repository: str = ""
+    commit: str = ""
     formats: Mapping[str, str] = field(default_factory=dict)
     search: Search | None = None
     runner: Runner = field(default_factory=Local)
@@ -87,6 +94,8 @@ class PipelineSpec:
                 raise SpecError(f"params names {name!r}, which the trigger form has already for the pipeline itself: choose another name.")
             if type(value) not in get_args(Parameter):
                 raise SpecError(f"params has {name} = {value!r}; a field of the trigger form holds text, a number or a bool: give one of them.")
+        if bool(self.repository) != bool(self.commit):
+            raise SpecError(f"repository is {self.repository!r} and commit {self.commit!r}; expected both, or neither for the code in code_path.")
         for name in self.search.values if self.search else ():
             if name not in self.params:
                 raise unknown_name("parameter of the search", name, self.params)

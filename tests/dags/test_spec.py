@@ -38,6 +38,7 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
         ({"train_function": "digits_model.train"}, "expected 'module:function'"),
         ({"suite": "missing.json"}, "There is no suite"),
         ({"statements": "missing.toml"}, "There is no file .*missing.toml of statements"),
+        ({"repository": "https://host.example/team.git"}, "expected both, or neither"),
         ({"max_mutants": 0}, "needs at least 1"),
         ({"num_shards": 0}, "at least 1 task"),
         ({"attack": {"max_mutants": 10}}, "PipelineSpec.max_mutants decides"),
@@ -104,3 +105,11 @@ def test_a_search_is_a_mapped_training_and_the_pipeline_goes_on_with_the_best(ru
 def test_a_search_for_a_parameter_that_there_is_not_is_refused() -> None:
     with pytest.raises(SpecError, match="Did you mean 'rate'"):
         spec(params={"rate": 0.1}, search=Grid({"rat": [1.0]}, "loss"))
+
+
+def test_where_the_code_comes_from_and_what_it_makes_reaches_the_training() -> None:
+    code = {"repository": "https://host.example/team.git", "commit": "a" * 40, "features": "m:features", "retrain": "m:retrain"}
+    dag, *_ = model_pipelines(spec(model="elsewhere", formats={"onnx": "required"}, **code))
+    request: Any = dag.get_task("train").spec  # type: ignore[attr-defined]
+    assert {name: getattr(request, name) for name in code} == code
+    assert request.formats == {"onnx": "required"}
