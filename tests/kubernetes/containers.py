@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -221,9 +221,9 @@ def volumes(pod: Any, core: Any, home: Path) -> dict[str, Path]:
     return places
 
 
-def mounted(text: str, container: Any, places: Mapping[str, Path]) -> str:
-    """Return a text in which paths below a container's mounts are those of this machine: a local process sees no mounts."""
-    for mount in sorted(container.volume_mounts or [], key=lambda mount: -len(mount.mount_path)):
+def mounted(text: str, mounts: Iterable[Any], places: Mapping[str, Path]) -> str:
+    """Return a text in which paths below these mounts are those of this machine: nothing is mounted there."""
+    for mount in sorted(mounts, key=lambda mount: -len(mount.mount_path)):
         place = places[mount.name] / (mount.sub_path or "")
         text = re.sub(rf"(?<![\w./-]){re.escape(mount.mount_path)}(?![\w.-])", str(place).replace("\\", r"\\"), text)
     return text

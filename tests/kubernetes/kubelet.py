@@ -28,16 +28,17 @@ PATH = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/us
 class Kubelet:
     """Nodes that really run what is bound to them; they and their pods are gone when the block ends.
 
-    A container's command runs here with its arguments, environment and exit code. A volume is a directory, and paths below its mount are
-    replaced in the command and the environment, for nothing is mounted. Its image is not looked at, except in `images`; limits and probes are
-    not either. Logs can be followed; exec, attach and port-forward are not played.
+    A container's command runs here with its arguments, environment and exit code. A volume is a directory: as root it is mounted, in a namespace
+    of the container's own, where this machine has such a directory; else paths below its mount are replaced in the command and the environment.
+    Directories in `hidden`, which only root can hide, are empty for the pods that start from then on. An image is not looked at, except in
+    `images`; limits and probes are not either. Logs can be followed; exec, attach and port-forward are not played.
 
     :param images: what each image is; others bring nothing but Python and the system's programs.
     :param env: variables that every image brings.
     """
 
     def __init__(self, cluster: Cluster, images: Mapping[str, Image] | None = None, env: Mapping[str, str] | None = None) -> None:
-        self.cluster, self.images = cluster, dict(images or {})
+        self.cluster, self.images, self.hidden = cluster, dict(images or {}), list[Path]()
         self._env = {"PATH": PATH, **(env or {})}
         self._nodes: dict[str, bool] = {}  # and whether it is there
         self._pods: dict[str, tuple[PlayedPod, Future[None]]] = {}  # by uid
@@ -114,7 +115,7 @@ class Kubelet:
             home.mkdir()
             images = {**{one.image: Image() for one in pod.spec.containers + (pod.spec.init_containers or [])}, **self.images}
             images = {name: Image(image.entrypoint, {**self._env, **image.env}, image.pull_error, image.failure) for name, image in images.items()}
-            played = PlayedPod(pod, self._core, images, home, self._guard)
+            played = PlayedPod(pod, self._core, images, home, self._guard, [*self.hidden])
             self._pods[uid] = played, self._pool.submit(played.run)
         if about.deletion_timestamp is not None:
             if uid in self._pods and not self._pods[uid][1].done():

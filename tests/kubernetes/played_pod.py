@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
+from tests.kubernetes import mounts
 from tests.kubernetes.containers import Container, Guard, Log, environment, expanded, mounted, volumes
 
 BACK_OFF_SECONDS = 0.5  # before a container is started again: a kubelet begins with 10 s
@@ -41,10 +44,11 @@ class PlayedPod:
     :param core: the API.
     :param images: what each image is; others bring nothing.
     :param home: an empty directory of its own.
+    :param hidden: directories of this machine that are empty for its containers.
     """
 
-    def __init__(self, pod: Any, core: Any, images: Mapping[str, Image], home: Path, guard: Guard) -> None:
-        self.pod, self.core, self.images, self.home, self.guard = pod, core, images, home, guard
+    def __init__(self, pod: Any, core: Any, images: Mapping[str, Image], home: Path, guard: Guard, hidden: Sequence[Path] = ()) -> None:
+        self.pod, self.core, self.images, self.home, self.guard, self.hidden = pod, core, images, home, guard, hidden
         self.tries: dict[str, list[Container]] = {}
         self._grace: float | None = None  # seconds, once it is to stop
         self._told, self._stop, self._started = {"phase": ""}, threading.Event(), datetime.now(UTC)
@@ -119,9 +123,15 @@ class PlayedPod:
     def _start(self, one: Any) -> None:
         image = self._image(one)
         env = environment(self.pod, one, self.core, {**image.env, "HOSTNAME": self.pod.metadata.name})
-        env = {name: mounted(value, one, self._places) for name, value in env.items()}
+        made = mounts.real(self.pod, one, self._places, self.hidden)
+        told = [mount for mount in one.volume_mounts or [] if mount not in made]
+        env = {name: mounted(value, told, self._places) for name, value in env.items()}
         words = [*(one.command or image.entrypoint), *(one.args or [])]
-        container = Container([mounted(expanded(word, env), one, self._places) for word in words], env, self.home, self.guard)
+        command = [mounted(expanded(word, env), told, self._places) for word in words]
+        if command and shutil.which(command[0], path=env["PATH"]):  # else it ends as on a node
+            hold = Path(tempfile.mkdtemp(prefix="mounts-", dir=self.home))
+            command = mounts.wrapped(command, self.pod, made, self._places, self.hidden, hold)
+        container = Container(command, env, self.home, self.guard)
         container.start()
         self.tries.setdefault(one.name, []).append(container)
 
@@ -175,7 +185,7 @@ class PlayedPod:
         if code is None:
             return {"running": {"startedAt": started}}
         reason = self._image(one).failure if container.reason == "Error" else container.reason
-        ended = {"finishedAt": _time(container.ended or container.started), "message": container.message, "containerID": container_id}
+        ended = {"finishedAt": _time(container.ended or container.started), "message": _last_words(one, container), "containerID": container_id}
         return {"terminated": {"exitCode": code, "reason": reason, "startedAt": started, **ended}}
 
     def _event(self, reason: str, message: str) -> None:
@@ -184,6 +194,13 @@ class PlayedPod:
         times = {"firstTimestamp": _time(datetime.now(UTC)), "lastTimestamp": _time(datetime.now(UTC)), "count": 1}
         body = {"metadata": {"generateName": f"{about.name}."}, "involvedObject": involved, "type": "Warning", "reason": reason, "message": message}
         _unless_gone(self.core.create_namespaced_event, about.namespace, {**body, **times, "source": {"component": "kubelet"}})
+
+
+def _last_words(one: Any, container: Container) -> str:
+    """Return why a container ended, as a kubelet has it: the end of the log, at most 80 lines and 2048 bytes, where it failed and asks for that."""
+    if container.message or not container.code or one.termination_message_policy != "FallbackToLogsOnError":
+        return container.message
+    return b"".join(line for _, line in container.log.lines()[-80:])[-2048:].decode(errors="replace")
 
 
 def _unless_gone(call: Any, *arguments: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 
+from tests.kubernetes import mounts
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.played_pod import Image
@@ -136,3 +137,51 @@ def test_what_a_pod_reads_comes_from_the_cluster(core: client.CoreV1Api, namespa
     phase(core, namespace, "reads", "Succeeded")
     assert printed(core, "reads", namespace) == "by the image hush\ntold\n"
     assert [(tmp_path / name).read_text() for name in ("before", "here")] == ["made\n", "kept\n"]
+
+
+@pytest.fixture
+def root() -> None:
+    if not mounts.possible():
+        pytest.skip("only root may make mount namespaces; without, paths are replaced in commands")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_volume_is_mounted_where_this_machine_has_a_directory_and_what_is_hidden_is_empty(
+    core: client.CoreV1Api, namespace: str, kubelet: Kubelet, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "claim").mkdir(parents=True)
+    (tmp_path / "site" / "workers").write_text("file")
+    (tmp_path / "site" / "claim" / "kept").write_text("claimed")
+    kubelet.hidden.append(tmp_path / "site")
+    kubelet.add_node("node")
+    core.create_namespaced_secret(namespace, {"metadata": {"name": "secret"}, "stringData": {"token": "hush"}})
+    script = """
+        cd "$1"; ls | sort | tr '\\n' ' '; cat claim/kept secret/token; echo
+        touch secret/new || echo secrets are read-only; touch claim/new || echo so is the claim
+        head -c 2097152 /dev/zero > own/large 2>/dev/null || echo memory has its limit
+    """
+    pod = manifest("mounts", "sh", "-c", script, args=["sh", str(tmp_path / "site")])
+    pod["spec"]["containers"][0]["volumeMounts"] = [
+        {"name": "secret", "mountPath": f"{tmp_path}/site/secret"},
+        {"name": "claim", "mountPath": f"{tmp_path}/site/claim", "readOnly": True},
+        {"name": "own", "mountPath": f"{tmp_path}/site/own"},
+    ]
+    pod["spec"]["volumes"] = [
+        {"name": "secret", "secret": {"secretName": "secret"}},
+        {"name": "claim", "hostPath": {"path": f"{tmp_path}/site/claim"}},
+        {"name": "own", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+    ]
+    core.create_namespaced_pod(namespace, pod)
+    phase(core, namespace, "mounts", "Succeeded", "Failed")
+    wrote = [line for line in printed(core, "mounts", namespace).splitlines() if not line.startswith("touch:")]
+    assert wrote == ["claim own secret claimedhush", "secrets are read-only", "so is the claim", "memory has its limit"]
+    assert sorted(path.name for path in (tmp_path / "site").iterdir()) == ["claim", "workers"]
+
+
+def test_the_end_of_the_log_says_why_a_container_failed_where_it_is_asked_for(core: client.CoreV1Api, namespace: str, kubelet: Kubelet) -> None:
+    kubelet.add_node("node")
+    script = "seq 1 100; exit 4"
+    for name, policy in (("told", "FallbackToLogsOnError"), ("silent", "File")):
+        core.create_namespaced_pod(namespace, manifest(name, "sh", "-c", script, terminationMessagePolicy=policy))
+    assert (state(phase(core, namespace, "told", "Failed")).terminated.message or "").splitlines() == [str(number) for number in range(21, 101)]
+    assert not state(phase(core, namespace, "silent", "Failed")).terminated.message
