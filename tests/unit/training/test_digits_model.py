@@ -43,10 +43,9 @@ def test_the_example_learns_the_digits_and_goes_on_from_the_champion(digits: tup
     champion = fit(train, context)
     right = champion.predict(images[:NUM_HELD_OUT], verbose=0).argmax(axis=1) == labels[:NUM_HELD_OUT]
     assert right.mean() > 0.96
-    assert [step for _, _, step in logged] == list(range(12))
+    assert [step for name, _, step in logged if name == "train_accuracy"] == list(range(12))
     assert champion.inputs[0].name == "image"
 
-    fit(train, dataclasses.replace(context, params={"epochs": 1}, initial_model=champion))
-    (cold, _, _), (_, warm, _) = logged[0], logged[-1]
-    assert cold == "train_accuracy"
-    assert warm > 0.95 > logged[0][1]
+    fit(train, dataclasses.replace(context, params={"epochs": 1}, initial_model=champion, histories=[]))
+    accuracies = [value for name, value, _ in logged if name == "train_accuracy"]
+    assert accuracies[-1] > 0.95 > accuracies[0]
