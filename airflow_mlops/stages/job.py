@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.stages.pod import CONTAINER, SPEC_ANNOTATION, Outcome, PodSpec, Verdict
 from airflow_mlops.stages.pod import manifest as pod_manifest
+from airflow_mlops.stages.verdicts import judge as judge_pod
 
 PORT = 2222
 INDEX = "JOB_COMPLETION_INDEX"
@@ -105,8 +106,6 @@ def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]],
     :param has_record: whether worker 0's result record is there.
     :param waited_long: whether it has had the time to start that it may have, without its time in a queue.
     """
-    from airflow_mlops.stages import pod as one
-
     if workload is None:
         return Verdict(Outcome.RECORD) if has_record else Verdict(Outcome.INTERRUPTED, "The job was deleted before it left a result record.")
     ended = {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or () if each["status"] == "True"}
@@ -115,11 +114,11 @@ def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]],
             return Verdict(Outcome.RECORD)
         if "Complete" in ended:
             return Verdict(Outcome.FAILED, "The job ended as complete and left no result record: nothing shows that the training was done.")
-        reasons = [one.judge(pod, has_record=False) for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
+        reasons = [judge_pod(pod, has_record=False) for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
         return _worst(reasons) or Verdict(Outcome.FAILED, f"The job failed: {ended['Failed'].get('message') or ended['Failed'].get('reason')}.")
     if is_suspended(workload):
         return Verdict(None, "The job waits in its queue.")
-    waiting = [one.judge(pod, has_record=False, waited_long=waited_long) for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+    waiting = [judge_pod(pod, has_record=False, waited_long=waited_long) for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
     return _worst(waiting) or Verdict(None)
 
 

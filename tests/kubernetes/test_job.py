@@ -1,0 +1,177 @@
+"""A distributed training in the cluster: one Job per attempt, believed by its chief's record, followed by another only when it was nobody's fault."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from kubernetes import client
+
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.job import TrainModelJobOperator
+from airflow_mlops.stages.job import JobSpec
+from airflow_mlops.stages.pod import PodSpec
+from tests import fakes
+from tests.fakes import FakeTaskInstance
+from tests.kubernetes.control_plane import ControlPlane, eventually
+from tests.kubernetes.fake_api import FakeApi
+from tests.kubernetes.kubelet import Kubelet
+from tests.kubernetes.played_jobs import PlayedJobs
+
+
+class Scripted(TrainModelJobOperator):
+    """Runs the scripted stage in the place of a training."""
+
+    stage = "scripted"
+
+
+def context() -> Any:
+    ti = FakeTaskInstance(task_id="t")
+    return fakes.context(ti, run_id=ti.run_id)
+
+
+class Site:
+    """A namespace in which Jobs really run, and operators for actions of the scripted stage."""
+
+    def __init__(self, kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType) -> None:
+        self.kubelet, self.namespace, self.scripted = kubelet, namespace, scripted
+        self.core, self.batch = client.CoreV1Api(api), client.BatchV1Api(api)
+
+    def operator(self, action: str, text: str = "", *, queue: str = "", **settings: Any) -> Scripted:
+        pod = PodSpec("stages", self.namespace, cpu="100m", memory="64Mi", queue=queue)
+        return operator(self.kubelet, self.scripted.Spec(action, text), pod, **settings)
+
+    def jobs(self) -> list[Any]:
+        return list(self.batch.list_namespaced_job(self.namespace).items)
+
+    def pods(self) -> list[Any]:
+        return list(self.core.list_namespaced_pod(self.namespace).items)
+
+    def running(self) -> list[str]:
+        """Return the names of both workers once they run."""
+        names = lambda: [pod.metadata.name for pod in self.pods() if pod.status.phase == "Running"]  # noqa: E731
+        return eventually(lambda: names() if len(names()) == 2 else [])
+
+    def is_clean(self) -> bool:
+        return eventually(lambda: not self.jobs() and not self.pods() and not self.core.list_namespaced_service(self.namespace).items)
+
+
+def operator(kubelet: Any, spec: Any, pod: PodSpec, **settings: Any) -> Scripted:
+    config = str(kubelet.cluster.kubeconfig)
+    connection = {"config_file": config, "kubernetes_conn_id": None, "in_cluster": False}
+    return Scripted(task_id="t", spec=spec, job_spec=JobSpec(pod), poll_seconds=0.2, **connection, **settings)
+
+
+@pytest.fixture
+def site(scripted: ModuleType, workspace: Path, ledger: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FakeApi(tmp_path) as fake, fake.client() as api, fake.namespace() as namespace:
+        with Kubelet(fake) as kubelet, PlayedJobs(fake):
+            kubelet._env["PYTHONPATH"] = os.environ["PYTHONPATH"]
+            kubelet.add_node("node")
+            yield Site(kubelet, api, namespace, scripted)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_chief_s_record_is_the_answer_and_nothing_is_left(site: Site, deferrable: bool) -> None:
+    task = site.operator("leave_file", deferrable=deferrable)
+    if deferrable:
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context())
+        trigger = deferred.value.trigger
+        path, fields = trigger.serialize()
+        assert path.endswith("TrainingJobTrigger")
+
+        async def first_event() -> Any:
+            return (await anext(type(trigger)(**fields).run())).payload
+
+        answer = site.operator("leave_file", deferrable=True).execute_complete(context(), asyncio.run(first_event()))
+    else:
+        answer = task.execute(context())
+    assert answer["stage"] == "scripted"
+    assert Path(answer["uri"]).parent.name == "job-1-worker-0"
+    assert Path(answer["uri"].replace("worker-0", "worker-1")).exists()
+    assert site.is_clean()
+
+
+def test_a_worker_that_was_evicted_is_replaced(site: Site, tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(site.operator("talk", str(tmp_path / "go")).execute, context())
+        taken = site.running()[1]
+        site.kubelet.pod(site.namespace, taken).evict("Evicted", "the node was low on memory")
+        eventually(lambda: len([name for name in site.running() if name != taken]) == 2)
+        assert len(site.jobs()) == 1
+        (tmp_path / "go").touch()
+        assert done.result()["stage"] == "scripted"
+    assert site.is_clean()
+
+
+def test_a_job_that_was_deleted_is_followed_by_another_in_the_same_try(site: Site, tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(site.operator("talk", str(tmp_path / "go")).execute, context())
+        site.running()
+        (first,) = site.jobs()
+        site.batch.delete_namespaced_job(first.metadata.name, site.namespace, propagation_policy="Foreground")
+        eventually(lambda: [job for job in site.jobs() if job.metadata.name != first.metadata.name])
+        (tmp_path / "go").touch()
+        assert "job-2-worker-0" in done.result()["uri"]
+    assert site.is_clean()
+
+
+@pytest.mark.parametrize(("action", "words"), [("leave_silently", "left no result record"), ("kill_itself", "exit code")])
+def test_a_program_that_leaves_no_record_fails_the_task_at_once(site: Site, action: str, words: str) -> None:
+    with pytest.raises(AirflowFailException, match=words):
+        site.operator(action).execute(context())
+    assert site.is_clean()
+
+
+def test_a_worker_that_died_finds_its_job_again_and_makes_no_second_one(site: Site, tmp_path: Path) -> None:
+    first, second = (site.operator("talk", str(tmp_path / "go")) for _ in range(2))
+    first._prepare(context()).create(first._objects)  # and then the worker is killed
+    (made,) = site.jobs()
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(second.execute, context())
+        site.running()
+        assert [job.metadata.uid for job in site.jobs()] == [made.metadata.uid]
+        (tmp_path / "go").touch()
+        assert done.result()["stage"] == "scripted"
+
+
+def test_a_task_that_is_killed_takes_its_job_and_service_with_it(site: Site, tmp_path: Path) -> None:
+    task = site.operator("talk", str(tmp_path / "never"))
+    task._prepare(context()).create(task._objects)
+    site.running()
+    task.on_kill()
+    assert site.is_clean()
+
+
+def test_a_job_in_a_queue_waits_until_it_is_let_go(site: Site) -> None:
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(site.operator("leave_file", queue="gpus").execute, context())
+        (job,) = eventually(site.jobs)
+        assert (job.spec.suspend, job.metadata.labels) == (True, {"kueue.x-k8s.io/queue-name": "gpus"})
+        assert (site.pods(), done.done()) == ([], False)
+        site.batch.patch_namespaced_job(job.metadata.name, site.namespace, {"spec": {"suspend": False}})  # as Kueue does
+        assert done.result()["stage"] == "scripted"
+
+
+@pytest.mark.kubernetes
+def test_a_cluster_that_is_too_old_is_told_so_and_nothing_is_left(
+    control_plane: ControlPlane, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store
+) -> None:
+    class Old:
+        cluster = control_plane
+
+    with pytest.raises(AirflowFailException, match=r"drops spec.completionMode.*Job.*needs Kubernetes 1\.24"):
+        operator(Old, scripted.Spec("leave_file"), PodSpec("stages", namespace)).execute(context())
+    batch, core = client.BatchV1Api(api), client.CoreV1Api(api)
+    eventually(lambda: not batch.list_namespaced_job(namespace).items)
+    assert core.list_namespaced_service(namespace).items == []
