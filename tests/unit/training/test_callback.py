@@ -32,8 +32,8 @@ def never() -> bool:
 
 
 def after(batches: int) -> Callable[[], bool]:
-    """Return a should_stop that is true from the given batch on, which is the (batches + 1)-th question: the first one is before the first batch."""
-    asked = itertools.count()
+    """Return a should_stop that is true from the given batch of this process on."""
+    asked = itertools.count(1)
     return lambda: next(asked) >= batches
 
 
@@ -110,7 +110,7 @@ def test_a_training_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     context(tmp_path / "whole").fit(whole, epochs=EPOCHS, batch_size=BATCH_SIZE)
     for _ in range(10):
         last = model()
-        context(tmp_path, after(3)).fit(last, epochs=EPOCHS, batch_size=BATCH_SIZE)
+        context(tmp_path, after(4)).fit(last, epochs=EPOCHS, batch_size=BATCH_SIZE)
     assert same(last, whole)
 
 
