@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from airflow_mlops.exceptions import MlopsError
     from airflow_mlops.records import Record
+    from airflow_mlops.stages.group import StageGroup
     from airflow_mlops.stages.process import StageProcess
 
 STOP_SECONDS = 4.0  # Airflow kills a task 5 s after it told it to stop
@@ -39,6 +40,7 @@ class RunStageOperator(BaseOperator):
     :param spec: the stage's `Spec`; every field may be a template or another task's output.
     :param mlflow_conn_id: connection whose credentials the stage's environment gets.
     :param ledger_conn_id: where a validation's verdict is remembered, so that no later run chooses a rejected version by itself.
+    :param num_workers: of stage ``train``, the processes that train together on this machine.
     """
 
     template_fields = ("spec",)
@@ -53,14 +55,16 @@ class RunStageOperator(BaseOperator):
         spec: Any,
         mlflow_conn_id: str = MlflowHook.default_conn_name,
         ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        num_workers: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.num_workers = num_workers
         self.stage = stage
         self.spec = spec
         self.mlflow_conn_id = mlflow_conn_id
         self.ledger_conn_id = ledger_conn_id
-        self._process: StageProcess | None = None
+        self._process: StageProcess | StageGroup | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
@@ -74,7 +78,8 @@ class RunStageOperator(BaseOperator):
         if self._process is not None:
             self._process.stop(STOP_SECONDS)
 
-    def _start(self, context: Context) -> StageProcess:
+    def _start(self, context: Context) -> StageProcess | StageGroup:
+        from airflow_mlops.stages.group import StageGroup
         from airflow_mlops.stages.process import StageProcess
         from airflow_mlops.stages.runner import parse_spec, spec_data
         from airflow_mlops.training.reproducibility import environment_of
@@ -86,7 +91,11 @@ class RunStageOperator(BaseOperator):
         env |= environment_of(spec)
         out_dir = try_directory(context)
         out_dir.mkdir(parents=True, exist_ok=True)
-        self._process = StageProcess(self.stage, spec, out_dir, env=env)
+        self._process = (
+            StageProcess(self.stage, spec, out_dir, env=env)
+            if self.num_workers == 1
+            else StageGroup(self.stage, spec, out_dir, env=env, num_workers=self.num_workers)
+        )
         return self._process
 
 

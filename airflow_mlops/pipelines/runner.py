@@ -22,11 +22,13 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """Every stage is a process of the worker that has its task."""
+    """Every stage is a process of the worker that has its task, the training `num_workers` of them, for a function that uses `fit_together`."""
+
+    num_workers: int = 1
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the operator of any stage."""
-        return RunStageOperator, {}
+        return RunStageOperator, {"num_workers": self.num_workers} if stage == "train" else {}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.exceptions import SpecError, StageKilled
+from airflow_mlops.exceptions import SpecError, StageKilled, StageStopped
 from airflow_mlops.records import Record
 from airflow_mlops.stages.process import StageProcess
 
@@ -53,6 +53,12 @@ class StageGroup:
                 self._end(running)
         return (failed or running[0]).result()
 
+    def stop(self, grace_seconds: float) -> None:
+        """Tell all workers to end after a checkpoint, and kill those that have not ended `grace_seconds` later."""
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            for process in self._processes:
+                pool.submit(process.stop, grace_seconds)
+
     def kill(self) -> None:
         """Kill all workers and everything they started."""
         self._killed = True
@@ -70,7 +76,10 @@ class StageGroup:
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for one in done:
-                if one.exception() is not None or one.result().error is not None:
+                error = one.exception()
+                if isinstance(error, StageStopped):  # as all were told to; the chief may still write its checkpoint
+                    continue
+                if error is not None or one.result().error is not None:
                     return one
             if self._killed:
                 raise StageKilled(f"Stage {self.name!r} was killed with all its {self.num_workers} workers. Run it again.")

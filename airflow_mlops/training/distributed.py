@@ -78,6 +78,8 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
         context.log_metric("loss", losses[-1], epoch)
         if context.checkpoints and (resolver is None or resolver.task_id == 0):
             context.checkpoints.save(model, (epoch + 1) * len(steps), epoch=epoch + 1)
+        if is_over and not context.should_stop():
+            raise WorkerLost(f"Another worker was told to stop after epoch {epoch}. Run the stage again, from its checkpoint.")
         if is_over:
             break
     return losses
