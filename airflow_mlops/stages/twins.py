@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
-from airflow_mlops.exceptions import RegistryError, SpecError
+from airflow_mlops.exceptions import ModelNotFound, RegistryError, SpecError
 from airflow_mlops.records import result_of
 from airflow_mlops.results import DatasetVersion, TrainingResult, from_data
 from airflow_mlops.stages import repeat, train
@@ -139,7 +139,7 @@ def _repeat(request: repeat.Spec, out_dir: Path, log_line: LogLine, env: Mapping
 def _remembered(registry: ModelRegistry, version: ModelVersion, scratch: Path) -> tuple[train.Spec, TrainingResult]:
     try:
         path = registry.download(version, train.TRAINING_FILE, scratch / train.TRAINING_FILE)
-    except RegistryError as error:
+    except ModelNotFound as error:
         raise RegistryError(
             f"{version.name} version {version.version} can not be trained again: its run {version.run_id} does not hold {train.TRAINING_FILE} "
             f"({error}). Versions that were trained before this package kept it can not be rebuilt."
