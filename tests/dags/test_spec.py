@@ -75,7 +75,7 @@ def test_the_stages_of_a_pipeline_on_kubernetes_are_pods_and_nothing_else_change
     dag, *_ = model_pipelines(spec(model="in_pods", num_shards=2, runner=runner))
     local, *_ = model_pipelines(spec(model="in_processes", num_shards=2))
     assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == {task.task_id: task.downstream_task_ids for task in local.tasks}
-    pods = {task.task_id: task for task in dag.tasks if task.operator_name == "StagePodOperator"}
+    pods = {task.task_id: task for task in dag.tasks if task.operator_name in ("StagePodOperator", "TrainModelPodOperator")}
     assert pods.keys() == {"validate", "train", "evaluate", "attack", "robustness"}
     assert pods["train"].pod_spec == large and pods["validate"].pod_spec.image == "stages:1"
     assert pods["train"].deferrable and pods["train"].kubernetes_conn_id == "gpus"
