@@ -53,6 +53,7 @@ def plain(directory: Path) -> Callable[[World], KubernetesPodOperator]:
             deferrable=world.schedule.deferrable,
             poll_interval=0,
             startup_check_interval_seconds=0,
+            log_events_on_startup=False,
             log_pod_spec_on_failure=False,
         )
 
