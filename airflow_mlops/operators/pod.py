@@ -59,7 +59,9 @@ class StagePodOperator(KubernetesPodOperator):
         self, *, stage: str, spec: Any, pod_spec: PodSpec, exchange_conn_id: str | None = None, ledger_conn_id: str = _LEDGER, **kwargs: Any
     ) -> None:
         # Our names are the identity, our record the result; the pod is deleted when both have been dealt with.
-        ours = {"random_name_suffix": False, "do_xcom_push": False, "on_finish_action": "keep_pod", "log_pod_spec_on_failure": False}
+        # The provider's trigger doubles and loses lines of the log where its looks meet: no logging_interval.
+        ours: dict[str, Any] = {"random_name_suffix": False, "do_xcom_push": False, "on_finish_action": "keep_pod", "log_pod_spec_on_failure": False}
+        ours["logging_interval"] = None
         super().__init__(**{**kwargs, **ours})
         self.stage = stage
         self.spec = spec
