@@ -63,8 +63,8 @@ def fit_model(
     model.fit(
         _batches(context, batch_size, keeper.position),
         epochs=epochs,
-        # Whose time was over already trains no further; a training that only begins has one batch at least, to be something.
-        initial_epoch=epochs if keeper.done or (keeper.position and context.should_stop()) else keeper.epoch,
+        # Whose time is over trains no further, in a later fit neither; a training that only begins has one batch at least, to be something.
+        initial_epoch=epochs if keeper.done or ((keeper.position or context.histories) and context.should_stop()) else keeper.epoch,
         steps_per_epoch=keeper.steps_per_epoch,
         callbacks=[_Uncut(keeper), history, *callbacks, keeper],
         shuffle=False,  # the rows come shuffled
