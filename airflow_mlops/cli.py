@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.commands import reproduction
+from airflow_mlops.commands import exchange, reproduction
 from airflow_mlops.exceptions import MlopsError, SpecError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evidence(commands.add_parser("evidence", help="verify the evidence pack of a release, and print its ML Test Score"))
     _add_audit(commands.add_parser("audit", help="export and verify the audit trail, and ask it what served when, and why"))
     reproduction.add(commands)
+    exchange.add(commands)
     _add_registry(commands.add_parser("registry", help="what is done to a model registry once"))
     return parser
 
@@ -225,8 +226,8 @@ def _stage(options: argparse.Namespace) -> int:
     if options.request:
         from airflow_mlops.stages.remote import open_exchange, run_requested
 
-        exchange = open_exchange(options.exchange, options.exchange_options)
-        return run_requested(options.name, options.request, exchange, options.result, image=options.image)
+        opened = open_exchange(options.exchange, options.exchange_options)
+        return run_requested(options.name, options.request, opened, options.result, image=options.image)
     return run_stage(options.name, options.spec, options.result, image=options.image)
 
 

@@ -148,7 +148,7 @@ class Exchange:
         gone = [name for name, age in ages.items() if age > age_seconds or name in over][:limit]
         for name in gone:
             self.objects.remove(name)
-        used = self._used(sorted(ages.keys() - set(gone)))
+        used = self._used(sorted(name for name in ages.keys() - set(gone) if name.endswith(".json")))  # checkpoints themselves are no text
         old = [name for name, age in self.objects.ages().items() if age > age_seconds and name not in used]
         for name in old[: limit - len(gone)]:
             self.objects.remove(name)
