@@ -22,9 +22,10 @@ from airflow_mlops.operators.links import ReportLink
 from airflow_mlops.operators.stage import conclude
 from airflow_mlops.records import Record, read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
-from airflow_mlops.stages.job import INDEX, JobSpec, judge, waited_seconds, workload
+from airflow_mlops.stages.job import INDEX, JobSpec, Work, judge, waited_seconds, workload
 from airflow_mlops.stages.pod import Outcome, Verdict, advice, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
+from airflow_mlops.training.reproducibility import environment_of
 from airflow_mlops.triggers.job import TrainingJobTrigger
 
 if TYPE_CHECKING:
@@ -76,8 +77,11 @@ class TrainModelJobOperator(BaseOperator):
         self.deferrable = deferrable
         self.ledger_conn_id = ledger_conn_id
         self._job: TrainingJob | None = None
+        self._deadline: float | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
+        if self._deadline is None and self.execution_timeout is not None:
+            self._deadline = time.time() + self.execution_timeout.total_seconds()
         while True:
             job = self._prepare(context)
             if self._attempt.settled:  # a worker died before it returned what it had found
@@ -93,7 +97,7 @@ class TrainModelJobOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Conclude from what the Job left, or go on with another one, or with the same while it runs."""
-        job = self._prepare(context)
+        job, self._deadline = self._prepare(context), event["deadline"]
         if self._attempt.settled or (verdict := self._verdict(job)).outcome is None:
             return self.execute(context)
         done = self._conclude(job, verdict, context)
@@ -109,7 +113,7 @@ class TrainModelJobOperator(BaseOperator):
 
     def _defer(self) -> None:
         spec = {**self.job_spec._asdict(), "pod": spec_data(self.job_spec.pod)}
-        trigger = TrainingJobTrigger(spec, self._name, self._connection(), self.poll_seconds)
+        trigger = TrainingJobTrigger(spec, self._name, self._connection(), self.poll_seconds, self._deadline)
         self.defer(trigger=trigger, method_name="execute_complete")
 
     def _prepare(self, context: Context) -> TrainingJob:
@@ -117,7 +121,7 @@ class TrainModelJobOperator(BaseOperator):
         ti = context["ti"]
         self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
         with airflow_errors():
-            self._parsed = parse_spec(self.stage, spec_data(self.spec))
+            self._parsed = self._request()
             digest = spec_digest(self._parsed)
             self._chain = f"{ti.max_tries}:{digest}"  # as StagePodOperator's: stays over retries, and grows when the task is cleared
             with self._ledger() as store:
@@ -127,16 +131,25 @@ class TrainModelJobOperator(BaseOperator):
             self._record = Path(f"{directory}-worker-0") / "result.json"
             results = f"{directory}-worker-$({INDEX})/result.json"  # beside each other, so that all find the same checkpoints
             command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(directory / "spec.json"), "--result", results]
-            image = ["--image", self.job_spec.pod.image]
-            self._objects = workload(self.job_spec, self._name, [*command, *image], digest, self._attempt.step)
+            command += ["--image", self.job_spec.pod.image]
+            work = Work(self._name, command, digest, self._attempt.step, environment_of(self._parsed))
+            self._objects = workload(self.job_spec, work)
         write_atomically(directory / "spec.json", canonical_json(spec_data(self._parsed)))
         self._job = TrainingJob(KubernetesHook(**self._connection()).get_conn(), self.job_spec, self._name, self.log.warning)
         return self._job
 
+    def _request(self) -> Any:
+        """Return the stage's spec, complete."""
+        spec, place = parse_spec(self.stage, spec_data(self.spec)), self.job_spec.pod.checkpoints
+        return spec._replace(checkpoints=place) if place else spec
+
     def _verdict(self, job: TrainingJob) -> Verdict:
         pods = job.pods()
         waited_long = waited_seconds(pods, time.time()) > self.job_spec.pod.start_seconds
-        return judge(job.seen(), pods, has_record=self._record.exists(), waited_long=waited_long)
+        verdict = judge(job.seen(), pods, has_record=self._record.exists(), waited_long=waited_long)
+        if verdict.outcome is None and self._deadline is not None and time.time() >= self._deadline:
+            return Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
+        return verdict
 
     def _conclude(self, job: TrainingJob, verdict: Verdict, context: Context) -> dict[str, Any] | None:
         """Return the result, or None when another Job is to follow; a final outcome that is no result is raised."""

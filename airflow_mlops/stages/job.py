@@ -31,11 +31,11 @@ NEEDS = {  # the Kubernetes that each field came with; an older one drops it sil
 class JobSpec(NamedTuple):
     """Several pods that train one model together.
 
-    * `pod`: what each worker is; its queue is the whole training's, and a memory ladder is climbed by all of them.
+    * `pod`: what each worker is; its queue is the whole training's, and a memory ladder is climbed by all of them. What has no effect is refused.
     * `num_workers`: from 2; all must run at once, so a queue such as Kueue's should admit them together.
     * `backend`: ``job`` for an Indexed Job, ``trainjob`` for Kubeflow's Trainer.
     * `runtime`: the ClusterTrainingRuntime of a TrainJob; it must have one replicated job ``node`` and mount what workers and pods share.
-    * `max_replacements`: how often Kubernetes may replace a worker that its infrastructure took, within one attempt.
+    * `max_replacements`: how often Kubernetes may replace a worker of backend ``job`` that its infrastructure took, within one attempt.
     """
 
     pod: PodSpec
@@ -43,6 +43,20 @@ class JobSpec(NamedTuple):
     backend: str = "job"
     runtime: str = ""
     max_replacements: int = 6
+
+
+class Work(NamedTuple):
+    """What the workers of one attempt run, under the attempt's `name`; ``$(JOB_COMPLETION_INDEX)`` in `command` becomes the worker's number.
+
+    * `step`: of the memory ladder, from 0.
+    * `variables`: what every worker's process must be started with.
+    """
+
+    name: str
+    command: Sequence[str]
+    spec_digest: str
+    step: int = 0
+    variables: Mapping[str, str] = {}
 
 
 class Place(NamedTuple):
@@ -54,24 +68,21 @@ class Place(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """One engine: its kind of object, and how its workers are called and asked for."""
+    """One engine: its kind of object, how its workers are asked for, and which fields of a `PodSpec` it can not heed."""
 
     place: Place
-    host: Callable[[str, int], str]
-    manifest: Callable[[JobSpec, str, Sequence[str], str, int], dict[str, Any]]
+    manifest: Callable[[JobSpec, Work], dict[str, Any]]
+    unheeded: tuple[str, ...]
 
 
-def workload(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> list[tuple[Place, dict[str, Any]]]:
+def workload(spec: JobSpec, work: Work) -> list[tuple[Place, dict[str, Any]]]:
     """Return what is to be created, in this order; the last object is the one that is watched.
 
-    ``$(JOB_COMPLETION_INDEX)`` in `command` becomes the worker's number.
-
-    :param step: of the memory ladder, from 0.
     :raises SpecError: no cluster can run it.
     """
     backend = backend_of(spec)
-    objects = [(backend.place, backend.manifest(spec, name, command, spec_digest, step))]
-    return [(Place("", "v1", "services"), service(spec, name, spec_digest)), *objects] if spec.backend == "job" else objects
+    objects = [(backend.place, backend.manifest(spec, work))]
+    return [(Place("", "v1", "services"), service(spec, work)), *objects] if spec.backend == "job" else objects
 
 
 def backend_of(spec: JobSpec) -> Backend:
@@ -82,21 +93,25 @@ def backend_of(spec: JobSpec) -> Backend:
         raise SpecError(f"num_workers is {spec.num_workers}; give 2 or more, or train in one pod with TrainModelPodOperator.")
     if (spec.backend == "trainjob") != bool(spec.runtime):
         raise SpecError("runtime names the ClusterTrainingRuntime of backend 'trainjob': give it there, and only there.")
-    return BACKENDS[spec.backend]
+    backend, usual = BACKENDS[spec.backend], PodSpec._field_defaults
+    if lost := [name for name in backend.unheeded if (getattr(spec.pod, name) or None) != (usual[name] or None)]:
+        raise SpecError(f"{', '.join(lost)} of the pod has no effect with backend {spec.backend!r}: leave it out, or train in one pod.")
+    return backend
 
 
-def environment(spec: JobSpec, name: str, host: Callable[[str, int], str]) -> list[dict[str, Any]]:
-    """Return the variables by which each worker knows its number and the others; Kubernetes fills the number in."""
-    cluster = {"worker": [f"{host(name, index)}:{PORT}" for index in range(spec.num_workers)]}
+def environment(spec: JobSpec, work: Work, host: Callable[[str, int], str]) -> list[dict[str, Any]]:
+    """Return the variables of each worker, by which it knows its number, which Kubernetes fills in, and the others at `host` of name and number."""
+    cluster = {"worker": [f"{host(work.name, index)}:{PORT}" for index in range(spec.num_workers)]}
     config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": INDEX}}).replace(f'"{INDEX}"', f"$({INDEX})")
     field = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}
-    return [{"name": INDEX, "valueFrom": field}, {"name": "TF_CONFIG", "value": config}]
+    others = [{"name": name, "value": value} for name, value in work.variables.items()]
+    return [{"name": INDEX, "valueFrom": field}, {"name": "TF_CONFIG", "value": config}, *others]
 
 
-def service(spec: JobSpec, name: str, spec_digest: str) -> dict[str, Any]:
+def service(spec: JobSpec, work: Work) -> dict[str, Any]:
     """Return the headless Service that gives the Job's pods their names, before they are ready too: they must meet to become so."""
-    about = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": name}, "ports": [{"name": "grpc", "port": PORT}]}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(spec, name, spec_digest, {}), "spec": about}
+    about = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": work.name}, "ports": [{"name": "grpc", "port": PORT}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(spec, work, {}), "spec": about}
 
 
 def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], *, has_record: bool, waited_long: bool = False) -> Verdict:
@@ -150,8 +165,8 @@ def _worst(verdicts: Sequence[Verdict]) -> Verdict | None:
     return min(found, key=lambda verdict: order.index(verdict.outcome or Outcome.FAILED)) if found else None
 
 
-def _metadata(spec: JobSpec, name: str, spec_digest: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    return {"name": name, "namespace": spec.pod.namespace, "labels": dict(labels), "annotations": {SPEC_ANNOTATION: spec_digest}}
+def _metadata(spec: JobSpec, work: Work, labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"name": work.name, "namespace": spec.pod.namespace, "labels": dict(labels), "annotations": {SPEC_ANNOTATION: work.spec_digest}}
 
 
 def _queue(spec: JobSpec) -> tuple[dict[str, str], dict[str, Any]]:
@@ -159,13 +174,13 @@ def _queue(spec: JobSpec) -> tuple[dict[str, str], dict[str, Any]]:
     return ({_QUEUE_LABEL: spec.pod.queue}, {"suspend": True}) if spec.pod.queue else ({}, {})
 
 
-def _template(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
-    return pod_manifest(spec.pod._replace(queue=""), name, command, spec_digest, step)["spec"]  # type: ignore[no-any-return]
+def _template(spec: JobSpec, work: Work) -> dict[str, Any]:
+    return pod_manifest(spec.pod._replace(queue=""), work.name, work.command, work.spec_digest, work.step)["spec"]  # type: ignore[no-any-return]
 
 
-def _job(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
-    about = _template(spec, name, command, spec_digest, step)
-    about["containers"][0] |= {"env": environment(spec, name, _job_host), "ports": [{"containerPort": PORT}]}
+def _job(spec: JobSpec, work: Work) -> dict[str, Any]:
+    about = _template(spec, work)
+    about["containers"][0] |= {"env": environment(spec, work, _job_host), "ports": [{"containerPort": PORT}]}
     labels, held = _queue(spec)
     job = {
         "completionMode": "Indexed",
@@ -178,19 +193,19 @@ def _job(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, ste
                 {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]}},
             ]
         },
-        "template": {"metadata": {"annotations": {SPEC_ANNOTATION: spec_digest}}, "spec": {**about, "subdomain": name}},
+        "template": {"metadata": {"annotations": {SPEC_ANNOTATION: work.spec_digest}}, "spec": {**about, "subdomain": work.name}},
         **held,
     }
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(spec, name, spec_digest, labels), "spec": job}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(spec, work, labels), "spec": job}
 
 
-def _train_job(spec: JobSpec, name: str, command: Sequence[str], spec_digest: str, step: int) -> dict[str, Any]:
-    (container,) = _template(spec, name, command, spec_digest, step)["containers"]
+def _train_job(spec: JobSpec, work: Work) -> dict[str, Any]:
+    (container,) = _template(spec, work)["containers"]
     labels, held = _queue(spec)
     trainer = {
         "image": container["image"],
         "command": container["command"],
-        "env": environment(spec, name, _train_job_host),
+        "env": environment(spec, work, _train_job_host),
         "numNodes": spec.num_workers,
         "resourcesPerNode": container["resources"],
     }
@@ -199,7 +214,7 @@ def _train_job(spec: JobSpec, name: str, command: Sequence[str], spec_digest: st
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": _metadata(spec, name, spec_digest, labels),
+        "metadata": _metadata(spec, work, labels),
         "spec": about,
     }
 
@@ -212,7 +227,9 @@ def _train_job_host(name: str, index: int) -> str:
     return f"{name}-node-0-{index}.{name}"
 
 
+_ALONE = ("exchange", "exchange_secret", "places", "keep_failed_pod")
+_RUNTIME_S = ("shm_size", "node_selector", "tolerations", "priority_class", "service_account", "volume_claim", "mount_path", "grace_seconds")
 BACKENDS: dict[str, Backend] = {
-    "job": Backend(Place("batch", "v1", "jobs"), _job_host, _job),
-    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job_host, _train_job),
+    "job": Backend(Place("batch", "v1", "jobs"), _job, _ALONE),
+    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job, (*_ALONE, *_RUNTIME_S)),
 }

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,22 +81,24 @@ def site(scripted: ModuleType, workspace: Path, ledger: Store, tmp_path: Path, m
             yield Site(kubelet, api, namespace, scripted)
 
 
+def awaited(task: Scripted) -> Any:
+    """Return the event of the trigger to which a task defers, made again from its fields as the triggerer does."""
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context())
+    trigger = deferred.value.trigger
+    path, fields = trigger.serialize()
+    assert path.endswith("TrainingJobTrigger")
+
+    async def first_event() -> Any:
+        return (await anext(type(trigger)(**fields).run())).payload
+
+    return asyncio.run(first_event())
+
+
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_the_chief_s_record_is_the_answer_and_nothing_is_left(site: Site, deferrable: bool) -> None:
     task = site.operator("leave_file", deferrable=deferrable)
-    if deferrable:
-        with pytest.raises(TaskDeferred) as deferred:
-            task.execute(context())
-        trigger = deferred.value.trigger
-        path, fields = trigger.serialize()
-        assert path.endswith("TrainingJobTrigger")
-
-        async def first_event() -> Any:
-            return (await anext(type(trigger)(**fields).run())).payload
-
-        answer = site.operator("leave_file", deferrable=True).execute_complete(context(), asyncio.run(first_event()))
-    else:
-        answer = task.execute(context())
+    answer = site.operator("leave_file", deferrable=True).execute_complete(context(), awaited(task)) if deferrable else task.execute(context())
     assert answer["stage"] == "scripted"
     assert Path(answer["uri"]).parent.name == "job-1-worker-0"
     assert Path(answer["uri"].replace("worker-0", "worker-1")).exists()
@@ -150,6 +153,15 @@ def test_a_task_that_is_killed_takes_its_job_and_service_with_it(site: Site, tmp
     task._prepare(context()).create(task._objects)
     site.running()
     task.on_kill()
+    assert site.is_clean()
+
+
+def test_a_deferred_training_ends_with_its_execution_timeout_and_holds_nothing(site: Site, tmp_path: Path) -> None:
+    task = lambda: site.operator("talk", str(tmp_path / "never"), deferrable=True, execution_timeout=timedelta(seconds=1))  # noqa: E731
+    event = awaited(task())
+    assert len(site.jobs()) == 1
+    with pytest.raises(AirflowFailException, match="did not end within execution_timeout, 0:00:01"):
+        task().execute_complete(context(), event)
     assert site.is_clean()
 
 

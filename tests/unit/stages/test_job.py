@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.stages.job import JobSpec, environment, judge, too_old, waited_seconds, workload
+from airflow_mlops.stages.job import JobSpec, Work, environment, judge, too_old, waited_seconds, workload
 from airflow_mlops.stages.pod import Outcome, PodSpec
 
 POD = PodSpec("stages:1", "team", num_gpus=1, memory="8Gi")
 COMMAND = ["train", "--result", "/w-$(JOB_COMPLETION_INDEX)/result.json"]
+WORK = Work("t-1", COMMAND, "sha256:spec")
 
 
-def objects(spec: JobSpec) -> dict[str, dict[str, Any]]:
-    return {body["kind"]: body for _, body in workload(spec, "t-1", COMMAND, "sha256:spec", 0)}
+def objects(spec: JobSpec, work: Work = WORK) -> dict[str, dict[str, Any]]:
+    return {body["kind"]: body for _, body in workload(spec, work)}
 
 
 def tf_config(variables: list[dict[str, Any]], index: int) -> Any:
@@ -71,6 +72,8 @@ def test_a_queue_decides_when_the_workers_begin(backend: str, runtime: str, kind
         (JobSpec(POD, 2, "jop"), "job"),
         (JobSpec(POD, 2, "trainjob"), "runtime"),
         (JobSpec(POD, 2, "job", "tf"), "runtime"),
+        (JobSpec(POD._replace(keep_failed_pod=True, exchange="s3://bucket")), "exchange, keep_failed_pod of the pod has no effect"),
+        (JobSpec(POD._replace(volume_claim="c", mount_path="/m", grace_seconds=9), 2, "trainjob", "tf"), "volume_claim, mount_path, grace_seconds"),
     ],
 )
 def test_an_impossible_training_is_refused(spec: JobSpec, words: str) -> None:
@@ -121,5 +124,16 @@ def test_an_old_cluster_is_told_which_field_it_dropped_and_what_it_takes() -> No
     assert "spec.suspend" not in words
 
 
+@pytest.mark.parametrize("spec", [JobSpec(POD), JobSpec(POD, 2, "trainjob", "tf")])
+def test_every_worker_is_started_with_what_makes_it_reproducible(spec: JobSpec) -> None:
+    (made,) = [body for kind, body in objects(spec, WORK._replace(variables={"PYTHONHASHSEED": "0"})).items() if kind != "Service"]
+    variables = made["spec"]["trainer"]["env"] if spec.runtime else made["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "PYTHONHASHSEED", "value": "0"} in variables
+
+
+def test_empty_fields_that_went_through_json_are_the_usual_ones() -> None:
+    assert "Job" in objects(JobSpec(POD._replace(places=[], memory_ladder=[])))
+
+
 def test_the_workers_are_as_many_as_asked_for() -> None:
-    assert len(tf_config(environment(JobSpec(POD, 5), "t", lambda name, index: f"{name}{index}"), 0)["cluster"]["worker"]) == 5
+    assert len(tf_config(environment(JobSpec(POD, 5), WORK, lambda name, index: f"{name}{index}"), 0)["cluster"]["worker"]) == 5
