@@ -52,16 +52,18 @@ class CheckpointSync:
         self._try_to_send()
 
     def drop_if_cleared(self) -> None:
-        """Delete what was uploaded where the training has deleted its checkpoints, because it is done."""
-        if not any(self._directory.rglob(MARKERS)):
-            for marker in self._markers():
+        """Delete what was uploaded where the training has deleted its checkpoints, because it is done; other trainings' checkpoints stay."""
+        left = {self._name(marker).rpartition("/")[0] for marker in self._directory.rglob(MARKERS)}
+        over = {name.rpartition("/")[0] for name in self._sent} - left
+        for marker in self._markers():
+            if marker.rpartition("/")[0] in over:
                 self._forget(marker)
 
     def send(self) -> None:
         """Upload the newest checkpoint of each training unless that is done: the file, then its marker; older ones than two are deleted."""
         newest = {marker.parent: marker for marker in sorted(self._directory.rglob(MARKERS))}
         for marker in newest.values():
-            name = f"{self._folder}/{marker.relative_to(self._directory).as_posix()}"
+            name = self._name(marker)
             try:
                 text = marker.read_bytes()
                 if self._sent.get(name) == text:
@@ -98,6 +100,9 @@ class CheckpointSync:
         write_atomically(path, text)
         self._sent[marker] = text
         return True
+
+    def _name(self, marker: Path) -> str:
+        return f"{self._folder}/{marker.relative_to(self._directory).as_posix()}"
 
     def _markers(self) -> list[str]:
         return [name for name in self._objects.ages(self._folder) if name.endswith(".safetensors.json")]

@@ -77,7 +77,7 @@ def listening(stop: Stop) -> Iterator[None]:
 def checkpoints_of(spec: Spec, origin: Mapping[str, str], out_dir: Path) -> CheckpointManager:
     """Return the checkpoints of this very request: of its dataset, code, seed and champion, which `origin` names, parameters and layout.
 
-    Where they lie in the task's own directory, each request has one of its own there, so that mended code begins anew.
+    Each request has a directory of its own, so that mended code begins anew and the trials of a search do not meet.
     """
     from airflow_mlops.training.checkpoints import CheckpointManager
 
@@ -87,8 +87,8 @@ def checkpoints_of(spec: Spec, origin: Mapping[str, str], out_dir: Path) -> Chec
         **origin,
     }
     identity = bytes_digest(canonical_json(decisive))
-    place = Path(spec.checkpoints) if spec.checkpoints else out_dir.parent / "checkpoints" / identity.removeprefix("sha256:")[:12]
-    return CheckpointManager(place, identity, spec.checkpoint_seconds)
+    place = Path(spec.checkpoints) if spec.checkpoints else out_dir.parent / "checkpoints"
+    return CheckpointManager(place / identity.removeprefix("sha256:")[:12], identity, spec.checkpoint_seconds)
 
 
 def deadline(max_seconds: float, checkpoints: CheckpointManager) -> float | None:

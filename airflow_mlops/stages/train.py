@@ -53,7 +53,7 @@ class Spec(NamedTuple):
     * `repository`, `commit`: the code is that commit (a full hash) of this Git repository, a URL or a path, instead of `code_path`.
     * `features`: ``module:function`` beside the train function, from raw rows to what it learns from; it is served before the model. Empty for none.
     * `max_seconds`: the training's time, that of interrupted attempts included; then the model as it is counts. 0 for no end.
-    * `checkpoints`: directory of its checkpoints; empty for one beside the directories of the tries, which all of them share.
+    * `checkpoints`: where each request has a directory of its checkpoints; empty for beside the directories of the tries, which all of them share.
       `checkpoint_seconds`: how much of the training an interruption may cost. `keep_checkpoints`: also when the training is done.
     * `formats`: further formats of `training.export.FORMATS`, each ``required`` or ``optional``: without the first the training fails.
     """

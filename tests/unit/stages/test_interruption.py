@@ -113,8 +113,9 @@ def test_each_request_has_checkpoints_of_its_own(patient: train.Spec, tmp_path: 
     ):
         assert other.place != first.place
         assert other.identity != first.identity
-    named = checkpoints_of(patient._replace(checkpoints=str(tmp_path / "mine")), origin, tmp_path / "try-1")
-    assert named.place == tmp_path / "mine"
+    named = [checkpoints_of(patient._replace(checkpoints=str(tmp_path / "mine"), params={"epochs": each}), origin, tmp_path) for each in (3, 4)]
+    assert {each.place.parent for each in named} == {tmp_path / "mine"}
+    assert named[0].place != named[1].place
 
 
 def test_outside_the_main_thread_nothing_listens_and_nothing_fails() -> None:

@@ -161,3 +161,16 @@ def test_what_a_training_that_is_done_has_cleared_is_deleted_there_too(exchange:
         shutil.rmtree(place)
         sync.drop_if_cleared()
     assert not exchange.objects.ages("checkpoints")
+
+
+def test_a_training_that_is_done_leaves_the_checkpoints_of_another_in_the_same_directory(exchange: Exchange, tmp_path: Path) -> None:
+    place, other = tmp_path / "checkpoints", CheckpointSync(exchange.objects, tmp_path / "checkpoints")
+    save(place / "first", 1, b"1")
+    sync = CheckpointSync(exchange.objects, place)
+    sync.send()
+    shutil.rmtree(place)
+    save(place / "second", 1, b"2")
+    other.send()
+    shutil.rmtree(place)
+    sync.drop_if_cleared()
+    assert CheckpointSync(exchange.objects, place).bring() == 1 and [path.name for path in place.iterdir()] == ["second"]
