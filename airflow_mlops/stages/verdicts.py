@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ _PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable")
 _NO_SUCH_IMAGE = ("not found", "manifest unknown", "denied", "unauthorized", "authorization failed")  # what registries say that no waiting changes
 _HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 _KILLED = 137  # 128 + SIGKILL
+_MOUNTED = {"secret": ("secret", "secretName"), "configMap": ("config map", "name"), "persistentVolumeClaim": ("claim", "claimName")}
+_SIGNALS = {128 + each.value: each.name for each in signal.Signals}
 _STOPPED = 143  # 128 + SIGTERM: a stage ends so by itself, when it has saved what it had
 
 
@@ -35,7 +38,7 @@ def judge(pod: Mapping[str, Any] | None, *, has_record: bool, waited_long: bool 
         return Verdict(Outcome.INTERRUPTED, "The pod's node does not answer any more.")
     if phase != "Pending" or _gated(status):
         return Verdict(None)
-    return _waiting(status) if waited_long or _state(status, "waiting").get("reason") in _HOPELESS else Verdict(None)
+    return _waiting(pod, status) if waited_long or _state(status, "waiting").get("reason") in _HOPELESS else Verdict(None)
 
 
 def _gated(status: Mapping[str, Any]) -> bool:
@@ -57,16 +60,18 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
     said = (end.get("message") or message or "").strip()
     words = f" Its last words:\n{said}\n" if said else ""
     killed = " Something killed it; on some nodes that is all one sees of too little memory." if code == _KILLED else ""
+    if code in _SIGNALS:
+        code = f"{code}, by signal {_SIGNALS[code]},"
     return Verdict(Outcome.FAILED, f"The stage's program ended with exit code {code} and left no result record.{killed}{words}")
 
 
-def _waiting(status: Mapping[str, Any]) -> Verdict:
+def _waiting(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
     """Say why a pod does not start, when it has waited long enough."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Verdict(
-                Outcome.FAILED, f"No node takes the pod: {condition.get('message', 'no reason was given')} Ask for less, or add such a node."
-            )
+            why = condition.get("message", "no reason was given")
+            remedy = "Make that claim, or correct volume_claim." if "persistentvolumeclaim" in why else "Ask for less, or add such a node."
+            return Verdict(Outcome.FAILED, f"No node takes the pod: {why} {remedy}")
     waiting = _state(status, "waiting")
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULLING and any(words in message.lower() for words in _NO_SUCH_IMAGE):
@@ -74,8 +79,17 @@ def _waiting(status: Mapping[str, Any]) -> Verdict:
     if reason in _PULLING:
         return Verdict(Outcome.INTERRUPTED, f"The image can not be pulled: {message or reason}")
     if not reason or reason == "ContainerCreating":
-        return Verdict(Outcome.INTERRUPTED, "The pod's container was not made in time; `kubectl describe` shows what it waits for.")
-    return Verdict(Outcome.FAILED, f"The pod's container can not be made: {reason}: {message} Correct the image, secrets or volumes that it names.")
+        return Verdict(Outcome.INTERRUPTED, f"The pod's container was not made in time{_needs(pod)}; `kubectl describe` shows what it waits for.")
+    return Verdict(
+        Outcome.FAILED, f"The pod's container can not be made: {reason}: {message.rstrip('.')}. Correct the image, secrets or volumes that it names."
+    )
+
+
+def _needs(pod: Mapping[str, Any]) -> str:
+    """Name what the pod mounts: that one of them is missing only stands in events, which workers need no right to read."""
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    names = [f"{words} {one[kind][key]!r}" for kind, (words, key) in _MOUNTED.items() for one in volumes if kind in one]
+    return f"; see that there is {' and '.join(names)}" if names else ""
 
 
 def _state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +55,7 @@ class PlayedPod:
         self._grace: float | None = None  # seconds, once it is to stop
         self._told, self._stop, self._started = {"phase": ""}, threading.Event(), datetime.now(UTC)
         self._verdict: dict[str, str] = {}
+        self._lacks = ""  # what it names and is not there
         self.silent = False  # the node is lost: nobody hears of it any more
 
     def log(self, container: str, previous: bool) -> Log | None:
@@ -88,19 +91,42 @@ class PlayedPod:
         for one in [*(spec.init_containers or []), *spec.containers]:
             error = self._image(one).pull_error
             if error:
-                self._tell("Pending", waiting=error)
-                self._event("Failed", f'Failed to pull image "{one.image}": {error}')
-                self._stop.wait()
-                self._finish()
+                self._never_start(error, "Failed", f'Failed to pull image "{one.image}": {error}')
                 return
         self._tell("Pending", waiting="PodInitializing" if spec.init_containers else "ContainerCreating")
-        self._places = volumes(self.pod, self.core, self.home / "volumes")
+        with self._looking():
+            self._places = volumes(self.pod, self.core, self.home / "volumes")
+        if self._lacks:  # which a node says in an event only
+            why, self._lacks = self._lacks, ""
+            self._never_start("ContainerCreating", "FailedMount", f"MountVolume.SetUp failed: {why}")
+            return
+        with self._looking():
+            for one in [*(spec.init_containers or []), *spec.containers]:
+                environment(self.pod, one, self.core, {})
+        if self._lacks:
+            self._never_start("CreateContainerConfigError", "Failed", f"Error: {self._lacks}")
+            return
         for one in spec.init_containers or []:
             self._until_ended([one], again=spec.restart_policy != "Never", always=False)
             if self._stop.is_set() or self.tries[one.name][-1].code:
                 self._finish()
                 return
         self._until_ended(spec.containers, again=spec.restart_policy != "Never", always=spec.restart_policy == "Always")
+        self._finish()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        try:
+            yield
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            self._lacks = json.loads(error.body)["message"].replace("s ", " ", 1)  # a node writes: secret "x" not found
+
+    def _never_start(self, waiting: str, reason: str, message: str) -> None:
+        self._tell("Pending", waiting=waiting)
+        self._event(reason, message)
+        self._stop.wait()
         self._finish()
 
     def _until_ended(self, specs: list[Any], *, again: bool, always: bool) -> None:
@@ -174,7 +200,13 @@ class PlayedPod:
     def _status(self, one: Any, waiting: str, restarting: set[str]) -> dict[str, Any]:
         tries = self.tries.get(one.name, [])
         states = [self._state(one, container, f"played://{self.pod.metadata.uid}/{one.name}/{num}") for num, container in enumerate(tries)]
-        now = {"waiting": {"reason": "CrashLoopBackOff"}} if one.name in restarting else states[-1] if states else {"waiting": {"reason": waiting}}
+        now = (
+            {"waiting": {"reason": "CrashLoopBackOff"}}
+            if one.name in restarting
+            else states[-1]
+            if states
+            else {"waiting": {"reason": waiting, "message": self._lacks}}
+        )
         last = states[-1] if one.name in restarting else states[-2] if len(states) > 1 else {}
         running = "running" in now
         about = {"name": one.name, "image": one.image, "imageID": one.image, "containerID": f"played://{self.pod.metadata.uid}/{one.name}"}

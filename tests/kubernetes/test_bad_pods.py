@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout
+from airflow.sdk.execution_time.timeout import timeout
 from kubernetes import client
 
 from airflow_mlops.exceptions import ClusterUnavailable
+from tests.kubernetes import mounts
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.played_pod import Image
 from tests.kubernetes.test_stage_pod import Site, context, site
 
 __all__ = ["site"]
+
+
+def nothing_left(site: Site) -> bool:
+    """Return whether every process that the stage noted is gone."""
+    (noted,) = site.workspace.rglob("pids.json")
+    return not any(Path(f"/proc/{pid}").exists() for pid in json.loads(noted.read_text()))
 
 
 def test_a_gpu_resource_that_no_node_has_fails_with_the_scheduler_s_reason(site: Site) -> None:
@@ -69,4 +81,81 @@ def test_a_pod_whose_program_failed_is_kept_as_asked_and_has_ended(site: Site, k
 
 def test_a_stage_that_leaves_children_ends_with_its_result(site: Site) -> None:
     assert site.operator("start_child").execute(context())["stage"] == "scripted"
+    eventually(lambda: site.pods() == [])
+    eventually(lambda: nothing_left(site))
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [(client.V1EnvFromSource(secret_ref={"name": "nothing"}), "secret"), (client.V1EnvFromSource(config_map_ref={"name": "nothing"}), "configmap")],
+)
+def test_a_secret_or_config_map_of_the_environment_that_is_missing_is_named(site: Site, source: client.V1EnvFromSource, what: str) -> None:
+    operator = site.operator("leave_file", start_seconds=3)
+    operator.env_from = [source]
+    with pytest.raises(
+        AirflowFailException, match=rf'can not be made: CreateContainerConfigError: {what} "nothing" not found. Correct the image, secrets'
+    ):
+        operator.execute(context())
+    eventually(lambda: site.pods() == [])
+
+
+def test_a_secret_that_is_to_be_mounted_and_is_missing_is_among_what_the_error_names(site: Site) -> None:
+    through = {"exchange": f"file://{site.workspace.parent}/exchange", "exchange_secret": "nothing"}
+    with pytest.raises(AirflowFailException, match=r"not made in time; see that there is secret 'nothing'.*; `kubectl describe` shows .* 1 times"):
+        site.operator("leave_file", start_seconds=3, max_interruptions=0, **through).execute(context())
+    eventually(lambda: site.pods() == [])
+
+
+def test_a_claim_that_is_missing_is_named(site: Site) -> None:
+    with pytest.raises(AirflowFailException, match=r'persistentvolumeclaim "nothing" not found.* Make that claim, or correct volume_claim'):
+        site.operator("leave_file", start_seconds=3, volume_claim="nothing", mount_path="/srv/nothing").execute(context())
+    eventually(lambda: site.pods() == [])
+
+
+def over_the_workspace(site: Site, *arguments: Any, volume: dict[str, Any], below: str = "", **mount: Any) -> Any:
+    """Return an operator whose pod has a volume of its own at a directory of the stage."""
+    if not mounts.possible():
+        pytest.skip("only root may give a pod of this machine mounts of its own")
+    operator = site.operator(*arguments)
+    operator._prepare(context())
+    place = operator._directory / below
+    place.mkdir(exist_ok=True)
+    operator.volumes = [client.V1Volume(name="own", **volume)]
+    operator.volume_mounts = [client.V1VolumeMount(name="own", mount_path=str(place), **mount)]
+    return operator
+
+
+def test_a_stage_on_a_full_volume_says_so_in_its_record(site: Site) -> None:
+    memory = {"empty_dir": client.V1EmptyDirVolumeSource(medium="Memory", size_limit="64Ki")}
+    with pytest.raises(AirflowFailException, match=r"No space left on device"):
+        over_the_workspace(site, "fill", "small", 1 << 20, volume=memory, below="small").execute(context())
+    eventually(lambda: site.pods() == [])
+
+
+def test_a_stage_whose_volume_can_only_be_read_ends_with_why_its_record_is_missing(site: Site) -> None:
+    operator = over_the_workspace(site, "talk", volume={"empty_dir": {}}, read_only=True)
+    operator.volumes = [client.V1Volume(name="own", host_path={"path": str(operator._directory)})]
+    with pytest.raises(AirflowFailException, match=r"(?s)exit code 1 and left no result.*can not be written to .*Read-only file system.*make room"):
+        operator.execute(context())
+    eventually(lambda: site.pods() == [])
+
+
+def test_a_stage_that_hangs_is_ended_with_the_task_s_time(site: Site) -> None:
+    operator = site.operator("start_child_and_wait")
+    with pytest.raises(AirflowTaskTimeout), timeout(8):
+        operator.execute(context())
+    operator.on_kill()  # as Airflow does then
+    eventually(lambda: site.pods() == [])
+    eventually(lambda: nothing_left(site))
+
+
+def test_a_function_that_hangs_after_its_own_time_fails_with_the_place(site: Site) -> None:
+    with pytest.raises(AirflowFailException, match=r"TrainingTimeout: .*scripted_stage.py:\d+ in hang. Look at context.should_stop"):
+        site.operator("hang", number=0.5).execute(context())
+    eventually(lambda: site.pods() == [])
+
+
+def test_a_program_that_crashes_names_the_signal(site: Site) -> None:
+    with pytest.raises(AirflowFailException, match=r"exit code 139, by signal SIGSEGV, and left no result record"):
+        site.operator("crash").execute(context())
     eventually(lambda: site.pods() == [])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.exceptions import DatasetNotFound
 from airflow_mlops.results import STRICT, StageResult
+from airflow_mlops.stages import stop
 from airflow_mlops.training.progress import Progress
 
 
@@ -129,6 +130,19 @@ def daemonise(_: Spec, out_dir: Path) -> None:
     note_pids(out_dir, daemon.pid)
 
 
+def fill(spec: Spec, out_dir: Path) -> Result:
+    """Write `number` bytes into the directory that `text` names below the stage's own."""
+    (out_dir / spec.text / "model").write_bytes(bytes(int(spec.number)))
+    return Result(file=Artifact.of(out_dir / spec.text / "model"))
+
+
+def hang(spec: Spec, _: Path) -> None:
+    """Listen to nobody, as a train function may, for longer than the `number` of seconds that it has."""
+    stop.HANG_SECONDS = spec.number
+    with stop.listening(stop.Stop(time.time())):
+        time.sleep(60)
+
+
 def tell_progress(_: Spec, __: Path) -> None:
     for step in range(3):
         print(Progress(step, 3, step, loss=1.0 / (step + 1)).line())
@@ -185,5 +199,7 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         save_when_told,
         tell_progress,
         tell_lines,
+        fill,
+        hang,
     )
 }
