@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +36,7 @@ from tests.fakes import FakeTaskInstance, context
 from tests.kubernetes.fake_api import PODS, FakeApi, Fault, Request
 from tests.kubernetes.fake_store import Json, Key, now
 
-NUM_STEPS, CHECKPOINT_EVERY = 6, 2
+NUM_STEPS, CHECKPOINT_EVERY = 7, 2
 RETRIES = 2  # the user's
 TASK_CALLS = 30  # how long a task may take, when its program hangs
 MOST_CALLS = 400  # nobody needs so many: who does goes round for ever
@@ -79,20 +80,23 @@ SCHEDULES = st.builds(
 
 @dataclass
 class Counts:
-    """What a schedule ended in; every figure but `succeeded` shall be 0."""
+    """What a schedule ended in; every figure but the first three shall be 0."""
 
     succeeded: int = 0
+    steps_again: int = 0  # of the training, made by one pod and made again by the next
+    failed_once_more: int = 0  # pods after a worker that died when it had deleted one whose program had failed, and had not yet remembered that
     silent_successes: int = 0  # success without a verified record of this request
     duplicates: int = 0  # two pods ran at once
     orphans: int = 0  # a pod ran on when the task had ended
     retries_spent: int = 0  # of the user's, by what was no fault of the program's
     failed_again: int = 0  # pods after one whose program had failed
     lost_runs: int = 0  # a good program's task that failed
+    lost_work: int = 0  # interruptions after which more was made again than lies between two checkpoints
     endless: int = 0  # it went on asking, and nothing became of it
 
     def broken(self) -> dict[str, int]:
         """Return what is not 0 and shall be."""
-        return {name: count for name, count in vars(self).items() if count and name != "succeeded"}
+        return {name: count for name, count in vars(self).items() if count and name not in ("succeeded", "steps_again", "failed_once_more")}
 
 
 class Died(BaseException):
@@ -114,6 +118,7 @@ class Played:
     key: Key
     fate: tuple[str, int]
     ticks: int = 0
+    begun: int = 0  # the step of the checkpoint that it began with
     steps: int = 0
     running: bool = True
     since_end: int = 0
@@ -128,14 +133,16 @@ class World:
         self.api, self.namespace, self.schedule = api, namespace, schedule
         self.counts, self.calls, self.dead = Counts(), 0, False
         self.pods: dict[str, Played] = {}  # by uid
+        self.saved: dict[Path, int] = {}  # the steps of the newest checkpoints, by their directories
         self.fault: Fault | None = None
+        self.forgotten = False  # who deleted the last pod died with it
         self.time_up_at = TASK_CALLS
         api.before, api.logs = self._before, self._log
 
     def alive(self) -> list[Played]:
         return [one for one in self.pods.values() if one.running]
 
-    def send(self, path: str) -> Callable[[], None]:
+    def send(self, method: str, path: str) -> Callable[[], None]:
         """Note a request that is about to be sent, and return what is to be called when it was answered."""
         if self.dead:
             raise Died
@@ -148,6 +155,7 @@ class World:
             self.time_up_at = self.calls + TASK_CALLS
             raise TimeUp
         dies = self.schedule.deaths.get(self.calls)
+        self.forgotten = self.forgotten or bool(dies and method == "DELETE")
         if dies is False:
             self._die()
         self.fault = self.schedule.faults.get(self.calls)
@@ -165,8 +173,8 @@ class World:
         return fault
 
     def _log(self, _: str, name: str) -> list[str]:
-        steps = [one.steps for one in self.pods.values() if one.key.name == name]
-        return [f"{now()[:-1]}.{step:09d}Z step {step}" for step in range(steps[-1])] if steps else []
+        steps = [range(one.begun, one.steps) for one in self.pods.values() if one.key.name == name]
+        return [f"{now()[:-1]}.{step:09d}Z step {step}" for step in steps[-1]] if steps else []
 
     def _pass_time(self) -> None:
         """Let one step pass for every pod, those included that were created since."""
@@ -175,7 +183,9 @@ class World:
             if uid not in self.pods:
                 number = len(self.pods)
                 fate = self.schedule.fates[number] if number < len(self.schedule.fates) else ("", 0)
-                self.counts.failed_again += any(one.failed for one in self.pods.values())
+                if any(one.failed for one in self.pods.values()):
+                    self.counts.failed_again += not self.forgotten
+                    self.counts.failed_once_more += self.forgotten
                 self.pods[uid] = Played(Key(PODS, self.namespace, name), fate)
             self._step(self.pods[uid], data)
         there = {data["metadata"]["uid"] for data in self.api.store.list(PODS, self.namespace)}
@@ -196,7 +206,7 @@ class World:
         elif pod.ticks == pod.fate[1] and self._meet(pod, data):
             return
         elif pod.running and pod.ticks == 2:
-            self._tell(pod, "Running", {"running": {"startedAt": now()}}, nodeName="node")
+            self._begin(pod, data)
         elif pod.running and pod.ticks > 2:
             self._train(pod, data)
         elif pod.end:
@@ -224,10 +234,20 @@ class World:
             self.api.store.delete(pod.key, {})
         return True
 
+    def _begin(self, pod: Played, data: Json) -> None:
+        """Let the training begin with its newest checkpoint, as stage ``train`` does."""
+        pod.begun = pod.steps = self.saved.get(checkpoints(data), 0)
+        again = max(one.steps for one in self.pods.values()) - pod.begun
+        self.counts.steps_again += again
+        self.counts.lost_work += again > CHECKPOINT_EVERY
+        self._tell(pod, "Running", {"running": {"startedAt": now()}}, nodeName="node")
+
     def _stop(self, pod: Played, data: Json) -> None:
-        """Let a pod that is to go end, be seen so, and go."""
+        """Let a pod that is to go end, with a last checkpoint where it trains, be seen so, and go."""
         if pod.running:
             pod.running = False
+            if pod.steps:
+                self.saved[checkpoints(data)] = pod.steps
             self._tell(pod, "Failed", _terminated(143, "Error"))
         elif data["status"]["phase"] == "Running" and pod.since_end < 2:
             pod.since_end += 1
@@ -235,10 +255,15 @@ class World:
             self.api.store.remove(pod.key)
 
     def _train(self, pod: Played, data: Json) -> None:
-        pod.steps += 1
-        if pod.steps < NUM_STEPS or self.schedule.program == "hangs":
+        program = self.schedule.program
+        if program == "hangs" and pod.steps == NUM_STEPS - 1:
             return
-        program, pod.running = self.schedule.program, False
+        pod.steps += 1
+        if pod.steps < NUM_STEPS:
+            if pod.steps % CHECKPOINT_EVERY == 0:
+                self.saved[checkpoints(data)] = pod.steps
+            return
+        pod.running = False
         words = data["spec"]["containers"][0]["command"]
         if program == "out of memory" and data["spec"]["containers"][0]["resources"]["limits"]["memory"] == "64Mi":
             pod.end = _terminated(137, "OOMKilled")["terminated"]
@@ -264,6 +289,12 @@ class World:
             return data
 
         self.api.store.change(pod.key, told)
+
+
+def checkpoints(data: Json) -> Path:
+    """Return where the training of a pod keeps its checkpoints: beside the directories of the attempts, as `airflow_mlops.stages.stop` says."""
+    asked = dict(pairwise(data["spec"]["containers"][0]["command"]))
+    return Path(asked["--result"]).parent.parent / "checkpoints"
 
 
 def leave_record(command: list[str], *, spoiled: bool) -> None:
@@ -357,14 +388,14 @@ def playing(api: FakeApi) -> Iterator[Callable[[Schedule, Make], Counts]]:
     real_sleep = asyncio.sleep
 
     def request(self: Any, method: str, url: str, *arguments: Any, **named: Any) -> Any:
-        answered = worlds[-1].send(url)
+        answered = worlds[-1].send(method, url)
         try:
             return sync_request(self, method, url, *arguments, **named)
         finally:
             answered()
 
     async def request_async(self: Any, method: str, url: str, *arguments: Any, **named: Any) -> Any:
-        answered = worlds[-1].send(url)
+        answered = worlds[-1].send(method, url)
         try:
             return await async_request(self, method, url, *arguments, **named)
         finally:
@@ -379,6 +410,7 @@ def playing(api: FakeApi) -> Iterator[Callable[[Schedule, Make], Counts]]:
         patch.setattr(kubernetes_asyncio.client.rest.RESTClientObject, "request", request_async)
         trust = ssl.create_default_context()  # the triggers' client reads all certificates anew for each look, and nothing here is encrypted
         patch.setattr(ssl, "create_default_context", lambda *_, **__: trust)
+        patch.setattr(logging.Manager, "_clear_cache", lambda _: None)  # their clients set the level of a logger for each look, of Airflow's hundreds
         patch.setattr(time, "sleep", lambda _: None)
         patch.setattr(asyncio, "sleep", lambda _, result=None: real_sleep(0, result))
         yield one

@@ -48,7 +48,7 @@ def player(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: ModuleType
 
 
 def test_every_schedule_keeps_what_is_promised(player: Play) -> None:
-    ended = [(player(schedule, stage), schedule) for schedule in drawn(40)]
+    ended = [(player(schedule, stage), schedule) for schedule in drawn(100)]
     assert [(schedule, counts.broken()) for counts, schedule in ended if counts.broken()] == []
     assert sum(counts.succeeded for counts, _ in ended) > len(ended) // 4, "most of these programs are good"
 
@@ -86,11 +86,19 @@ class TriesAgain(StagePodOperator):
             raise AirflowException("perhaps it works the next time") from error
 
 
+class TrainsAnew(StagePodOperator):
+    def _prepare(self, context: Any) -> None:
+        super()._prepare(context)
+        self._record = self._directory / "alone" / "result.json"  # so each attempt has its checkpoints for itself
+        self._record.parent.mkdir(exist_ok=True)
+
+
 BROKEN = {
     "silent_successes": (BelievesThePhase, replace(CALM, program="silent")),
-    "duplicates": (NamesAtRandom, replace(CALM, deaths={1: True})),
+    "duplicates": (NamesAtRandom, replace(CALM, deaths={2: True})),
     "orphans": (LeavesItsPod, replace(CALM, program="hangs")),
     "retries_spent": (SpendsRetries, replace(CALM, fates=(("evicted", 5),))),
+    "lost_work": (TrainsAnew, replace(CALM, fates=(("evicted", 8),))),
     "failed_again": (TriesAgain, replace(CALM, program="fails")),
 }
 

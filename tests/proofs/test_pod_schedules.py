@@ -1,6 +1,6 @@
 """Two thousand schedules of faults around a stage's pod, and the same ones with Airflow's own pod operator, for comparison.
 
-``AIRFLOW_MLOPS_SCHEDULES`` says how many others are wanted. With ``-s`` the figures of the comparison are printed.
+``AIRFLOW_MLOPS_SCHEDULES`` says how many others are wanted. With ``-s`` the figures are printed, after every hundred schedules and in the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperato
 from kubernetes.client import V1ResourceRequirements
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
-from tests.kubernetes.schedules import Counts, Schedule, World, drawn
+from tests.kubernetes.schedules import Counts, Make, Schedule, World, drawn
 from tests.kubernetes.test_pod_schedules import Play, player, stage
 
 __all__ = ["player"]
@@ -65,13 +65,22 @@ def total(ended: list[tuple[Schedule, Counts]]) -> Counter[str]:
     return Counter(name for _, counts in ended for name, count in vars(counts).items() if count)
 
 
+def played(player: Play, make: Make, name: str) -> list[tuple[Schedule, Counts]]:
+    """Play them all, and tell the figures meanwhile."""
+    ended: list[tuple[Schedule, Counts]] = []
+    for schedule in drawn(NUMBER):
+        ended.append((schedule, player(schedule, make)))
+        if len(ended) % 100 == 0:
+            print(f"\n{len(ended)} schedules, {name}: {dict(total(ended))}", flush=True)
+    print(f"\nAll {len(ended)} schedules, {name}: {dict(total(ended))}", flush=True)
+    return ended
+
+
 def test_no_schedule_breaks_a_promise(player: Play) -> None:
-    ended = [(schedule, player(schedule, stage)) for schedule in drawn(NUMBER)]
-    print(f"\n{len(ended)} schedules, StagePodOperator: {dict(total(ended))}")
+    ended = played(player, stage, "StagePodOperator")
     assert [(schedule, counts.broken()) for schedule, counts in ended if counts.broken()] == []
 
 
 def test_the_same_schedules_break_the_plain_operator(player: Play, tmp_path: Path) -> None:
-    ended = [(schedule, player(schedule, plain(tmp_path))) for schedule in drawn(NUMBER)]
-    print(f"\n{len(ended)} schedules, KubernetesPodOperator: {dict(total(ended))}")
+    ended = played(player, plain(tmp_path), "KubernetesPodOperator")
     assert total(ended)["silent_successes"] and total(ended)["lost_runs"], "a comparison that finds no difference compares nothing"
