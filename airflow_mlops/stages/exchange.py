@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from airflow_mlops.artifacts import Artifact, canonical_json
 from airflow_mlops.exceptions import ResultInvalid, SpecError
@@ -88,6 +89,7 @@ class Exchange:
         :raises SpecError: it refers to what a pod can not reach, or sends more code than any code is.
         """
         path = _named("requests", name)
+        _check_registry(spec)
         items = {item: self._put(Path(item)) for item in dict.fromkeys(_paths(spec))}
         code = tuple(self._put_code(Path(place)) for place in dict.fromkeys(_fields(spec, (_CODE,))))
         request = Request(stage_name, spec_data(spec), tuple(items.values()), code)
@@ -191,6 +193,14 @@ def _check(delivery: Delivery, result_path: Path) -> None:
     for item in delivery.items:
         if ".." in Path(item.path).parts or not Path(item.path).is_relative_to(result_path.parent):
             raise ResultInvalid(f"The result brings {item.path}; expected only what lies below {result_path.parent}. Do not trust this pod.")
+
+
+def _check_registry(spec: Any) -> None:
+    for uri in _fields(spec, ("tracking_uri",)):
+        if uri != "databricks" and urlsplit(uri).scheme.partition("+")[0] in ("", "file", "sqlite"):
+            raise SpecError(
+                f"tracking_uri is {uri}: a place on the worker, which a pod with an exchange has not. Give a server, as http://mlflow:5000."
+            )
 
 
 def _named(folder: str, name: str, ending: str = "") -> str:

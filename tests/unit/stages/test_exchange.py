@@ -342,6 +342,19 @@ def test_an_age_that_would_take_what_others_rely_on_is_refused(exchange: Exchang
         exchange.clean(3600)
 
 
+@pytest.mark.parametrize("uri", ["sqlite:////srv/mlflow.db", "sqlite+pysqlite:////srv/mlflow.db", "file:///srv/mlruns", "/srv/mlruns", "mlruns"])
+def test_a_registry_that_is_a_file_of_the_worker_is_refused_before_anything_is_sent(exchange: Exchange, site: Site, uri: str) -> None:
+    with pytest.raises(SpecError, match=r"tracking_uri is .*: a place on the worker.*http://mlflow:5000"):
+        exchange.send_request("mlops-train-1", "train", site.spec._replace(tracking_uri=uri))
+    assert exchange.objects.ages() == {}
+
+
+@pytest.mark.parametrize("uri", ["https://mlflow.example.org", "databricks", "postgresql://mlflow@db/mlflow"])
+def test_a_registry_that_pods_can_reach_is_not(exchange: Exchange, site: Site, uri: str) -> None:
+    exchange.send_request("mlops-train-1", "train", site.spec._replace(tracking_uri=uri))
+    assert exchange.take_request("mlops-train-1")[1]["tracking_uri"] == uri
+
+
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "/srv/exchange", "nothing://x"])
 def test_a_url_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
     with pytest.raises(SpecError) as caught:
