@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,14 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 from airflow_mlops.exceptions import SpecError, StageKilled
-from airflow_mlops.records import Record, read_record, result_of
+from airflow_mlops.records import read_record, result_of
 from airflow_mlops.results import TrainingResult
+from airflow_mlops.stages import train
 from airflow_mlops.stages.group import StageGroup, tf_configs
 from airflow_mlops.stages.process import StageProcess
 from airflow_mlops.stages.runner import spec_digest
@@ -77,22 +80,60 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_two_workers_make_the_model_that_one_makes(workshop: Workshop, tmp_path: Path) -> None:
-    validation, _ = workshop.validate(workshop.v1)
-    spec = workshop.training_spec(validation, function="train_together")
-    models, said = [], list[str]()
-    for name, kind, sizes in (("one", StageProcess, {}), ("two", StageGroup, {"num_workers": 2})):
-        (tmp_path / name).mkdir()
-        record: Record = kind("train", spec, tmp_path / name, env=ENV, **sizes).run(said.append)
-        assert record.error is None, record.error
-        models.append(keras.models.load_model(result_of(record, TrainingResult).model.path))
-    worker = read_record(tmp_path / "two-worker-1" / "result.json", stage="train", spec_digest=spec_digest(spec))
-    took_part = result_of(worker, Participation)
+@pytest.fixture(scope="module")
+def request_of_two(workshop: Workshop) -> train.Spec:
+    """A training of three epochs that several workers can share."""
+    validation, _ = workshop.validate(dataclasses.replace(workshop.v1, name="shared"))
+    return workshop.training_spec(validation, function="train_together", params={"epochs": 3})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(request_of_two: train.Spec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory in which two workers trained a model."""
+    out_dir = tmp_path_factory.mktemp("undisturbed") / "two"
+    trained(StageGroup("train", request_of_two, out_dir, env=ENV, num_workers=2))
+    return out_dir
+
+
+def trained(process: StageProcess | StageGroup) -> TrainingResult:
+    process.out_dir.mkdir(exist_ok=True)
+    record = process.run(lambda line: None)
+    assert record.error is None, record.error
+    return result_of(record, TrainingResult)
+
+
+def left_in(out_dir: Path, spec: train.Spec, kind: type[Any]) -> Any:
+    return result_of(read_record(out_dir / "result.json", stage="train", spec_digest=spec_digest(spec)), kind)
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_model_that_one_makes(request_of_two: train.Spec, undisturbed: Path, tmp_path: Path) -> None:
+    one = keras.models.load_model(trained(StageProcess("train", request_of_two, tmp_path / "one", env=ENV)).model.path)
+    two = keras.models.load_model(left_in(undisturbed, request_of_two, TrainingResult).model.path)
+    worker = undisturbed.with_name("two-worker-1")
+    took_part = left_in(worker, request_of_two, Participation)
     assert (took_part.index, took_part.num_workers) == (1, 2)
-    for one, two in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-4)
-    assert took_part.weights_digest == weights_digest(models[1])
-    assert sorted(path.name for path in (tmp_path / "two-worker-1").iterdir()) == ["result.json", "spec.json"]
+    for mine, theirs in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    assert took_part.weights_digest == weights_digest(two)
+    assert sorted(path.name for path in worker.iterdir()) == ["result.json", "spec.json"]
+
+
+@pytest.mark.slow
+def test_a_training_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_weights(
+    request_of_two: train.Spec, undisturbed: Path, tmp_path: Path
+) -> None:
+    mark = tmp_path / "died"
+    env = {**ENV, "DIES_ONCE": str(mark)}
+    first, second = (StageGroup("train", request_of_two, tmp_path / name, env=env, num_workers=2) for name in ("first", "second"))
+    with pytest.raises(StageKilled, match="SIGKILL"):
+        trained(first)
+    assert mark.exists()
+    assert [process for process in first._processes if is_running(process._process.pid)] == []  # type: ignore[union-attr]
+    result = trained(second)
+    steps = result.num_train_rows // 40
+    assert result.resumed_from_step == steps
+    assert result.weights_digest == left_in(undisturbed, request_of_two, TrainingResult).weights_digest
 
 
 def test_a_worker_that_dies_takes_the_others_with_it(scripted: ModuleType, tmp_path: Path) -> None:
