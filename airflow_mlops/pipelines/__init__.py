@@ -6,6 +6,7 @@ from airflow_mlops.pipelines.factory import model_pipelines
 from airflow_mlops.pipelines.reconciliation import reconciliation_dag
 from airflow_mlops.pipelines.runner import Local, Pod
 from airflow_mlops.pipelines.spec import PipelineSpec
+from airflow_mlops.stages.job import JobSpec
 from airflow_mlops.stages.pod import PodSpec
 from airflow_mlops.training.search import Grid, RandomSearch, Range
 
@@ -13,6 +14,7 @@ __all__ = [
     "ApprovalPolicy",
     "ArrayLayout",
     "Grid",
+    "JobSpec",
     "Local",
     "PipelineSpec",
     "Pod",

@@ -67,7 +67,7 @@ def _training(spec: PipelineSpec, request: train.Spec) -> Any:
         return _stage(spec, "train", request)
     trials = [request._replace(params={**request.params, **trial}) for trial in spec.search.trials()]
     operator, fields = spec.runner.operator("train")
-    trained: Any = operator.partial(task_id="train", stage="train", **fields).expand(spec=trials).output
+    trained: Any = operator.partial(task_id="train", **fields).expand(spec=trials).output
     rule = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
     chosen = ChooseTrainingOperator(
         task_id="choose", trainings=trained, metric=spec.search.metric, direction=spec.search.direction, trigger_rule=rule
@@ -86,7 +86,7 @@ def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:
         return _stage(spec, "robustness", whole)
     parts = [robustness_shard.Spec(whole, shard, spec.num_shards) for shard in range(spec.num_shards)]
     operator, fields = spec.runner.operator("robustness_shard")
-    shards: Any = operator.partial(task_id="attack", stage="robustness_shard", **fields).expand(spec=parts).output
+    shards: Any = operator.partial(task_id="attack", **fields).expand(spec=parts).output
     return _stage(spec, "robustness", whole._replace(shards=shards))
 
 
@@ -99,4 +99,4 @@ def _loading(spec: PipelineSpec) -> dict[str, Any]:
 def _stage(spec: PipelineSpec, name: str, request: Any) -> Any:
     """Add a stage's task and return its output, which Airflow puts in the place of a record when it renders the next request."""
     operator, fields = spec.runner.operator(name)
-    return operator(task_id=name, stage=name, spec=request, **fields).output
+    return operator(task_id=name, spec=request, **fields).output

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.stages import STAGES
+from airflow_mlops.stages.job import backend_of
 
 if TYPE_CHECKING:
+    from airflow_mlops.stages.job import JobSpec
     from airflow_mlops.stages.pod import PodSpec
+
+_CONNECTION = ("kubernetes_conn_id", "config_file", "in_cluster")
 
 
 class Runner(Protocol):
-    """Names the operator of a stage, and what it needs beside the stage and its spec."""
+    """Names the operator of a stage, and what it needs beside the stage's spec."""
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]: ...
 
@@ -28,7 +32,7 @@ class Local:
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the operator of any stage."""
-        return RunStageOperator, {"num_workers": self.num_workers} if stage == "train" else {}
+        return RunStageOperator, {"stage": stage, **({"num_workers": self.num_workers} if stage == "train" else {})}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Pod:
     * `pod_spec`: of all stages that `stages` does not name; usually only ``train`` needs a GPU.
     * `deferrable`: the tasks wait in the triggerer and hold no worker.
     * `arguments`: further ones of KubernetesPodOperator, such as ``kubernetes_conn_id``, ``env_from`` or ``volumes``.
+    * `train`: several pods that train together, in the place of one; of `arguments` they take only those that say which cluster.
     """
 
     pod_spec: PodSpec
     stages: Mapping[str, PodSpec] = field(default_factory=dict)
     deferrable: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    train: JobSpec | None = None
 
     def __post_init__(self) -> None:
         for name in self.stages:
@@ -51,10 +57,19 @@ class Pod:
                 raise unknown_name("stage", name, STAGES)
         if "spec" in self.arguments or "stage" in self.arguments:
             raise SpecError("arguments names stage or spec, which the pipeline decides: leave them out.")
+        if self.train is not None:
+            if "train" in self.stages:
+                raise SpecError("Both stages and train say what trains: leave one of them out.")
+            backend_of(self.train)
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
-        """Return the operator of a stage with its pod."""
+        """Return the operator of a stage with its pod, or pods."""
+        if stage == "train" and self.train is not None:
+            from airflow_mlops.operators.job import TrainModelJobOperator  # costs as much as the other
+
+            where = {name: value for name, value in self.arguments.items() if name in _CONNECTION}
+            return TrainModelJobOperator, {"job_spec": self.train, "deferrable": self.deferrable, **where}
         from airflow_mlops.operators.pod import StagePodOperator, TrainModelPodOperator  # costs a second, which DAG files without pods do not pay
 
         kind = TrainModelPodOperator if stage == "train" else StagePodOperator
-        return kind, {"pod_spec": self.stages.get(stage, self.pod_spec), "deferrable": self.deferrable, **self.arguments}
+        return kind, {"stage": stage, "pod_spec": self.stages.get(stage, self.pod_spec), "deferrable": self.deferrable, **self.arguments}

@@ -9,7 +9,7 @@ import pytest
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.pipelines import ArrayLayout, Grid, Local, PipelineSpec, Pod, PodSpec, model_pipelines
+from airflow_mlops.pipelines import ArrayLayout, Grid, JobSpec, Local, PipelineSpec, Pod, PodSpec, model_pipelines
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -87,10 +87,33 @@ def test_a_pod_for_a_stage_that_there_is_not_is_refused() -> None:
         Pod(PodSpec("stages:1"), {"training": PodSpec("stages:2")})
 
 
-@pytest.mark.parametrize("runner", [Local(), Pod(PodSpec("stages:1"))])
+def test_several_pods_train_together_where_the_pipeline_says_so_and_all_else_is_one_pod_each() -> None:
+    together = JobSpec(PodSpec("stages:1-cuda", num_gpus=1), num_workers=4)
+    runner = Pod(PodSpec("stages:1"), train=together, arguments={"kubernetes_conn_id": "gpus", "env_from": []})
+    dag, *_ = model_pipelines(spec(model="together", runner=runner))
+    training: Any = dag.get_task("train")
+    assert (training.operator_name, training.job_spec, training.deferrable) == ("TrainModelJobOperator", together, True)
+    assert training.kubernetes_conn_id == "gpus"
+    assert dag.get_task("evaluate").operator_name == "StagePodOperator"
+    assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("train").downstream_task_ids == training.downstream_task_ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": JobSpec(PodSpec("stages:1")), "stages": {"train": PodSpec("stages:2")}}, "Both stages and train"),
+        ({"train": JobSpec(PodSpec("stages:1"), 1)}, "num_workers is 1"),
+    ],
+)
+def test_a_training_by_several_pods_that_can_not_be_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        Pod(PodSpec("stages:1"), **changes)
+
+
+@pytest.mark.parametrize("runner", [Local(), Pod(PodSpec("stages:1")), Pod(PodSpec("stages:1"), train=JobSpec(PodSpec("stages:1")))])
 def test_a_search_is_a_mapped_training_and_the_pipeline_goes_on_with_the_best(runner: Any) -> None:
     search = Grid({"rate": [0.1, 0.01], "units": [8, 16]}, "loss", "min")
-    name = f"searched_{type(runner).__name__.lower()}"
+    name = f"searched_{runner.operator('train')[0].__name__}"
     dag, *_ = model_pipelines(spec(model=name, params={"rate": 0.1, "units": 8, "epochs": 3}, search=search, runner=runner))
     assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("train").is_mapped
     trials = [trial.params for trial in dag.get_task("train").expand_input.value["spec"]]
