@@ -158,6 +158,12 @@ def tell_lines(spec: Spec, out_dir: Path) -> None:
             time.sleep(float(spec.text))
 
 
+def tell_much(spec: Spec, _: Path) -> None:
+    """Print `number` numbered lines of `text` bytes each, as fast as they are taken."""
+    for number in range(int(spec.number)):
+        print(f"numbered {number} ".ljust(int(spec.text) - 1, "x"))
+
+
 def save_when_told(_: Spec, out_dir: Path) -> None:
     """Work until ``enough`` lies in the workspace; told to stop, save and leave without a result, as a training does."""
 
@@ -199,6 +205,7 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         save_when_told,
         tell_progress,
         tell_lines,
+        tell_much,
         fill,
         hang,
     )

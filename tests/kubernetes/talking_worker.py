@@ -1,0 +1,57 @@
+"""A worker of its own that runs one stage in a pod, and says by how much its memory grew and what it was told: a process, because memory is."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+
+import scripted_stage
+
+from airflow_mlops.operators.pod import StagePodOperator
+from airflow_mlops.stages import STAGES
+from airflow_mlops.stages.pod import PodSpec
+from tests.kubernetes.test_stage_pod import context
+
+
+class Counting(logging.Handler):
+    """Counts the lines of a stage, and remembers the last number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_lines, self.last = 0, ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = record.getMessage()
+        if words.startswith("numbered "):
+            self.num_lines += 1
+            self.last = words.split()[1]
+
+
+def main(namespace: str, kubeconfig: str, num_lines: int, length: int) -> None:
+    """Run the stage and print the growth in MB, the number of lines, and the last one's."""
+    STAGES["scripted"] = scripted_stage  # type: ignore[assignment]
+    counting, log = Counting(), logging.getLogger("worker")
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    log.addHandler(counting)
+    StagePodOperator.log = log  # type: ignore[assignment, method-assign]
+    operator = StagePodOperator(
+        task_id="t",
+        stage="scripted",
+        spec=scripted_stage.Spec("tell_much", str(length), num_lines),
+        pod_spec=PodSpec("stages", namespace, cpu="100m", memory="64Mi"),
+        config_file=kubeconfig,
+        kubernetes_conn_id=None,
+        in_cluster=False,
+        poll_interval=0.2,
+        startup_check_interval_seconds=1,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    operator.execute(context())
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"\ngrew {grown:.0f} lines {counting.num_lines} last {counting.last}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
