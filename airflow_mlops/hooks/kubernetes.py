@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
@@ -25,6 +26,7 @@ PATIENCE_SECONDS = 600.0  # an API server that is replaced or overloaded is back
 READ_SECONDS = 60.0  # a log that says nothing for so long may have lost its connection: it is asked for again
 _BUSY = (410, 429)  # and everything from 500: the API server's trouble is nobody's failure
 _LONGEST_PAUSE = 30.0
+_PAUSE_SECONDS = 5.0
 _LAST_READS = 3  # of the log of a pod that has ended, before what is missing of it is given up
 
 
@@ -61,6 +63,22 @@ def refusal(error: ApiException) -> Exception:
     if error.status == 403 and "exceeded quota" in body:
         return ClusterUnavailable(f"The namespace's quota has no room for this pod: {body} Ask for less, raise the quota, or retry later.")
     return AirflowFailException(f"Kubernetes refused: {error.status} {error.reason}: {body}")
+
+
+@contextlib.contextmanager
+def troubles(warn: Callable[..., object]) -> Iterator[None]:
+    """Let what the pod and its record say decide, and not how following it ended; an API server in trouble is asked again later."""
+    try:
+        yield
+    except AirflowFailException:
+        raise
+    except ApiException as error:
+        if error.status != 404 and not busy(error):
+            raise refusal(error) from error
+        warn("Kubernetes answers %s %s; looking again.", error.status, error.reason)
+        time.sleep(_PAUSE_SECONDS if busy(error) else 0.0)
+    except (AirflowException, HTTPError) as error:
+        warn("Following the pod ended: %s", error)
 
 
 class StagePod:

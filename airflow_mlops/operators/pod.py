@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, StageKilled
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.exchange import open_exchange
-from airflow_mlops.hooks.kubernetes import StagePod, busy, refusal, waiting_seconds
+from airflow_mlops.hooks.kubernetes import StagePod, troubles, waiting_seconds
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import task_directory, workspace
 from airflow_mlops.operators.links import ReportLink
@@ -32,10 +30,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import V1Pod
 
-    from airflow_mlops.ledger.store import Store
-
 _LEDGER = MlopsLedgerHook.default_conn_name
-_PAUSE_SECONDS = 5.0
 
 
 class StagePodOperator(KubernetesPodOperator):
@@ -73,10 +68,10 @@ class StagePodOperator(KubernetesPodOperator):
     def execute(self, context: Context) -> Any:
         while True:
             self._prepare(context)
-            if self._attempt.settled:  # a worker died before it returned what it had found
-                return self._result(context)
+            if self._attempt.settled:
+                return self._say_again(context)
             if self._pod.goes_on() or not self._has_record():
-                with self._pod_troubles():
+                with troubles(self.log.warning):
                     super().execute(context)
             if (done := self._conclude(context)) is not None:
                 return done
@@ -86,7 +81,7 @@ class StagePodOperator(KubernetesPodOperator):
         self._prepare(context)
         timed_out = event["status"] == "timeout"
         if not timed_out:  # else the pod may go on for ever, and its log too
-            with self._pod_troubles():
+            with troubles(self.log.warning):
                 super().trigger_reentry(context, event)
         done = self._conclude(context, timed_out=timed_out)
         return self.execute(context) if done is None else done
@@ -144,7 +139,7 @@ class StagePodOperator(KubernetesPodOperator):
             self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
             self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # max_tries stays over retries, and grows when the task is cleared
             self._exchange = open_exchange(self.pod_spec.exchange, self.exchange_conn_id) if self.pod_spec.exchange else None
-            with self._ledger() as store:
+            with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
                 self._attempt = next_attempt(store, self._task, self._chain)
         self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
         self._directory = task_directory(context) / f"pod-{self._attempt.number}"
@@ -172,16 +167,28 @@ class StagePodOperator(KubernetesPodOperator):
         if verdict.outcome == Outcome.RECORD:
             try:
                 answer = self._result(context)
-            except (MlopsError, AirflowFailException):
+            except AirflowFailException as error:
+                self._settle(Outcome.ERROR, pod, str(error))
+                raise
+            except MlopsError:  # the next try may do better
                 self._settle(Outcome.ERROR, pod)
                 raise
             self._settle(Outcome.RECORD, pod)
             return answer
-        self._settle(verdict.outcome, pod)
-        if refused := advice(verdict, self.pod_spec, self._attempt.num_interruptions, self._attempt.step):
-            words = f"Stage {self.stage!r} in pod {self._name} left no result. {verdict.reason.rstrip(' ')} {refused}"
-            raise AirflowFailException(f"StageKilled: {words}".replace("\n ", "\n"))
-        return None
+        refused = advice(verdict, self.pod_spec, self._attempt.num_interruptions, self._attempt.step)
+        if not refused:
+            self._settle(verdict.outcome, pod)
+            return None
+        failure = f"StageKilled: Stage {self.stage!r} in pod {self._name} left no result. {verdict.reason} {refused}".replace("\n ", "\n")
+        self._settle(verdict.outcome, pod, failure)
+        raise AirflowFailException(failure)
+
+    def _say_again(self, context: Context) -> dict[str, Any]:
+        """Return, or raise, what a worker found that died before it said so; the pod that it may have left goes."""
+        if not self._attempt.failure:
+            return self._result(context)
+        self._take_away(self._pod.seen(), Outcome.FAILED)
+        raise AirflowFailException(self._attempt.failure)
 
     def _result(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
@@ -204,36 +211,24 @@ class StagePodOperator(KubernetesPodOperator):
                 self._settle(Outcome.ERROR, self._pod.seen())
                 raise
 
-    def _settle(self, outcome: Outcome, pod: V1Pod | None) -> None:
+    def _settle(self, outcome: Outcome, pod: V1Pod | None, failure: str = "") -> None:
         """Take the pod away, then remember what the attempt came to, so that the next one is another pod.
 
-        In this order: who is stopped in between, or may not delete, finds the same record again and not a second pod.
+        In this order: who is stopped in between, or may not delete, finds the same record again and not a second pod. Of a failure nothing else
+        is left, so it is remembered first, unless its pod goes on: that must not be forgotten.
         """
+        first = bool(failure) and (pod is None or pod.status.phase in ENDED)
+        if not first:
+            self._take_away(pod, outcome)
+        with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            settle(store, self._task, self._attempt.number, self._name, self._chain, outcome, failure)
+        if first:
+            self._take_away(pod, outcome)
+
+    def _take_away(self, pod: V1Pod | None, outcome: Outcome) -> None:
         kept = self.pod_spec.keep_failed_pod and outcome == Outcome.FAILED and pod is not None and pod.status.phase in ENDED
         if pod is not None and not kept:
             self._pod.delete()
-        with self._ledger() as store:
-            settle(store, self._task, self._attempt.number, self._name, self._chain, outcome)
-
-    @contextlib.contextmanager
-    def _pod_troubles(self) -> Iterator[None]:
-        """Let what the pod and its record say decide, and not how following it ended; an API server in trouble is asked again later."""
-        try:
-            yield
-        except AirflowFailException:
-            raise
-        except ApiException as error:
-            if error.status != 404 and not busy(error):
-                raise refusal(error) from error
-            self.log.warning("Kubernetes answers %s %s; looking again.", error.status, error.reason)
-            time.sleep(_PAUSE_SECONDS if busy(error) else 0.0)
-        except (AirflowException, HTTPError) as error:
-            self.log.info("Following the pod ended: %s", error)
-
-    @contextlib.contextmanager
-    def _ledger(self) -> Iterator[Store]:
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            yield store
 
 
 class TrainModelPodOperator(StagePodOperator):

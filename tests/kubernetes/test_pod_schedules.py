@@ -16,7 +16,7 @@ from airflow_mlops.hooks.kubernetes import StagePod
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.pod import StagePodOperator
 from airflow_mlops.stages.pod import Outcome, PodSpec
-from tests.kubernetes.fake_api import FakeApi
+from tests.kubernetes.fake_api import PODS, FakeApi
 from tests.kubernetes.schedules import Counts, Make, Schedule, World, drawn, playing
 
 Play = Callable[[Schedule, Make], Counts]
@@ -53,6 +53,39 @@ def test_every_schedule_keeps_what_is_promised(player: Play) -> None:
     assert sum(counts.succeeded for counts, _ in ended) > len(ended) // 4, "most of these programs are good"
 
 
+def ends(player: Play, program: str, deferrable: bool, kind: type[StagePodOperator] = StagePodOperator) -> Iterator[tuple[Counts, World]]:
+    """Play a program once for each of the task's last requests, at which its worker dies."""
+    worlds: list[World] = []
+
+    def make(world: World) -> StagePodOperator:
+        worlds.append(world)
+        return stage(world, kind)
+
+    calm = replace(CALM, program=program, deferrable=deferrable)
+    player(calm, make)
+    last = worlds[-1].calls
+    for number in range(last - 2, last + 1):
+        for answered in (False, True):
+            yield player(replace(calm, deaths={number: answered}), make), worlds[-1]
+
+
+@pytest.mark.parametrize(("program", "deferrable"), [("fails", False), ("fails", True), ("spoiled", False), ("silent", True)])
+def test_wherever_a_worker_dies_a_program_that_failed_runs_once_and_its_pod_goes(player: Play, program: str, deferrable: bool) -> None:
+    for counts, world in ends(player, program, deferrable):
+        assert (counts.succeeded, counts.broken(), len(world.pods)) == (0, {}, 1)
+        assert all("deletionTimestamp" in each["metadata"] for each in world.api.store.list(PODS, world.namespace))
+
+
+class BuriesFirst(StagePodOperator):
+    def _settle(self, outcome: Outcome, pod: Any, failure: str = "") -> None:
+        self._take_away(pod, outcome)
+        super()._settle(outcome, None, failure)
+
+
+def test_an_operator_that_deletes_before_it_remembers_runs_a_failed_program_again(player: Play) -> None:
+    assert any(counts.failed_again or len(world.pods) > 1 for counts, world in ends(player, "fails", False, BuriesFirst))
+
+
 class BelievesThePhase(StagePodOperator):
     def _conclude(self, context: Any, *, timed_out: bool = False) -> dict[str, Any] | None:
         pod = self._pod.seen()
@@ -79,6 +112,9 @@ class SpendsRetries(StagePodOperator):
 
 
 class TriesAgain(StagePodOperator):
+    def _settle(self, outcome: Outcome, pod: Any, failure: str = "") -> None:
+        super()._settle(outcome, pod)  # and forget why
+
     def _conclude(self, context: Any, *, timed_out: bool = False) -> dict[str, Any] | None:
         try:
             return super()._conclude(context, timed_out=timed_out)

@@ -39,3 +39,9 @@ def test_the_ledger_remembers_the_first_that_an_attempt_came_to(ledger: Store) -
     settle(ledger, "dag:task", 1, "pod", "1", Outcome.RECORD)
     assert next_attempt(ledger, "dag:task", "1") == Attempt(2, num_interruptions=1)
     assert next_attempt(ledger, "dag:other", "1") == Attempt(1)
+
+
+def test_a_failure_for_good_is_told_again_in_its_own_chain_of_tries_and_not_tried_again(ledger: Store) -> None:
+    settle(ledger, "dag:task", 1, "pod", "1", Outcome.FAILED, "exit code 1")
+    assert next_attempt(ledger, "dag:task", "1") == Attempt(1, settled=True, failure="exit code 1")
+    assert next_attempt(ledger, "dag:task", "2") == Attempt(2)
