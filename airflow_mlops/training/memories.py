@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from airflow_mlops.exceptions import CheckpointMismatch
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -39,7 +41,15 @@ def best_weights(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, NDA
 
 
 def remember(callbacks: Sequence[keras.callbacks.Callback], checkpoint: Checkpoint) -> None:
-    """Give `callbacks` back what they remembered when `checkpoint` was saved; they must be the same ones in the same order."""
+    """Give `callbacks` back what they remembered when `checkpoint` was saved; they must be the same ones in the same order.
+
+    :raises CheckpointMismatch: there are more or fewer of them.
+    """
+    if len(callbacks) != len(checkpoint.state["memories"]):
+        raise CheckpointMismatch(
+            f"The checkpoint {checkpoint.path} was saved with more or fewer callbacks than this attempt has. Give context.fit the same ones in the "
+            "same order in every attempt, or remove the checkpoint to begin anew."
+        )
     for number, (callback, remembered) in enumerate(zip(callbacks, checkpoint.state["memories"], strict=True)):
         for name, value in remembered.items():
             setattr(callback, name, value)

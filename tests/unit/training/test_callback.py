@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from airflow_mlops.exceptions import NonFiniteModel, SpecError
+from airflow_mlops.exceptions import CheckpointMismatch, NonFiniteModel, SpecError
 from airflow_mlops.training import callback
 from airflow_mlops.training.callback import order
 from airflow_mlops.training.checkpoints import CheckpointManager
@@ -233,3 +233,10 @@ def test_rows_can_not_be_written_and_belong_to_nobody_else(tmp_path: Path) -> No
 def test_arguments_that_would_change_the_rows_are_refused(tmp_path: Path, argument: str) -> None:
     with pytest.raises(SpecError, match=f"takes no {argument}"):
         context(tmp_path).fit(model(), epochs=1, **{argument: 1})
+
+
+def test_an_attempt_with_other_callbacks_than_the_one_before_is_told_so(tmp_path: Path) -> None:
+    patience = keras.callbacks.EarlyStopping("loss", patience=9)
+    context(tmp_path, after(10)).fit(model(), epochs=EPOCHS, batch_size=BATCH_SIZE, callbacks=[patience])
+    with pytest.raises(CheckpointMismatch, match=r"saved with more or fewer callbacks.*same order in every attempt, or remove the checkpoint"):
+        context(tmp_path).fit(model(), epochs=EPOCHS, batch_size=BATCH_SIZE)
