@@ -31,8 +31,8 @@ HOME = Path(tempfile.mkdtemp(prefix="airflow-mlops-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 (HOME / "dags").mkdir()
 
-for _name in [name for name in os.environ if name.startswith(("AIRFLOW_", "_AIRFLOW_"))]:
-    del os.environ[_name]  # what the developer's own Airflow is told must not reach the tests
+for _name in [name for name in os.environ if name.startswith(("AIRFLOW_", "_AIRFLOW_")) and not name.startswith("AIRFLOW_MLOPS_")]:
+    del os.environ[_name]  # what the developer's own Airflow is told must not reach the tests; AIRFLOW_MLOPS_ is what they themselves are told
 
 os.environ.update(
     {
