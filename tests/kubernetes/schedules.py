@@ -80,11 +80,10 @@ SCHEDULES = st.builds(
 
 @dataclass
 class Counts:
-    """What a schedule ended in; every figure but the first three shall be 0."""
+    """What a schedule ended in; every figure but the first two shall be 0."""
 
     succeeded: int = 0
     steps_again: int = 0  # of the training, made by one pod and made again by the next
-    failed_once_more: int = 0  # pods after a worker that died when it had deleted one whose program had failed, and had not yet remembered that
     silent_successes: int = 0  # success without a verified record of this request
     duplicates: int = 0  # two pods ran at once
     orphans: int = 0  # a pod ran on when the task had ended
@@ -96,7 +95,7 @@ class Counts:
 
     def broken(self) -> dict[str, int]:
         """Return what is not 0 and shall be."""
-        return {name: count for name, count in vars(self).items() if count and name not in ("succeeded", "steps_again", "failed_once_more")}
+        return {name: count for name, count in vars(self).items() if count and name not in ("succeeded", "steps_again")}
 
 
 class Died(BaseException):
@@ -135,14 +134,13 @@ class World:
         self.pods: dict[str, Played] = {}  # by uid
         self.saved: dict[Path, int] = {}  # the steps of the newest checkpoints, by their directories
         self.fault: Fault | None = None
-        self.forgotten = False  # who deleted the last pod died with it
         self.time_up_at = TASK_CALLS
         api.before, api.logs = self._before, self._log
 
     def alive(self) -> list[Played]:
         return [one for one in self.pods.values() if one.running]
 
-    def send(self, method: str, path: str) -> Callable[[], None]:
+    def send(self, path: str) -> Callable[[], None]:
         """Note a request that is about to be sent, and return what is to be called when it was answered."""
         if self.dead:
             raise Died
@@ -155,7 +153,6 @@ class World:
             self.time_up_at = self.calls + TASK_CALLS
             raise TimeUp
         dies = self.schedule.deaths.get(self.calls)
-        self.forgotten = self.forgotten or bool(dies and method == "DELETE")
         if dies is False:
             self._die()
         self.fault = self.schedule.faults.get(self.calls)
@@ -183,9 +180,7 @@ class World:
             if uid not in self.pods:
                 number = len(self.pods)
                 fate = self.schedule.fates[number] if number < len(self.schedule.fates) else ("", 0)
-                if any(one.failed for one in self.pods.values()):
-                    self.counts.failed_again += not self.forgotten
-                    self.counts.failed_once_more += self.forgotten
+                self.counts.failed_again += any(one.failed for one in self.pods.values())
                 self.pods[uid] = Played(Key(PODS, self.namespace, name), fate)
             self._step(self.pods[uid], data)
         there = {data["metadata"]["uid"] for data in self.api.store.list(PODS, self.namespace)}
@@ -335,8 +330,10 @@ def play(world: World, make: Make) -> Counts:
             event = _triggered(world, deferred.trigger)
             continue
         except TimeUp:
-            task.on_kill()
-            tries, retries = tries + 1, retries + 1
+            tries += 1
+            with contextlib.suppress(Died):
+                task.on_kill()
+                retries += 1
             if retries > RETRIES:
                 break
         except Died:
@@ -388,14 +385,14 @@ def playing(api: FakeApi) -> Iterator[Callable[[Schedule, Make], Counts]]:
     real_sleep = asyncio.sleep
 
     def request(self: Any, method: str, url: str, *arguments: Any, **named: Any) -> Any:
-        answered = worlds[-1].send(method, url)
+        answered = worlds[-1].send(url)
         try:
             return sync_request(self, method, url, *arguments, **named)
         finally:
             answered()
 
     async def request_async(self: Any, method: str, url: str, *arguments: Any, **named: Any) -> Any:
-        answered = worlds[-1].send(method, url)
+        answered = worlds[-1].send(url)
         try:
             return await async_request(self, method, url, *arguments, **named)
         finally:
