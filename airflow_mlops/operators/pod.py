@@ -56,7 +56,8 @@ class StagePodOperator(KubernetesPodOperator):
         # Our names are the identity, our record the result; the pod is deleted when both have been dealt with.
         # The provider's trigger doubles and loses lines of the log where its looks meet: no logging_interval.
         ours: dict[str, Any] = {"random_name_suffix": False, "do_xcom_push": False, "on_finish_action": "keep_pod", "log_pod_spec_on_failure": False}
-        ours |= {"logging_interval": None, "termination_message_policy": "FallbackToLogsOnError"}  # the provider's own would hide the last words
+        ours["logging_interval"] = None
+        ours["termination_message_policy"] = "FallbackToLogsOnError"  # the provider's own would hide the last words
         super().__init__(**{**kwargs, **ours})
         self.stage = stage
         self.spec = spec
