@@ -46,7 +46,7 @@ check: install
 # One process per core; the tests of a file share expensive fixtures and stay together.
 # In the order of their names the files begin with the longest, the whole deployment; by their number of tests they would end with it.
 test: check browser postgresql
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs --ignore tests/kubernetes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs -m "not kubernetes"
 
 # The pages are looked at with the system's Chromium.
 browser:

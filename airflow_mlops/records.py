@@ -18,7 +18,7 @@ from airflow_mlops.exceptions import MlopsError, ResultInvalid
 from airflow_mlops.results import STRICT, artifacts, from_data
 from airflow_mlops.usage import Usage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 R = TypeVar("R")
 
 

@@ -13,10 +13,13 @@ from tests.kubernetes.control_plane import Cluster, ControlPlane
 from tests.kubernetes.kubelet import Kubelet
 
 
+EXPENSIVE = {"cluster", "environment", "installed", "root"}  # fixtures: a control plane to be built, packages of an image to be installed
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs the cluster."""
+    """Mark every test that needs the cluster, or what an image holds."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and "cluster" in getattr(item, "fixturenames", ()):
+        if Path(__file__).parent in item.path.parents and EXPENSIVE & {*getattr(item, "fixturenames", ())}:
             item.add_marker("kubernetes")
 
 
