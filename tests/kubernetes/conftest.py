@@ -12,7 +12,6 @@ from kubernetes import client
 from tests.kubernetes.control_plane import Cluster, ControlPlane
 from tests.kubernetes.kubelet import Kubelet
 
-
 EXPENSIVE = {"cluster", "environment", "installed", "root"}  # fixtures: a control plane to be built, packages of an image to be installed
 
 
