@@ -23,9 +23,15 @@ def measure(seconds_before: float = 0.0) -> Usage:
     wall = _wall_seconds()
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(one.ru_utime + one.ru_stime for one in used)
-    peak = max(one.ru_maxrss for one in used) * 1024  # Linux counts in KiB
+    peak = max(_own_peak(), used[1].ru_maxrss * 1024)  # Linux counts in KiB
     num_gpus, gpu_bytes = _gpus()
     return Usage(round(wall, 3), round(cpu, 3), peak, num_gpus, round(wall * num_gpus, 3), gpu_bytes, round(seconds_before * num_gpus, 3))
+
+
+def _own_peak() -> int:
+    """Return the most memory in bytes that this process has held; getrusage's figure begins with that of the process it was forked from."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
 
 
 def _wall_seconds() -> float:

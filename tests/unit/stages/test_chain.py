@@ -263,7 +263,7 @@ def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop
     def unloadable(*_: object, **__: object) -> None:
         raise EvaluationError("model.keras can not be loaded")
 
-    monkeypatch.setattr(evaluate, "load_registered", unloadable)
+    monkeypatch.setattr(evaluate, "load_champion", unloadable)
     monkeypatch.setattr(train, "load_registered", unloadable)
     result = evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)
     assert (result.champion_version, result.champion_metrics, result.champion_problem) == ("1", None, "model.keras can not be loaded")

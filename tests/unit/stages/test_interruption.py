@@ -57,8 +57,8 @@ class Task:
 
 
 @pytest.fixture(scope="module")
-def validation(workshop: Workshop) -> ResultRef:
-    return workshop.run("validate", validate.Spec(workshop.v1, str(workshop.suite)), "interruption")[0]
+def validation(request: pytest.FixtureRequest, workshop: Workshop) -> ResultRef:
+    return workshop.run("validate", validate.Spec(workshop.v1, str(workshop.suite)), f"validated-for-{request.module.__name__}")[0]
 
 
 @pytest.fixture
