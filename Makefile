@@ -46,7 +46,7 @@ check: install
 # One process per core; the tests of a file share expensive fixtures and stay together.
 # In the order of their names the files begin with the longest, the whole deployment; by their number of tests they would end with it.
 test: check browser postgresql
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs -m "not kubernetes"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs -m "not kubernetes and not long"
 
 # The pages are looked at with the system's Chromium.
 browser:
@@ -69,6 +69,7 @@ kubernetes: install
 # What is claimed, shown by experiment: minutes, not seconds.
 proofs: install postgresql
 	$(BIN)/python -m pytest tests/proofs
+	$(BIN)/python -m pytest -m long tests/unit
 
 bench: install
 	$(BIN)/python -m tests.kubernetes.build

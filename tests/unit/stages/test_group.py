@@ -106,7 +106,7 @@ def left_in(out_dir: Path, spec: train.Spec, kind: type[Any]) -> Any:
     return result_of(read_record(out_dir / "result.json", stage="train", spec_digest=spec_digest(spec)), kind)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_make_the_model_that_one_makes(request_of_two: train.Spec, undisturbed: Path, tmp_path: Path) -> None:
     one = keras.models.load_model(trained(StageProcess("train", request_of_two, tmp_path / "one", env=ENV)).model.path)
     two = keras.models.load_model(left_in(undisturbed, request_of_two, TrainingResult).model.path)
@@ -119,7 +119,7 @@ def test_two_workers_make_the_model_that_one_makes(request_of_two: train.Spec, u
     assert sorted(path.name for path in worker.iterdir()) == ["result.json", "spec.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_weights(
     request_of_two: train.Spec, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def twins(spec: train.Spec, out_dir: Path, function: str, **changes: Any) -> Com
     return twin_run(spec._replace(function=f"hidden_code:{function}", **changes), out_dir, lambda line: None, env=os.environ)
 
 
+@pytest.mark.long
 def test_a_reproducible_training_is_the_same_twice(spec: train.Spec, tmp_path: Path) -> None:
     found = twins(spec, tmp_path / "out", "train")
     assert (found.same, found.notes, found.sentence()) == (True, (), "The same: every weight is equal to the bit.")
@@ -42,6 +43,7 @@ def test_a_reproducible_training_is_the_same_twice(spec: train.Spec, tmp_path: P
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 8
 
 
+@pytest.mark.long
 def test_what_no_seed_decides_is_caught_with_its_step_and_tensor(spec: train.Spec, tmp_path: Path) -> None:
     found = twins(spec, tmp_path / "out", "secretly_random")
     assert found.divergence is not None
@@ -51,6 +53,7 @@ def test_what_no_seed_decides_is_caught_with_its_step_and_tensor(spec: train.Spe
     assert (report["same"], report["divergence"]["step"], report["sentence"]) == (False, 3, found.sentence())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reproducible", [True, False])
 def test_the_order_of_a_set_is_pinned_only_where_that_is_asked_for(spec: train.Spec, tmp_path: Path, reproducible: bool) -> None:
     found = twins(spec, tmp_path / "out", "orders_by_a_set", reproducible=reproducible)
@@ -82,6 +85,7 @@ def test_a_registered_version_is_rebuilt_to_the_bit_by_the_registry_the_code_and
     assert MlflowRegistry(workshop.tracking_uri).versions() == before
 
 
+@pytest.mark.long
 def test_on_another_dataset_it_is_another_model_and_says_so(
     workshop: Workshop, registered: ModelVersion, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
