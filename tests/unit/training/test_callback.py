@@ -66,6 +66,11 @@ def same(one: keras.Model, other: keras.Model) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
 
 
+def in_proofs(*values: int) -> list[Any]:
+    """Return parameters whose tests, several trainings each, only `make proofs` runs."""
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
 def test_every_pass_sees_every_row_once_in_an_order_of_its_own_and_goes_on_anywhere() -> None:
     batches = list(itertools.islice(order(1, 10, 4, 0), 6))
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
@@ -76,7 +81,7 @@ def test_every_pass_sees_every_row_once_in_an_order_of_its_own_and_goes_on_anywh
     assert not np.array_equal(next(order(2, 10, 4, 0)), batches[0])
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH - 1, 3 * PER_EPOCH])
+@pytest.mark.parametrize("stop_after", [PER_EPOCH + 1, PER_EPOCH, *in_proofs(1, 5, 2 * PER_EPOCH - 1, 3 * PER_EPOCH)])
 def test_a_training_that_was_stopped_anywhere_ends_in_the_same_weights(tmp_path: Path, stop_after: int) -> None:
     whole = model()
     logged: Logged = []
@@ -105,6 +110,7 @@ def test_without_the_checkpoint_the_rest_alone_ends_elsewhere(tmp_path: Path) ->
     assert not same(whole, rest)
 
 
+@pytest.mark.long
 def test_a_training_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     whole = model()
     context(tmp_path / "whole").fit(whole, epochs=EPOCHS, batch_size=BATCH_SIZE)
@@ -134,7 +140,7 @@ def test_a_killed_training_goes_on_from_the_last_epoch_that_was_kept(tmp_path: P
     assert same(second, whole)
 
 
-@pytest.mark.parametrize("stop_after", [4, PER_EPOCH, 2 * PER_EPOCH + 2, 3 * PER_EPOCH])
+@pytest.mark.parametrize("stop_after", [2 * PER_EPOCH + 2, *in_proofs(4, PER_EPOCH, 3 * PER_EPOCH)])
 def test_early_stopping_and_a_falling_learning_rate_go_on_over_an_interruption(tmp_path: Path, stop_after: int) -> None:
     def callbacks() -> list[keras.callbacks.Callback]:
         stopping = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
@@ -178,7 +184,7 @@ def two_phases(made: TrainingContext) -> keras.Model:
     return trained
 
 
-@pytest.mark.parametrize("stop_after", [PER_EPOCH + 2, 3 * PER_EPOCH + 2])
+@pytest.mark.parametrize("stop_after", [3 * PER_EPOCH + 2, *in_proofs(PER_EPOCH + 2)])
 def test_a_function_that_trains_in_two_phases_goes_on_in_the_one_that_was_cut(tmp_path: Path, stop_after: int) -> None:
     whole = two_phases(context(tmp_path / "whole"))
     two_phases(context(tmp_path, after(stop_after)))
