@@ -11,7 +11,7 @@ from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
 
 from airflow_mlops.hooks.kubernetes import patiently, refusal
-from airflow_mlops.stages.job import JobSpec, Place, backend_of, too_old
+from airflow_mlops.stages.job import JobSpec, Place, backend_of, has_ended, too_old
 from airflow_mlops.stages.pod import SPEC_ANNOTATION, dropped
 
 _POD_LABEL = {"job": "job-name", "trainjob": "jobset.sigs.k8s.io/jobset-name"}
@@ -46,6 +46,11 @@ class TrainingJob:
         """Return the Job or TrainJob as Kubernetes has it, None when it is gone."""
         found: dict[str, Any] | None = self._call(partial(self._read, self._place), gone=None)
         return found
+
+    def is_over(self) -> bool:
+        """Whether it has ended, or is gone: none of its pods is at work any more."""
+        seen = self.seen()
+        return seen is None or has_ended(seen)
 
     def pods(self) -> list[dict[str, Any]]:
         """Return its pods that are there."""

@@ -85,7 +85,7 @@ class TrainModelJobOperator(BaseOperator):
         while True:
             job = self._prepare(context)
             if self._attempt.settled:  # a worker died before it returned what it had found
-                return self._result(context)
+                return self._say_again(job, context)
             if not self._record.exists() or job.seen() is not None:
                 job.create(self._objects)
                 if self.deferrable:
@@ -158,7 +158,10 @@ class TrainModelJobOperator(BaseOperator):
                 answer = self._result(context)
             except WorkerLost as error:
                 verdict = Verdict(Outcome.INTERRUPTED, str(error))
-            except (MlopsError, AirflowFailException):
+            except AirflowFailException as error:
+                self._settle(job, Outcome.ERROR, str(error))
+                raise
+            except MlopsError:  # the next try may do better
                 self._settle(job, Outcome.ERROR)
                 raise
             else:
@@ -166,10 +169,20 @@ class TrainModelJobOperator(BaseOperator):
                 return answer
         outcome = verdict.outcome or Outcome.FAILED
         self.log.info("Attempt %d: %s. %s", self._attempt.number, outcome, verdict.reason)
-        self._settle(job, outcome)
-        if refused := advice(verdict, self.job_spec.pod, self._attempt.num_interruptions, self._attempt.step):
-            raise AirflowFailException(f"StageKilled: The training by job {self._name} left no result. {verdict.reason.strip()} {refused}")
-        return None
+        refused = advice(verdict, self.job_spec.pod, self._attempt.num_interruptions, self._attempt.step)
+        if not refused:
+            self._settle(job, outcome)
+            return None
+        failure = f"StageKilled: The training by job {self._name} left no result. {verdict.reason.strip()} {refused}"
+        self._settle(job, outcome, failure)
+        raise AirflowFailException(failure)
+
+    def _say_again(self, job: TrainingJob, context: Context) -> dict[str, Any]:
+        """Return, or raise, what a worker found that died before it said so; the Job that it may have left goes."""
+        if not self._attempt.failure:
+            return self._result(context)
+        job.delete()
+        raise AirflowFailException(self._attempt.failure)
 
     def _result(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
@@ -180,11 +193,18 @@ class TrainModelJobOperator(BaseOperator):
                 self._record.rename(self._record.with_suffix(".quarantined"))  # nobody takes it for a result again, and it can be looked at
                 raise
 
-    def _settle(self, job: TrainingJob, outcome: Outcome) -> None:
-        """Take the Job away, then remember what the attempt came to, so that the next one is another Job."""
-        job.delete()
+    def _settle(self, job: TrainingJob, outcome: Outcome, failure: str = "") -> None:
+        """Take the Job away, then remember what the attempt came to, so that the next one is another Job.
+
+        Of a failure nothing else is left, so it is remembered first, unless its Job goes on: that must not be forgotten.
+        """
+        first = bool(failure) and job.is_over()
+        if not first:
+            job.delete()
         with self._ledger() as store:
-            settle(store, self._task, self._attempt.number, self._name, self._chain, outcome)
+            settle(store, self._task, self._attempt.number, self._name, self._chain, outcome, failure)
+        if first:
+            job.delete()
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[Store]:

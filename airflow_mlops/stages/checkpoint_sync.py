@@ -15,11 +15,10 @@ from pathlib import Path
 from airflow_mlops.artifacts import write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, StageError
 from airflow_mlops.stages.objects import Objects
+from airflow_mlops.training.checkpoints import KEPT, MARKERS
 
 log = logging.getLogger(__name__)
-KEPT = 2
 LOOK_SECONDS = 1.0  # a look costs a listing of a small directory
-MARKERS = "step-*.safetensors.json"
 
 
 class CheckpointSync:

@@ -123,8 +123,8 @@ def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]],
     """
     if workload is None:
         return Verdict(Outcome.RECORD) if has_record else Verdict(Outcome.INTERRUPTED, "The job was deleted before it left a result record.")
-    ended = {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or () if each["status"] == "True"}
-    if "Complete" in ended or "Failed" in ended:
+    ended = _conditions(workload)
+    if has_ended(workload):
         if has_record:
             return Verdict(Outcome.RECORD)
         if "Complete" in ended:
@@ -135,6 +135,16 @@ def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]],
         return Verdict(None, "The job waits in its queue.")
     waiting = [judge_pod(pod, has_record=False, waited_long=waited_long) for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
     return _worst(waiting) or Verdict(None)
+
+
+def has_ended(workload: Mapping[str, Any]) -> bool:
+    """Whether a Job or TrainJob is complete or has failed."""
+    return not {"Complete", "Failed"}.isdisjoint(_conditions(workload))
+
+
+def _conditions(workload: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the conditions that hold, by type."""
+    return {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or () if each["status"] == "True"}
 
 
 def is_suspended(workload: Mapping[str, Any]) -> bool:

@@ -94,11 +94,12 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
     """
     from airflow_mlops.registry.mlflow import MlflowRegistry
     from airflow_mlops.training.context import TrainingContext
-    from airflow_mlops.training.distributed import join, weights_digest
+    from airflow_mlops.training.distributed import join
     from airflow_mlops.training.export import save
     from airflow_mlops.training.function import code_authors, code_version, resolve
     from airflow_mlops.training.reproducibility import package_versions, pin, set_seed
     from airflow_mlops.training.trainer import fit
+    from airflow_mlops.training.weights import weights_digest
 
     dataset = dataset or validated(spec)
     environment = pin(reproducible=spec.reproducible, num_threads=spec.num_threads)

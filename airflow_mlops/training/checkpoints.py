@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT = 2  # the second is for the day on which the newest is torn
+MARKERS = "step-*.safetensors.json"
 CHUNK = 1 << 24  # bytes
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
@@ -145,7 +146,7 @@ class CheckpointManager:
             _remove(marker)
 
     def _markers(self) -> list[Path]:
-        return sorted(self.place.glob("step-*.safetensors.json"), reverse=True)
+        return sorted(self.place.glob(MARKERS), reverse=True)
 
     def _keep_newest(self) -> None:
         for marker in self._markers()[KEPT:]:

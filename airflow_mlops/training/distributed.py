@@ -8,7 +8,6 @@ Imports Keras and TensorFlow at the top: import it inside a stage only.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +88,6 @@ def _anybody(strategy: Any, answer: bool) -> bool:
     """Return whether any worker answers yes: those that go on alone would wait for the others for ever."""
     answers = strategy.run(lambda: tf.constant(float(answer)))
     return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, answers, axis=None) > 0)
-
-
-def weights_digest(model: keras.Model) -> str:
-    """Return ``sha256:<64 hex digits>`` over the bytes of all weights, in the model's order."""
-    return f"sha256:{hashlib.sha256(b''.join(weight.numpy().tobytes() for weight in model.weights)).hexdigest()}"
 
 
 def _batches(context: TrainingContext, strategy: Any, batch_size: int, epoch: int) -> Any:

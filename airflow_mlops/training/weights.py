@@ -1,7 +1,8 @@
-"""The weights in a Keras file, compared number by number: the file itself differs with every save, because it holds the time."""
+"""The weights of a model, compared number by number: its Keras file differs with every save, because it holds the time."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_mlops.exceptions import TrainingError
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
     from numpy.typing import NDArray
 
@@ -21,6 +23,14 @@ class Difference(NamedTuple):
 
     tensor: str
     largest: float
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return ``sha256:<64 hex digits>`` over the bytes of all weights, in the model's order."""
+    digest = hashlib.sha256()
+    for weight in model.weights:  # one after the other: a model may fill half of the memory
+        digest.update(weight.numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def read_weights(keras_file: Path) -> dict[str, NDArray[np.generic]]:

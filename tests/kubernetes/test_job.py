@@ -15,6 +15,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from kubernetes import client
 
+from airflow_mlops.hooks.training_job import TrainingJob
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.job import TrainModelJobOperator
 from airflow_mlops.stages.job import JobSpec
@@ -146,6 +147,23 @@ def test_a_worker_that_died_finds_its_job_again_and_makes_no_second_one(site: Si
         assert [job.metadata.uid for job in site.jobs()] == [made.metadata.uid]
         (tmp_path / "go").touch()
         assert done.result()["stage"] == "scripted"
+
+
+def test_a_worker_that_died_over_a_failed_program_leaves_its_failure_and_nothing_runs_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died(BaseException):
+        pass
+
+    def die(_job: TrainingJob) -> None:
+        raise Died
+
+    with monkeypatch.context() as dying:
+        dying.setattr(TrainingJob, "delete", die)
+        with pytest.raises(Died):
+            site.operator("leave_silently").execute(context())
+    (left,) = site.jobs()
+    with pytest.raises(AirflowFailException, match=f"job {left.metadata.name} left no result"):
+        site.operator("leave_silently").execute(context())
+    assert site.is_clean()
 
 
 def test_a_task_that_is_killed_takes_its_job_and_service_with_it(site: Site, tmp_path: Path) -> None:

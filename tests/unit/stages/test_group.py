@@ -26,7 +26,7 @@ from airflow_mlops.stages.group import StageGroup, tf_configs
 from airflow_mlops.stages.process import StageProcess
 from airflow_mlops.stages.runner import spec_digest
 from airflow_mlops.stages.worker import Participation
-from airflow_mlops.training.distributed import weights_digest
+from airflow_mlops.training.weights import weights_digest
 from tests.unit.stages.conftest import Workshop
 
 ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
