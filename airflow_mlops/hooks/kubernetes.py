@@ -6,24 +6,22 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from airflow_mlops.exceptions import ClusterUnavailable, StageKilled
+from airflow_mlops.hooks.container_log import ContainerLog
 from airflow_mlops.stages.pod import ENDED, SPEC_ANNOTATION, dropped
-from airflow_mlops.stages.pod_log import Position, new_lines
+from airflow_mlops.stages.pod_log import Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from kubernetes.client import CoreV1Api, V1Pod
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # an API server that is replaced or overloaded is back by then; longer troubles are for the task's own retries
-READ_SECONDS = 60.0  # a log that says nothing for so long may have lost its connection: it is asked for again
 _BUSY = (410, 429)  # and everything from 500: the API server's trouble is nobody's failure
 _LONGEST_PAUSE = 30.0
 _PAUSE_SECONDS = 5.0
@@ -138,32 +136,22 @@ class StagePod:
 
         :param pause: seconds between two looks at a pod whose log's connection ended, or is not wanted.
         """
+        log = None if container is None else ContainerLog(self._client, self.namespace, self.name, container, self._position)
         last_reads = 0
         while True:
             seen = self.seen()
             ended = seen is None or seen.status.phase in ENDED
-            read = container is None or self._tell_new(container, tell, ended=ended)
+            read = log is None or self._tell_new(log, tell, ended=ended)
             last_reads += ended
             if ended and (read or last_reads == _LAST_READS):
                 return seen
             time.sleep(pause)
 
-    def _tell_new(self, container: str, tell: Callable[[str], object], *, ended: bool) -> bool:
-        """Tell each line of the log that was not told before; return whether there is no more for now.
-
-        :param ended: the container has ended; else the call returns when its connection does.
-        """
+    def _tell_new(self, log: ContainerLog, tell: Callable[[str], object], *, ended: bool) -> bool:
         try:
-            chunks = _log(self._client, self.namespace, self.name, container, self._position.since, follow=not ended)
-            for line in new_lines(chunks, self._position, ended=ended):
-                tell(line)
+            return log.tell_new(tell, ended=ended, follow=not ended)
         except ApiException as error:
-            if error.status in (401, 403):
-                raise refusal(error) from error
-            return error.status in (400, 404)  # its container has not begun, or is no more
-        except HTTPError:  # the connection broke: what is missing comes when it is asked for again
-            return False
-        return True
+            raise refusal(error) from error
 
     def _create(self, request: V1Pod) -> V1Pod:
         if self._stopped:
@@ -207,31 +195,6 @@ def waiting_seconds(pod: V1Pod | None) -> float:
     bound = [one.last_transition_time for one in pod.status.conditions or () if (one.type, one.status) == ("PodScheduled", "True")]
     since = next(filter(None, bound), pod.metadata.creation_timestamp)
     return time.time() - since.timestamp() if since else 0.0
-
-
-def _log(client: CoreV1Api, namespace: str, name: str, container: str, since: str, *, follow: bool) -> Iterable[bytes]:
-    """Return the chunks of a container's log with timestamps.
-
-    :param since: time in RFC 3339, which the client's own method can not say, or nothing.
-    """
-    query: list[tuple[str, Any]] = [("container", container), ("follow", "true" if follow else "false"), ("timestamps", "true")]
-    response = client.api_client.call_api(
-        "/api/v1/namespaces/{namespace}/pods/{name}/log",
-        "GET",
-        {"namespace": namespace, "name": name},
-        [*query, *([("sinceTime", since)] if since else [])],
-        {"Accept": "*/*"},
-        response_types_map={200: "str"},
-        auth_settings=["BearerToken"],
-        _return_http_data_only=True,
-        _preload_content=False,
-        _request_timeout=(READ_SECONDS, READ_SECONDS),
-    )
-    try:
-        yield from response.stream(1 << 16)
-    finally:
-        response.close()  # it was not read to its end: nobody else may get this connection
-        response.release_conn()
 
 
 def _words(error: ApiException | HTTPError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Workshop:
         return leave_record(path.parent, name, result), result
 
     def validate(self, version: DatasetVersion) -> tuple[ResultRef, Any]:
-        return self.run("validate", validate.Spec(version, str(self.suite)), version.name)
+        """Validate in a directory of its own each time: the files of tests share the workshop."""
+        return self.run("validate", validate.Spec(version, str(self.suite)), tempfile.mkdtemp(prefix=f"{version.name}-", dir=self.home))
 
     def training_spec(self, validation: ResultRef, *, function: str = "train", start: str = "scratch", **changes: Any) -> train.Spec:
         code = str(Path(__file__).parent)
