@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
-from airflow_mlops.artifacts import Artifact
+from airflow_mlops.artifacts import Artifact, write_atomically
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import EvaluationError, StageStopped, UnsafeModel, unknown_name
 from airflow_mlops.records import ResultRef, load
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion, RunLogger
 
 TRAINING_FILE = "training.json"
+CARD = "model_card.md"
 
 log = logging.getLogger(__name__)
 
@@ -181,17 +182,20 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
         stopped_early=stop.timed_out,
         resumed_from_step=checkpoints.resumed_from.step if checkpoints.resumed_from else None,
     )
-    _remember(history, spec, result)
+    _remember(history, spec, result, out_dir)
     if not spec.keep_checkpoints:
         checkpoints.clear()
     return result
 
 
-def _remember(history: RunLogger, spec: Spec, result: TrainingResult) -> None:
-    """Keep with the run what it takes to train this model again, and what the training used."""
+def _remember(history: RunLogger, spec: Spec, result: TrainingResult, out_dir: Path) -> None:
+    """Keep with the run what it takes to train this model again, its card, and what the training used."""
+    from airflow_mlops.ledger.evidence.cards import candidate_card
     from airflow_mlops.stages.runner import spec_data
 
     history.log_dict({"spec": spec_data(spec), "result": to_data(result)}, TRAINING_FILE)
+    write_atomically(out_dir / CARD, candidate_card(spec.model_name, result).encode())
+    history.log_artifact(out_dir / CARD)
     for name, value in measure(result.seconds_before).metrics().items():
         history.log_metric(name, value, 0)
 

@@ -81,6 +81,25 @@ def _model_card(facts: Facts, score: Score) -> str:
     return _markdown(f"Model card: {release.model} version {release.version}", parts)
 
 
+def candidate_card(model: str, training: TrainingResult) -> str:
+    """Return the card of a model that was just trained, which nobody has compared, attacked or released yet; sections as of a released one."""
+    stated = "Nothing is recorded about it."
+    dataset = training.dataset
+    parts = {
+        "Model details": [f"* {model}, trained in MLflow run {training.mlflow_run_id}", *_training_lines(training)],
+        "Intended use": [stated],
+        "Metrics and evaluation data": ["Those of the training stand above; it was not yet measured on the rows held out."],
+        "Training data": [f"* {dataset.dataset} {dataset.name}, digest of its file list `{dataset.digest}`", f"* {_split(training)}"],
+        "Ethical considerations": [stated],
+        "Caveats and recommendations": ["* Its training was cut off by its time."] if training.stopped_early else ["None are recorded."],
+    }
+    return _markdown(f"Model card: {model}, a candidate", parts)
+
+
+def _split(training: TrainingResult) -> str:
+    return f"{training.num_train_rows} rows to learn from, {training.num_held_out_rows} held out."
+
+
 def _training_lines(training: TrainingResult | None) -> list[str]:
     if training is None:
         return ["* The record of the training is missing."]
@@ -111,7 +130,7 @@ def _dataset_card(facts: Facts) -> str:
     validation, training = facts.result("validate", ValidationResult), facts.result("train", TrainingResult)
     dataset = validation.dataset if validation else training.dataset if training else None
     origin = [f"* {dataset.dataset} {dataset.name}", f"* Digest of its file list: `{dataset.digest}`", f"* {dataset.uri}"] if dataset else []
-    split = f"{training.num_train_rows} rows to learn from, {training.num_held_out_rows} held out." if training else _missing(facts, "train")
+    split = _split(training) if training else _missing(facts, "train")
     findings = [*validation.critical, *validation.warnings] if validation else []
     quality = [validation.headline(), "", *(f"* {finding.message}" for finding in findings)] if validation else [_missing(facts, "validate")]
     parts = {

@@ -89,6 +89,14 @@ Images.mutators["fade"] = Mutator(fade, 0.1, "paler", "a paler stroke is the sam
 """
 
 
+def test_each_trained_model_has_its_card_in_the_registry(chain: Chain, tmp_path: Path) -> None:
+    version = chain.registry.register("carded", chain.second.mlflow_run_id, chain.second.mlflow_source, tags={})
+    card = chain.registry.download(version, train.CARD, tmp_path / train.CARD).read_text()
+    assert chain.second.model.digest in card and "warm from champion v1" in card
+    assert f"* digits v2, digest of its file list `{chain.second.dataset.digest}`" in card
+    assert f"{chain.second.num_train_rows} rows to learn from, {chain.second.num_held_out_rows} held out." in card
+
+
 def test_a_campaign_shared_out_over_tasks_is_the_same_campaign(chain: Chain, workshop: Workshop) -> None:
     whole = robustness.Spec(chain.second_ref, LAYOUT, max_mutants=60, seed=1)
     shards = tuple(workshop.run("robustness_shard", robustness_shard.Spec(whole, number, 2), f"shard-{number}")[0] for number in (0, 1))
