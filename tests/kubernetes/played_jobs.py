@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from kubernetes import client
 
-from tests.kubernetes.control_plane import Cluster
+from tests.kubernetes.control_plane import Cluster, free_port
 
 SYNC_SECONDS = 0.1
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
@@ -19,10 +19,12 @@ class PlayedJobs:
     """Makes the pods of every Job that is not suspended, one per index, and says how it ended; Jobs are judged as Kubernetes 1.26 does.
 
     A pod that was evicted is replaced, a program that failed fails the Job, as the Job's podFailurePolicy has it; others are not played.
+    No name server is played either: where a worker's variables name a worker and port 2222, they name an address of this machine's here.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self._stopping, self._numbers = cluster, threading.Event(), itertools.count()
+        self._addresses: dict[str, dict[str, str]] = {}  # by the job's uid, of each worker's name and port
 
     def __enter__(self) -> Self:
         self._api = self.cluster.client().__enter__()
@@ -67,6 +69,9 @@ class PlayedJobs:
             for variable in fields:  # no kubelet is played that reads them
                 del variable["valueFrom"]
                 variable["value"] = str(index)
+            for variable in one.get("env", []):
+                for name, address in self._network(job).items():
+                    variable["value"] = variable["value"].replace(name, address)
         about = {
             "name": f"{job.metadata.name}-{index}-{next(self._numbers)}",
             "labels": {"job-name": job.metadata.name},
@@ -74,6 +79,13 @@ class PlayedJobs:
             "ownerReferences": [owner],
         }
         return {"metadata": about, "spec": {**template["spec"], "hostname": f"{job.metadata.name}-{index}"}}
+
+    def _network(self, job: Any) -> dict[str, str]:
+        """Return where each worker of the job is found by its name, also when its pod is replaced."""
+        name, indices = job.metadata.name, range(job.spec.completions)
+        if job.metadata.uid not in self._addresses:
+            self._addresses[job.metadata.uid] = {f"{name}-{index}.{name}:2222": f"127.0.0.1:{free_port()}" for index in indices}
+        return self._addresses[job.metadata.uid]
 
     def _say(self, job: Any, kind: str, message: str) -> None:
         condition = {"type": kind, "status": "True", "message": message}

@@ -46,7 +46,7 @@ class Site:
         self.kubelet, self.namespace, self.scripted = kubelet, namespace, scripted
         self.core, self.batch = client.CoreV1Api(api), client.BatchV1Api(api)
 
-    def operator(self, action: str, text: str = "", *, queue: str = "", **settings: Any) -> Scripted:
+    def operator(self, action: str, text: str = "", *, queue: str = "", **settings: Any) -> TrainModelJobOperator:
         pod = PodSpec("stages", self.namespace, cpu="100m", memory="64Mi", queue=queue)
         return operator(self.kubelet, self.scripted.Spec(action, text), pod, **settings)
 
@@ -65,10 +65,10 @@ class Site:
         return eventually(lambda: not self.jobs() and not self.pods() and not self.core.list_namespaced_service(self.namespace).items)
 
 
-def operator(kubelet: Any, spec: Any, pod: PodSpec, **settings: Any) -> Scripted:
+def operator(kubelet: Any, spec: Any, pod: PodSpec, kind: type[TrainModelJobOperator] = Scripted, **settings: Any) -> TrainModelJobOperator:
     config = str(kubelet.cluster.kubeconfig)
     connection = {"config_file": config, "kubernetes_conn_id": None, "in_cluster": False}
-    return Scripted(task_id="t", spec=spec, job_spec=JobSpec(pod), poll_seconds=0.2, **connection, **settings)
+    return kind(task_id="t", spec=spec, job_spec=JobSpec(pod), poll_seconds=0.2, **connection, **settings)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def site(scripted: ModuleType, workspace: Path, ledger: Store, tmp_path: Path, m
             yield Site(kubelet, api, namespace, scripted)
 
 
-def awaited(task: Scripted) -> Any:
+def awaited(task: TrainModelJobOperator) -> Any:
     """Return the event of the trigger to which a task defers, made again from its fields as the triggerer does."""
     with pytest.raises(TaskDeferred) as deferred:
         task.execute(context())
