@@ -61,7 +61,7 @@ def validation(request: pytest.FixtureRequest, workshop: Workshop) -> ResultRef:
     return workshop.run("validate", validate.Spec(workshop.v1, str(workshop.suite)), f"validated-for-{request.module.__name__}")[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def patient(workshop: Workshop, validation: ResultRef) -> train.Spec:
     return workshop.training_spec(validation, function="patient", params={"epochs": 3})
 

@@ -18,12 +18,25 @@ from .test_interruption import Task, patient, validation
 __all__ = ["patient", "validation"]
 
 
-@pytest.fixture
-def stopped(patient: train.Spec, tmp_path: Path) -> Task:
+@pytest.fixture(scope="module")
+def once(patient: train.Spec, tmp_path_factory: pytest.TempPathFactory) -> Task:
     """A training that was stopped after its sixth batch, and has a checkpoint of that."""
-    task = Task(tmp_path / "task", patient)
+    task = Task(tmp_path_factory.mktemp("once"), patient)
     assert task.try_(1, stop_at=6) == (stop.EXIT_CODE, None)
     return task
+
+
+@pytest.fixture
+def stopped(once: Task, tmp_path: Path) -> Task:
+    """That training's files, for the test alone."""
+    return Task(Path(shutil.copytree(once.home, tmp_path / "task")), once.spec)
+
+
+def leave_another(task: Task, identity: str | None = None) -> None:
+    """Leave a newer checkpoint of another model; its marker names the same request, or the one that `identity` says."""
+    (mine,) = task.checkpoints
+    own = json.loads(mine.with_name(f"{mine.name}.json").read_bytes())["identity"]
+    CheckpointManager(mine.parent, identity or own).save(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), 9, histories=[])
 
 
 def test_of_two_checkpoints_the_one_before_is_used_when_the_newest_is_cut_off(stopped: Task) -> None:
@@ -41,13 +54,8 @@ def test_a_training_whose_only_checkpoint_is_cut_off_begins_anew(stopped: Task) 
     assert stopped.result(2).resumed_from_step is None
 
 
-def test_a_checkpoint_of_another_request_fails_the_stage_with_what_to_do(stopped: Task, tmp_path: Path) -> None:
-    other = Task(tmp_path / "other", stopped.spec._replace(params={"epochs": 4}))
-    assert other.try_(1, stop_at=3) == (stop.EXIT_CODE, None)
-    (mine,), (theirs,) = stopped.checkpoints, other.checkpoints
-    for name in (theirs.name, f"{theirs.name}.json"):
-        shutil.copy(theirs.with_name(name), mine.parent)
-    mine.with_name(f"{mine.name}.json").unlink()
+def test_a_checkpoint_of_another_request_fails_the_stage_with_what_to_do(stopped: Task) -> None:
+    leave_another(stopped, "another")
     error = stopped.error(2)
     assert isinstance(error, CheckpointMismatch)
     assert not error.retryable
@@ -56,9 +64,7 @@ def test_a_checkpoint_of_another_request_fails_the_stage_with_what_to_do(stopped
 
 
 def test_a_checkpoint_of_another_model_fails_the_stage_with_what_differs(stopped: Task) -> None:
-    (mine,) = stopped.checkpoints
-    identity = json.loads(mine.with_name(f"{mine.name}.json").read_bytes())["identity"]
-    CheckpointManager(mine.parent, identity).save(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), 9, histories=[])
+    leave_another(stopped)
     error = stopped.error(2)
     assert isinstance(error, CheckpointMismatch)
     assert "step-000000000009" in str(error)

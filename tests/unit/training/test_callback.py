@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -66,6 +66,22 @@ def same(one: keras.Model, other: keras.Model) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
 
 
+class Whole(NamedTuple):
+    """A training of `EPOCHS` epochs that nothing interrupted, and what it logged."""
+
+    model: keras.Model
+    history: dict[str, list[float]]
+    logged: Logged
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What the others are compared with."""
+    trained, logged = model(), Logged()
+    history = context(tmp_path_factory.mktemp("whole"), logged=logged).fit(trained, epochs=EPOCHS, batch_size=BATCH_SIZE)
+    return Whole(trained, history, logged)
+
+
 def in_proofs(*values: int) -> list[Any]:
     """Return parameters whose tests, several trainings each, only `make proofs` runs."""
     return [pytest.param(value, marks=pytest.mark.long) for value in values]
@@ -82,45 +98,32 @@ def test_every_pass_sees_every_row_once_in_an_order_of_its_own_and_goes_on_anywh
 
 
 @pytest.mark.parametrize("stop_after", [PER_EPOCH + 1, PER_EPOCH, *in_proofs(1, 5, 2 * PER_EPOCH - 1, 3 * PER_EPOCH)])
-def test_a_training_that_was_stopped_anywhere_ends_in_the_same_weights(tmp_path: Path, stop_after: int) -> None:
-    whole = model()
-    logged: Logged = []
-    history = context(tmp_path / "whole", logged=logged).fit(whole, epochs=EPOCHS, batch_size=BATCH_SIZE)
+def test_a_training_that_was_stopped_anywhere_ends_in_the_same_weights(whole: Whole, tmp_path: Path, stop_after: int) -> None:
     first = model()
     context(tmp_path, after(stop_after)).fit(first, epochs=EPOCHS, batch_size=BATCH_SIZE)
-    assert not same(first, whole)
-    second, again = model(), list[tuple[str, float, int]]()
+    assert not same(first, whole.model)
+    second, again = model(), Logged()
     resumed = context(tmp_path, logged=again)
-    assert resumed.fit(second, epochs=EPOCHS, batch_size=BATCH_SIZE).keys() == history.keys()
+    assert resumed.fit(second, epochs=EPOCHS, batch_size=BATCH_SIZE).keys() == whole.history.keys()
     assert resumed.checkpoints is not None
     assert resumed.checkpoints.resumed_from is not None
     assert resumed.checkpoints.resumed_from.step == stop_after
-    assert same(second, whole)
-    before, after_all = ({(name, step): value for name, value, step in entries} for entries in (logged, again))
+    assert same(second, whole.model)
+    before, after_all = ({(name, step): value for name, value, step in entries} for entries in (whole.logged, again))
     assert after_all.keys() == before.keys()
     cut = -1 if stop_after % PER_EPOCH == 0 else stop_after // PER_EPOCH  # its means are those of its rest
     assert [key for key in before if before[key] != after_all[key] and key[1] != cut] == []
 
 
-def test_without_the_checkpoint_the_rest_alone_ends_elsewhere(tmp_path: Path) -> None:
-    """What the test before this one compares is not the same anyway."""
-    whole, rest = model(), model()
-    context(tmp_path / "whole").fit(whole, epochs=EPOCHS, batch_size=BATCH_SIZE)
-    context(tmp_path / "rest").fit(rest, epochs=EPOCHS - 1, batch_size=BATCH_SIZE)
-    assert not same(whole, rest)
-
-
 @pytest.mark.long
-def test_a_training_may_be_stopped_again_and_again(tmp_path: Path) -> None:
-    whole = model()
-    context(tmp_path / "whole").fit(whole, epochs=EPOCHS, batch_size=BATCH_SIZE)
+def test_a_training_may_be_stopped_again_and_again(whole: Whole, tmp_path: Path) -> None:
     for _ in range(10):
         last = model()
         context(tmp_path, after(4)).fit(last, epochs=EPOCHS, batch_size=BATCH_SIZE)
-    assert same(last, whole)
+    assert same(last, whole.model)
 
 
-def test_a_killed_training_goes_on_from_the_last_epoch_that_was_kept(tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_from_the_last_epoch_that_was_kept(whole: Whole, tmp_path: Path) -> None:
     class Killed(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             if int(self.model.optimizer.iterations.numpy()) == 2 * PER_EPOCH + 3:
@@ -129,15 +132,13 @@ def test_a_killed_training_goes_on_from_the_last_epoch_that_was_kept(tmp_path: P
     class Quiet(keras.callbacks.Callback):
         """In the place of Killed: callbacks must be as many."""
 
-    whole, second = model(), model()
-    context(tmp_path / "whole").fit(whole, epochs=EPOCHS, batch_size=BATCH_SIZE)
     with pytest.raises(KeyboardInterrupt):
         context(tmp_path).fit(model(), epochs=EPOCHS, batch_size=BATCH_SIZE, callbacks=[Killed()], checkpoint_epochs=1)
     resumed = context(tmp_path)
     second = model()
     resumed.fit(second, epochs=EPOCHS, batch_size=BATCH_SIZE, callbacks=[Quiet()])
     assert resumed.checkpoints.resumed_from.step == 2 * PER_EPOCH  # type: ignore[union-attr]
-    assert same(second, whole)
+    assert same(second, whole.model)
 
 
 @pytest.mark.parametrize("stop_after", [2 * PER_EPOCH + 2, *in_proofs(4, PER_EPOCH, 3 * PER_EPOCH)])
@@ -150,7 +151,7 @@ def test_early_stopping_and_a_falling_learning_rate_go_on_over_an_interruption(t
         worse = (made.inputs[::-1], made.labels)  # labels of other rows: the loss on them rises soon
         return made.fit(trained, epochs=40, batch_size=BATCH_SIZE, callbacks=callbacks(), validation_data=worse)
 
-    whole, second = model(0.1), model(0.1)
+    whole = model(0.1)
     history = fit(context(tmp_path / "whole"), whole)
     assert 2 < len(history["loss"]) < 40
     fit(context(tmp_path, after(stop_after)), model(0.1))
@@ -201,13 +202,11 @@ def test_a_checkpoint_is_kept_whenever_its_time_has_come(tmp_path: Path) -> None
     assert [path.name for path in sorted(made.checkpoints.place.glob("*.safetensors"))] == [f"step-{step:012d}.safetensors" for step in (6, 7)]
 
 
-def test_steps_per_epoch_makes_epochs_shorter_and_loses_no_row(tmp_path: Path) -> None:
-    one, other = model(), model()
-    context(tmp_path / "one").fit(one, epochs=2, batch_size=BATCH_SIZE)
+def test_steps_per_epoch_makes_epochs_shorter_and_loses_no_row(whole: Whole, tmp_path: Path) -> None:
     other = model()
-    history = context(tmp_path / "other").fit(other, epochs=PER_EPOCH, batch_size=BATCH_SIZE, steps_per_epoch=2)
-    assert len(history["loss"]) == PER_EPOCH
-    assert same(one, other)
+    history = context(tmp_path).fit(other, epochs=EPOCHS * PER_EPOCH // 2, batch_size=BATCH_SIZE, steps_per_epoch=2)
+    assert len(history["loss"]) == EPOCHS * PER_EPOCH // 2
+    assert same(whole.model, other)
 
 
 def test_a_loss_that_is_nan_ends_the_training_and_is_never_kept(tmp_path: Path) -> None:
