@@ -26,7 +26,7 @@ def get_provider_info() -> dict[str, Any]:
         ),
         "sensors": modules("sensors", "dataset", "mlflow", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
-        "triggers": modules("triggers", "dataset", "job", "mlflow", "tf_serving"),
+        "triggers": modules("triggers", "dataset", "job", "mlflow", "pod", "tf_serving"),
         "notifications": ["airflow_mlops.notifications.slack.PipelineNotifier", "airflow_mlops.notifications.slack.ApprovalNotifier"],
         "extra-links": ["airflow_mlops.operators.links.ReportLink"],
         "connection-types": [_mlflow(), _tf_serving(), _ledger()],

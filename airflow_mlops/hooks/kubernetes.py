@@ -83,12 +83,14 @@ class StagePod:
     """The pod of one attempt: made, looked at, followed and deleted by its name.
 
     :param warn: as of `patiently`.
+
+    `position` is how far its log was told.
     """
 
     def __init__(self, client: CoreV1Api, namespace: str, name: str, warn: Callable[..., object]) -> None:
         self.namespace, self.name = namespace, name
-        self._client, self._warn = client, warn
-        self._position, self._stopped = Position(), False
+        self.position = Position()
+        self._client, self._warn, self._stopped = client, warn, False
 
     def create(self, request: V1Pod) -> V1Pod:
         """Make the pod, or find the one that was made for the same request before, by a worker that died or a call that got no answer.
@@ -136,7 +138,7 @@ class StagePod:
 
         :param pause: seconds between two looks at a pod whose log's connection ended, or is not wanted.
         """
-        log = None if container is None else ContainerLog(self._client, self.namespace, self.name, container, self._position)
+        log = None if container is None else ContainerLog(self._client, self.namespace, self.name, container, self.position)
         last_reads = 0
         while True:
             seen = self.seen()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, StageKilled
@@ -18,11 +19,13 @@ from airflow_mlops.hooks.kubernetes import StagePod, troubles, waiting_seconds
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import task_directory, workspace
 from airflow_mlops.operators.links import ReportLink
-from airflow_mlops.operators.stage import conclude, progress_log
+from airflow_mlops.operators.pod_log import ToldPodOperator
+from airflow_mlops.operators.stage import conclude
 from airflow_mlops.records import read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
 from airflow_mlops.stages.pod import ENDED, Outcome, PodSpec, Verdict, advice, command, manifest, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
+from airflow_mlops.stages.told import Told, told
 from airflow_mlops.stages.verdicts import judge
 from airflow_mlops.training.reproducibility import environment_of
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 _LEDGER = MlopsLedgerHook.default_conn_name
 
 
-class StagePodOperator(KubernetesPodOperator):
+class StagePodOperator(ToldPodOperator):
     """Run one stage in a pod and believe only its verified result record; returns the reference to it, as `RunStageOperator` does.
 
     A pod's name follows from the task, its run and the number of the attempt: a worker that died finds its pod again. Pods that the
@@ -54,7 +57,7 @@ class StagePodOperator(KubernetesPodOperator):
         self, *, stage: str, spec: Any, pod_spec: PodSpec, exchange_conn_id: str | None = None, ledger_conn_id: str = _LEDGER, **kwargs: Any
     ) -> None:
         # Our names are the identity, our record the result; the pod is deleted when both have been dealt with.
-        # The provider's trigger doubles and loses lines of the log where its looks meet: no logging_interval.
+        # The provider's trigger doubles and loses lines of the log where its looks meet, ours tells them: no logging_interval.
         ours: dict[str, Any] = {"random_name_suffix": False, "do_xcom_push": False, "on_finish_action": "keep_pod", "log_pod_spec_on_failure": False}
         ours["logging_interval"] = None
         ours["termination_message_policy"] = "FallbackToLogsOnError"  # the provider's own would hide the last words
@@ -80,7 +83,8 @@ class StagePodOperator(KubernetesPodOperator):
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
         """Conclude from what the pod left, or go on with another one, or with the same while it runs."""
         self._prepare(context)
-        timed_out = event["status"] == "timeout"
+        timed_out, self._told = event["status"] == "timeout", told(event.get("told", {}))
+        self._pod.position = dataclasses.replace(self._told.position)
         if not timed_out:  # else the pod may go on for ever, and its log too
             with troubles(self.log.warning):
                 super().trigger_reentry(context, event)
@@ -97,14 +101,6 @@ class StagePodOperator(KubernetesPodOperator):
     def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> V1Pod | None:
         """Return the pod of this attempt by its name, None when it is gone."""
         return self._pod.seen()
-
-    def await_pod_completion(self, pod: V1Pod) -> None:  # type: ignore[override]  # there, a decorator hides what it takes
-        """Follow the pod's log until it has ended; every line is told once, whatever becomes of the connection."""
-        with progress_log(self, self._context, self._directory) as tell:
-            container = self.base_container_name if self.get_logs else None
-            seen = self._pod.follow(container, tell, pause=self.base_container_status_polling_interval)
-        if seen is None or seen.status.phase == "Unknown":
-            raise AirflowException("it is gone, or its node does not answer")  # there is no completion to wait for
 
     def on_kill(self) -> None:
         """Tell the pod to stop: its stage has `PodSpec.grace_seconds` for a last checkpoint."""
@@ -123,10 +119,6 @@ class StagePodOperator(KubernetesPodOperator):
         pinned = [{"name": name, "value": value} for name, value in environment_of(self._parsed).items()]
         self.pod_template_dict["spec"]["containers"][0]["env"] = pinned
         return super().build_pod_request_obj(context, dry_run=dry_run)
-
-    def _write_logs(self, pod: V1Pod, follow: bool = False, since_time: Any = None) -> None:  # type: ignore[override]
-        """Tell what the pod that ended while the task was deferred has written."""
-        self.await_pod_completion(pod)
 
     def _request(self) -> Any:
         """Return the stage's spec, complete."""
@@ -149,6 +141,7 @@ class StagePodOperator(KubernetesPodOperator):
         self._stop = self._pod.stop
         write_atomically(self._directory / "spec.json", canonical_json(spec_data(self._parsed)))
         self.pod = self.pod_request_obj = self.remote_pod = None
+        self._told = Told()
         self.namespace = self.pod_spec.namespace
         self.startup_timeout_seconds = self.schedule_timeout_seconds = self.pod_spec.start_seconds
 
@@ -178,6 +171,7 @@ class StagePodOperator(KubernetesPodOperator):
             return answer
         refused = advice(verdict, self.pod_spec, self._attempt.num_interruptions, self._attempt.step)
         if not refused:
+            self._tell_again(pod)
             self._settle(verdict.outcome, pod)
             return None
         failure = f"StageKilled: Stage {self.stage!r} in pod {self._name} left no result. {verdict.reason} {refused}".replace("\n ", "\n")

@@ -20,7 +20,7 @@ from airflow_mlops.results import DatasetVersion, ValidationResult, to_data
 from airflow_mlops.stages import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from airflow.sdk import Context
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from airflow_mlops.records import Record
     from airflow_mlops.stages.group import StageGroup
     from airflow_mlops.stages.process import StageProcess
+    from airflow_mlops.stages.progress_page import ProgressLog
+    from airflow_mlops.training.progress import Progress
 
 STOP_SECONDS = 4.0  # Airflow kills a task 5 s after it told it to stop
 
@@ -100,17 +102,25 @@ class RunStageOperator(BaseOperator):
 
 
 @contextlib.contextmanager
-def progress_log(task: BaseOperator, context: Context, directory: Path) -> Iterator[Callable[[str], None]]:
+def progress_log(task: BaseOperator, context: Context, directory: Path, history: Sequence[Progress] = ()) -> Iterator[Callable[[str], None]]:
     """Yield what takes the lines of a task's stage: they go to its log, and its progress to a page in `directory`, which its link leads to."""
-    from airflow_mlops.stages.progress_page import ProgressLog
-
-    path = directory / "progress.html"
-    show = partial(context["ti"].xcom_push, key=REPORT_KEY, value=report_url(path))
-    log = ProgressLog(f"{context['ti'].task_id} of {run_of(context)}", path, partial(task.log.info, "%s"), show)
+    log = progress_of(task, context, directory, history)
     try:
         yield log.line
     finally:
         log.end()
+
+
+def progress_of(task: BaseOperator, context: Context, directory: Path, history: Sequence[Progress] = ()) -> ProgressLog:
+    """Return the log and the page of a task's stage.
+
+    :param history: looks that were told before.
+    """
+    from airflow_mlops.stages.progress_page import ProgressLog
+
+    path = directory / "progress.html"
+    show = partial(context["ti"].xcom_push, key=REPORT_KEY, value=report_url(path))
+    return ProgressLog(f"{context['ti'].task_id} of {run_of(context)}", path, partial(task.log.info, "%s"), show, history)
 
 
 def conclude(task: BaseOperator, name: str, record: Record, path: Path, context: Context, ledger_conn_id: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +30,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from airflow_mlops.artifacts import Artifact, canonical_json, write_atomically
+from airflow_mlops.operators.pod import StagePodOperator
 from airflow_mlops.records import SCHEMA_VERSION, Record
 from airflow_mlops.results import to_data
 from airflow_mlops.stages.runner import parse_spec, spec_digest
+from airflow_mlops.triggers.pod import StagePodTrigger
 from tests.fakes import FakeTaskInstance, context
 from tests.kubernetes.fake_api import PODS, FakeApi, Fault, Request
 from tests.kubernetes.fake_store import Json, Key, now
@@ -90,6 +93,7 @@ class Counts:
     retries_spent: int = 0  # of the user's, by what was no fault of the program's
     failed_again: int = 0  # pods after one whose program had failed
     lost_runs: int = 0  # a good program's task that failed
+    garbled_logs: int = 0  # pods whose lines stand twice in the log of a try, or in another order, or not all up to the last one
     lost_work: int = 0  # interruptions after which more was made again than lies between two checkpoints
     endless: int = 0  # it went on asking, and nothing became of it
 
@@ -132,6 +136,7 @@ class World:
         self.api, self.namespace, self.schedule = api, namespace, schedule
         self.counts, self.calls, self.dead = Counts(), 0, False
         self.pods: dict[str, Played] = {}  # by uid
+        self.told: dict[str, list[tuple[str, int]]] = {}  # by pods' names: by whom the log of this try was told which step
         self.saved: dict[Path, int] = {}  # the steps of the newest checkpoints, by their directories
         self.fault: Fault | None = None
         self.time_up_at = TASK_CALLS
@@ -171,7 +176,25 @@ class World:
 
     def _log(self, _: str, name: str) -> list[str]:
         steps = [range(one.begun, one.steps) for one in self.pods.values() if one.key.name == name]
-        return [f"{now()[:-1]}.{step:09d}Z step {step}" for step in steps[-1]] if steps else []
+        return [f"2026-01-01T00:00:00.{step:09d}Z {name} step {step}" for step in steps[-1]] if steps else []
+
+    def hear(self, by: str, line: str) -> None:
+        """Note a line of the task's log: `by` is ``worker`` or ``triggerer``."""
+        again, step = re.match(r"The log of pod (\S+), again", line), re.match(r"(\S+) step (\d+)$", line)
+        if again:
+            self.told.pop(again[1])
+        if step:
+            self.told.setdefault(step[1], []).append((by, int(step[2])))
+
+    def deferred(self) -> None:
+        """Begin the triggerer's part of a try's log anew, as Airflow's triggerer does."""
+        self.told = {name: [one for one in lines if one[0] == "worker"] for name, lines in self.told.items()}
+
+    def end_try(self) -> None:
+        """Count what is wrong with the log of a try that ends."""
+        for lines in self.told.values():
+            self.counts.garbled_logs += any(after[1] != before[1] + 1 for before, after in pairwise(lines))
+        self.told = {}
 
     def _pass_time(self) -> None:
         """Let one step pass for every pod, those included that were created since."""
@@ -327,6 +350,7 @@ def play(world: World, make: Make) -> Counts:
             counts.succeeded = 1
             break
         except TaskDeferred as deferred:
+            world.deferred()
             event = _triggered(world, deferred.trigger)
             continue
         except TimeUp:
@@ -349,6 +373,8 @@ def play(world: World, make: Make) -> Counts:
             if retries > RETRIES:
                 break
         event = None
+        world.end_try()
+    world.end_try()
     good = schedule.program in ("good", "out of memory")
     counts.silent_successes = int(bool(counts.succeeded) and not good)
     counts.silent_successes |= int(bool(counts.succeeded) and not any(one.steps == NUM_STEPS for one in world.pods.values()))
@@ -403,6 +429,8 @@ def playing(api: FakeApi) -> Iterator[Callable[[Schedule, Make], Counts]]:
         return play(worlds[-1], make)
 
     with pytest.MonkeyPatch.context() as patch:
+        for kind, by in ((StagePodOperator, "worker"), (StagePodTrigger, "triggerer")):
+            patch.setattr(kind, "log", _listening(lambda line, by=by: worlds[-1].hear(by, line)))
         patch.setattr(kubernetes.client.rest.RESTClientObject, "request", request)
         patch.setattr(kubernetes_asyncio.client.rest.RESTClientObject, "request", request_async)
         trust = ssl.create_default_context()  # the triggers' client reads all certificates anew for each look, and nothing here is encrypted
@@ -411,6 +439,16 @@ def playing(api: FakeApi) -> Iterator[Callable[[Schedule, Make], Counts]]:
         patch.setattr(time, "sleep", lambda _: None)
         patch.setattr(asyncio, "sleep", lambda _, result=None: real_sleep(0, result))
         yield one
+
+
+def _listening(hear: Callable[[str], None]) -> logging.Logger:
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            hear(record.getMessage())
+
+    log = logging.Logger("of one process", logging.INFO)
+    log.addHandler(Ear())
+    return log
 
 
 def drawn(number: int) -> list[Schedule]:

@@ -1,4 +1,7 @@
-"""A worker of its own that runs one stage in a pod, and says by how much its memory grew and what it was told: a process, because memory is."""
+"""A process of its own that runs one stage in a pod, and says by how much its memory grew and what it told: a process, because memory is.
+
+It is the worker; where the task is deferred it is the triggerer, too, and then says how much of that was told there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import scripted_stage
 from airflow_mlops.operators.pod import StagePodOperator
 from airflow_mlops.stages import STAGES
 from airflow_mlops.stages.pod import PodSpec
-from tests.kubernetes.test_stage_pod import context
+from airflow_mlops.triggers.pod import StagePodTrigger
+from tests.kubernetes.test_stage_pod import followed
 
 
 class Counting(logging.Handler):
@@ -19,12 +23,13 @@ class Counting(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_lines, self.last = 0, ""
+        self.num_lines, self.last, self.num_live = 0, "", 0
 
     def emit(self, record: logging.LogRecord) -> None:
         words = record.getMessage()
         if words.startswith("numbered "):
             self.num_lines += 1
+            self.num_live += record.name == "triggerer"
             self.last = words.split()[1]
 
 
@@ -33,14 +38,14 @@ def peak() -> int:
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
-def main(namespace: str, kubeconfig: str, num_lines: int, length: int) -> None:
-    """Run the stage and print the growth in MB, the number of lines, and the last one's."""
+def main(namespace: str, kubeconfig: str, num_lines: int, length: int, *, deferrable: bool) -> None:
+    """Run the stage and print the growth in MB, the number of lines, the last one's, and how many the trigger told."""
     STAGES["scripted"] = scripted_stage  # type: ignore[assignment]
-    counting, log = Counting(), logging.getLogger("worker")
-    log.propagate = False
-    log.setLevel(logging.INFO)
-    log.addHandler(counting)
-    StagePodOperator.log = log  # type: ignore[assignment, method-assign]
+    counting = Counting()
+    for kind, name in ((StagePodOperator, "worker"), (StagePodTrigger, "triggerer")):
+        log = logging.Logger(name, logging.INFO)
+        log.addHandler(counting)
+        kind.log = log
     operator = StagePodOperator(
         task_id="t",
         stage="scripted",
@@ -51,13 +56,14 @@ def main(namespace: str, kubeconfig: str, num_lines: int, length: int) -> None:
         in_cluster=False,
         poll_interval=0.2,
         startup_check_interval_seconds=1,
+        deferrable=deferrable,
     )
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now, and not that of the imports
     before = peak()
-    operator.execute(context())
+    followed(operator)
     grown = (peak() - before) / 1024
-    print(f"\ngrew {grown:.0f} lines {counting.num_lines} last {counting.last}")
+    print(f"\ngrew {grown:.0f} lines {counting.num_lines} last {counting.last} live {counting.num_live}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), deferrable=sys.argv[5] == "True")

@@ -129,12 +129,18 @@ class TrainsAnew(StagePodOperator):
         self._record.parent.mkdir(exist_ok=True)
 
 
+class TellsAnew(StagePodOperator):
+    def trigger_reentry(self, context: Any, event: dict[str, Any]) -> Any:
+        return super().trigger_reentry(context, event | {"told": {}})
+
+
 BROKEN = {
     "silent_successes": (BelievesThePhase, replace(CALM, program="silent")),
     "duplicates": (NamesAtRandom, replace(CALM, deaths={2: True})),
     "orphans": (LeavesItsPod, replace(CALM, program="hangs")),
     "retries_spent": (SpendsRetries, replace(CALM, fates=(("evicted", 5),))),
     "lost_work": (TrainsAnew, replace(CALM, fates=(("evicted", 8),))),
+    "garbled_logs": (TellsAnew, replace(CALM, deferrable=True)),
     "failed_again": (TriesAgain, replace(CALM, program="fails")),
 }
 

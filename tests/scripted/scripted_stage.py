@@ -148,6 +148,14 @@ def tell_progress(_: Spec, __: Path) -> None:
         print(Progress(step, 3, step, loss=1.0 / (step + 1)).line())
 
 
+def talk_of_progress(spec: Spec, out_dir: Path) -> None:
+    """Tell of one epoch, go on only when somebody has heard of it, tell of two more."""
+    for step in range(1, 4):
+        print(Progress(step, 3, step, loss=1.0 / step).line())
+        if step == 1:
+            talk(spec, out_dir)
+
+
 def tell_lines(spec: Spec, out_dir: Path) -> None:
     """Print `number` numbered lines, and between every hundred of them as many seconds as `text` says."""
     (out_dir / "ready").touch()
@@ -204,6 +212,7 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         daemonise,
         save_when_told,
         tell_progress,
+        talk_of_progress,
         tell_lines,
         tell_much,
         fill,

@@ -63,7 +63,7 @@ def test_the_history_of_a_long_training_is_thinned_out_between_its_ends(seen: Se
     monkeypatch.setattr(progress_page, "_PAUSE_SECONDS", 1e9)
     for step in range(1001):
         seen.log.line(Progress(1, 3, step).line())
-    steps = [one.step for one in seen.log._history]
+    steps = [one.step for one in seen.log.history]
     assert (steps[0], steps[-1]) == (0, 1000) and 200 <= len(steps) <= 400
 
 
