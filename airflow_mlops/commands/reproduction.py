@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import ModelNotFound, SpecError
 
 if TYPE_CHECKING:
     from airflow_mlops.stages.twins import Comparison
@@ -48,18 +48,30 @@ def _twin_run(options: argparse.Namespace) -> int:
         data = json.loads(options.spec.read_bytes())
     except (OSError, ValueError) as error:
         raise SpecError(f"The spec {options.spec} can not be read ({error}). Give the spec.json of a training.") from error
-    return _told(twin_run(parse_spec("train", data), options.out, print, env=os.environ, every=options.every))
+    try:
+        spec = parse_spec("train", data)
+    except SpecError as error:
+        raise SpecError(f"{options.spec} is no spec of a training. Give the spec.json that one has beside its result. {error}") from error
+    return _told(twin_run(spec, options.out, print, env=os.environ, every=options.every))
 
 
 def _rebuild(options: argparse.Namespace) -> int:
     from airflow_mlops.data.snapshot import open_version
     from airflow_mlops.registry.mlflow import MlflowRegistry
+    from airflow_mlops.registry.mlflow_server import MlflowServer
     from airflow_mlops.stages.twins import Changes, rebuild
 
+    named, database = model_version(options.version), MlflowServer(options.tracking_uri).database
+    if database is not None and not database.is_file():  # MLflow would make an empty one
+        raise SpecError(f"{database} does not exist; expected MLflow's SQLite file, or the address of its server, as --tracking-uri.")
     registry = MlflowRegistry(options.tracking_uri)
+    try:
+        version = registry.get(*named)
+    except ModelNotFound as error:
+        raise SpecError(f"There is no {options.version} to train again: {error}. Correct MODEL@VERSION or --tracking-uri.") from error
     dataset = open_version(options.dataset) if options.dataset else None
     changes = Changes(dataset, options.code, options.tracking_uri)
-    return _told(rebuild(registry, registry.get(*model_version(options.version)), options.out, print, env=os.environ, changes=changes))
+    return _told(rebuild(registry, version, options.out, print, env=os.environ, changes=changes))
 
 
 def _told(found: Comparison) -> int:

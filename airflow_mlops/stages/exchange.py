@@ -143,8 +143,8 @@ class Exchange:
 
         Objects go when nothing refers to them any more and they are as old. At most `limit` are deleted; call it again for the rest.
         """
-        if age_seconds < 2 * FRESH_SECONDS:
-            raise SpecError(f"age_seconds is {age_seconds:g}; give at least {2 * FRESH_SECONDS:g}: who sends relies on what is a day old.")
+        if not age_seconds >= 2 * FRESH_SECONDS:  # also where it is NaN
+            raise SpecError(f"The age is {age_seconds / FRESH_SECONDS:g} days; give at least 2: who sends relies on what is a day old.")
         ages = {name: age for folder in ("requests", "results", "checkpoints") for name, age in self.objects.ages(folder).items()}
         over = {_named(folder, name) for folder in ("requests", "results") for name in finished}
         gone = [name for name, age in ages.items() if age > age_seconds or name in over][:limit]

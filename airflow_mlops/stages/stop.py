@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json
-from airflow_mlops.exceptions import TrainingTimeout
+from airflow_mlops.exceptions import SpecError, TrainingTimeout
 
 if TYPE_CHECKING:
     from airflow_mlops.stages.train import Spec
@@ -78,9 +78,14 @@ def checkpoints_of(spec: Spec, origin: Mapping[str, str], out_dir: Path) -> Chec
     """Return the checkpoints of this very request: of its dataset, code, seed and champion, which `origin` names, parameters and layout.
 
     Each request has a directory of its own, so that mended code begins anew and the trials of a search do not meet.
+
+    :raises SpecError: a time is negative.
     """
     from airflow_mlops.training.checkpoints import CheckpointManager
 
+    for name in ("max_seconds", "checkpoint_seconds"):
+        if not getattr(spec, name) >= 0:  # also where it is NaN
+            raise SpecError(f"{name} is {getattr(spec, name)}; give 0 or more.")
     decisive = {
         **{name: getattr(spec, name) for name in ("function", "retrain", "features", "params", "held_out_fraction", "model_name", "reproducible")},
         "layout": list(spec.layout),

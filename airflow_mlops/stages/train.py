@@ -96,14 +96,14 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
     from airflow_mlops.registry.mlflow import MlflowRegistry
     from airflow_mlops.training.context import TrainingContext
     from airflow_mlops.training.distributed import join
-    from airflow_mlops.training.export import save
+    from airflow_mlops.training.export import checked_formats, save
     from airflow_mlops.training.function import code_authors, code_version, resolve
     from airflow_mlops.training.reproducibility import package_versions, pin, set_seed
     from airflow_mlops.training.trainer import fit
     from airflow_mlops.training.weights import weights_digest
 
     dataset = dataset or validated(spec)
-    environment = pin(reproducible=spec.reproducible, num_threads=spec.num_threads)
+    environment, formats = pin(reproducible=spec.reproducible, num_threads=spec.num_threads), checked_formats(spec.formats)
     home = code_of(spec, out_dir)
     code = code_version(home)
     worker = join()
@@ -112,7 +112,8 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
     registry = registry or MlflowRegistry(spec.tracking_uri)
     with worker.strategy.scope():
         champion, initial_model = _start(registry, spec, out_dir)
-    function = resolve(spec.retrain if champion and spec.retrain else spec.function, home)
+    first, later = (resolve(name, home) for name in (spec.function, spec.retrain or spec.function))  # both now: a misspelt one would wait for its day
+    function = later if champion else first
     origin = {
         "dataset": f"{dataset.dataset} {dataset.name}",
         "dataset_digest": dataset.digest,
@@ -154,7 +155,7 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
         if not worker.is_chief:
             return Participation(worker.index, worker.num_workers, weights_digest(trained))
         served = features.before(trained) if features else trained
-        exported = save(trained, train.inputs, out_dir, served=served, formats=spec.formats, code_allowed=spec.unsafe_models_allowed)
+        exported = save(trained, train.inputs, out_dir, served=served, formats=formats, code_allowed=spec.unsafe_models_allowed)
         _log(history, spec, packages, (*exported.files, *([out_dir / FEATURES] if features else [])))
     model, saved_model, golden = map(Artifact.of, exported[:3])
     result = TrainingResult(

@@ -157,11 +157,18 @@ def _check_code(spec: train.Spec, then: TrainingResult) -> None:
         raise SpecError(
             f"The model was trained by code that no commit holds ({then.code_version}), so nobody can train it again. Commit before training."
         )
+    if not Path(spec.code_path).is_dir():
+        raise SpecError(f"The code of the model is not in {spec.code_path}: there is no such directory. Say with --code where it is.")
     found = code_version(Path(spec.code_path))
     if found != then.code_version:
+        remedy = (
+            "Git did not know that code: find the same sources"
+            if then.code_version.startswith("sha256:")
+            else f"Check the commit out, for instance by 'git worktree add DIRECTORY {then.code_version}'"
+        )
         raise SpecError(
-            f"The model was trained by code {then.code_version}; {spec.code_path} is at {found}. Check the commit out, for instance by "
-            f"'git worktree add DIRECTORY {then.code_version}', and give the directory of the code in it with --code."
+            f"The model was trained by code {then.code_version}; {spec.code_path} is at {found}. {remedy}, and give the directory of the code with "
+            "--code."
         )
 
 

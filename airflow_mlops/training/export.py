@@ -76,7 +76,7 @@ def save(
     Raises `TrainingError` if the model can not be saved or a form answers differently, `NonFiniteModel` if it answers NaN, `UnsafeModel` if its
     files bring code of their own, which is not `code_allowed`: whoever loads them next would refuse them. `SpecError` for an unknown format.
     """
-    wanted, samples = _checked(formats or {}), np.asarray(sample_rows[:NUM_GOLDEN], dtype=np.float32)
+    wanted, samples = checked_formats(formats or {}), np.asarray(sample_rows[:NUM_GOLDEN], dtype=np.float32)
     if not len(samples):
         raise TrainingError("There is no sample row to ask the saved model about; give at least one.")
     served = served or model
@@ -149,7 +149,8 @@ def _write(name: str, saved_model: Path, path: Path) -> None:
         raise TrainingError(f"Package {error.name} is not installed; install airflow-mlops[formats].") from error
 
 
-def _checked(formats: Mapping[str, str]) -> Mapping[str, str]:
+def checked_formats(formats: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `formats` if each is known and ``required`` or ``optional``; raise `SpecError` otherwise, best before anything is trained."""
     for name, need in formats.items():
         if name not in FORMATS:
             raise unknown_name("format", name, FORMATS)

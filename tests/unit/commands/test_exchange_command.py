@@ -53,7 +53,7 @@ def test_what_is_younger_stays(exchange: Path) -> None:
 def test_an_age_that_running_tasks_rely_on_is_refused(exchange: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = left(exchange)
     assert clean(f"file://{exchange}", "1") == 1
-    assert "give at least 172800" in capsys.readouterr().err
+    assert "The age is 1 days; give at least 2" in capsys.readouterr().err
     assert left(exchange) == before
 
 

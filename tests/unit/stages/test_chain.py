@@ -239,9 +239,24 @@ def test_a_registry_that_is_down_is_worth_a_retry(chain: Chain, workshop: Worksh
     assert error.retryable
 
 
-def test_an_unknown_start_is_refused(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="Did you mean 'champion'"):
-        raise fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, start="champoin"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": "champoin"}, "Did you mean 'champion'"),
+        ({"retrain": "user_code:trian"}, "Did you mean 'train'"),
+        ({"formats": {"onxx": "required"}}, "Did you mean 'onnx'"),
+        ({"max_seconds": -1.0}, r"max_seconds is -1\.0; give 0 or more"),
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds is nan; give 0 or more"),
+    ],
+    ids=str,
+)
+def test_what_no_training_can_come_to_is_refused_before_it_begins(
+    chain: Chain, workshop: Workshop, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    before = run_status(workshop)
+    with pytest.raises(SpecError, match=message):
+        train.run(workshop.training_spec(chain.validation_ref, **changes), tmp_path)
+    assert run_status(workshop) == before
 
 
 def test_rejected_data_is_never_trained_on(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:

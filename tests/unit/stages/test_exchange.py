@@ -338,7 +338,7 @@ def aging_only_objects(ages: Callable[..., dict[str, float]]) -> Callable[..., d
 
 
 def test_an_age_that_would_take_what_others_rely_on_is_refused(exchange: Exchange) -> None:
-    with pytest.raises(SpecError, match="at least 172800"):
+    with pytest.raises(SpecError, match="at least 2: who sends"):
         exchange.clean(3600)
 
 

@@ -100,8 +100,21 @@ def test_code_that_changed_rebuilds_nothing(workshop: Workshop, spec: train.Spec
     other = shutil.copytree(spec.code_path, tmp_path / "code")
     (other / "hidden_code.py").write_text("def train(context): ...")
     registry = MlflowRegistry(workshop.tracking_uri)
-    with pytest.raises(SpecError, match=r"The model was trained by code sha256:.* is at sha256:.*--code"):
-        rebuild(registry, registered, tmp_path / "out", print, env=os.environ, changes=Changes(code_path=other))
+    for code, words in (
+        (other, r"The model was trained by code sha256:.* is at sha256:.*find the same sources.*--code"),
+        (tmp_path / "none", r"not in .*none: there is no such directory\. Say with --code"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            rebuild(registry, registered, tmp_path / "out", print, env=os.environ, changes=Changes(code_path=code))
+
+
+def test_a_version_that_is_not_registered_is_named(workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    MlflowRegistry(workshop.tracking_uri).versions()
+    assert main(["rebuild", "nobody@7", "--tracking-uri", workshop.tracking_uri, "--out", str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err
+    assert "There is no nobody@7 to train again: " in said
+    assert "Correct MODEL@VERSION or --tracking-uri." in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_version_whose_run_does_not_say_how_it_was_trained_can_not_be_rebuilt(workshop: Workshop, tmp_path: Path) -> None:
