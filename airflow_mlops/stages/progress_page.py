@@ -8,39 +8,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from airflow_mlops.artifacts import write_atomically
+from airflow_mlops.stages.curve import curve
 from airflow_mlops.training.progress import Progress, parse
 
 REFRESH_SECONDS = 5
 _PAUSE_SECONDS = 1.0  # between two pages; a training may tell of every batch
 _MAX_POINTS = 400
-_WIDTH, _HEIGHT = 720, 240
-
-_NOTHING = "Nothing was told of its progress."
+_NOTHING = "Nothing was told of its progress"
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">{refresh}<title>{title}</title>
-<style>body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1b2733 }} svg {{ border: 1px solid #ccd3da; background: #fff }}
-polyline {{ fill: none; stroke: #2563c9; stroke-width: 2 }} progress {{ width: 720px }}</style></head>
+<style>body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1b2733 }} h1 {{ font-size: 1.4rem }}
+h2 {{ font-size: 1.1rem }} progress {{ width: 760px; max-width: 100% }} svg {{ max-width: 100%; height: auto }}
+text {{ font-size: 12px; fill: #51606e }} line {{ stroke: #e3e8ed }} path {{ fill: none; stroke: #8896a3 }} circle {{ fill: #2563c9 }}
+polyline {{ fill: none; stroke: #2563c9; stroke-width: 2; stroke-linejoin: round }}</style></head>
 <body><h1>{title}</h1><p>{sentence}</p><progress max="{num_epochs}" value="{epoch}"></progress>
-<h2>Loss over steps</h2><p>{range}</p><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">
-<polyline points="{points}"/></svg></body></html>
+<h2>Loss over steps</h2><p>{range}</p>{curve}</body></html>
 """
 
 
 def page(title: str, history: Sequence[Progress], *, ended: bool) -> str:
     """Return the HTML of a training's `history`, from the first look to the newest; one that goes on loads itself again."""
     newest = history[-1] if history else Progress(0, 1, 0)
-    losses = [(one.step, one.loss) for one in history if one.loss is not None]
+    losses = [(one.step, one.loss) for one in history if one.loss is not None and abs(one.loss) < 1e100]  # no axis holds more
     low, high = min((loss for _, loss in losses), default=0.0), max((loss for _, loss in losses), default=0.0)
     return _PAGE.format(
         title=html.escape(title),
         refresh="" if ended else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">',
-        sentence=(html.escape(newest.sentence()) if history else _NOTHING) + (" It ended." if ended else ""),
+        sentence=html.escape(newest.sentence() if history else _NOTHING) + (". It has ended." if ended else ""),
         epoch=newest.epoch,
         num_epochs=newest.num_epochs,
         range=f"From {low:.4g} to {high:.4g}." if losses else "No loss was told yet.",
-        points=_points(losses, low, high),
-        width=_WIDTH,
-        height=_HEIGHT,
+        curve=curve(losses, "steps", "loss") if losses else "",
     )
 
 
@@ -108,11 +106,3 @@ class ProgressLog:
         if not self._has_begun:
             self._began()
         self._has_begun = True
-
-
-def _points(losses: Sequence[tuple[int, float]], low: float, high: float) -> str:
-    """Return the curve as SVG's points, from corner to corner."""
-    if not losses:
-        return ""
-    first, steps, span = losses[0][0], max(1, losses[-1][0] - losses[0][0]), (high - low) or 1.0
-    return " ".join(f"{(step - first) / steps * _WIDTH:.1f},{(high - loss) / span * (_HEIGHT - 4) + 2:.1f}" for step, loss in losses)
