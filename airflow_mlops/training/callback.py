@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 5.0  # within an epoch; at its end one is enough
+NUM_SHARES = 100  # of a training, that are reported however short they are: a curve of less shows nothing, of more nobody sees
 
 
 def fit_model(
@@ -174,7 +175,8 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
             return  # cut by should_stop, and saved at its last batch
         self.epoch, self.in_epoch = epoch + 1, 0
         self.done = self.model.stop_training and not self.told
-        if self.done or now - self.reported_at >= 1.0 or epoch + 1 == self.params["epochs"]:
+        ends_share = (epoch + 1) % max(1, self.params["epochs"] // NUM_SHARES) == 0 or epoch + 1 == self.params["epochs"]
+        if self.done or now - self.reported_at >= 1.0 or ends_share:
             self._report(now, epoch + 1, logs)
         often = self.context.checkpoints is not None and now - self.saved_at >= self.context.checkpoints.every_seconds
         if often or self.told or (self.checkpoint_epochs and (epoch + 1) % self.checkpoint_epochs == 0):
@@ -206,7 +208,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         deadline = self.context.deadline
         if left is not None and deadline is not None:
             left = min(left, max(deadline - time.time(), 0.0))
-        progress = Progress(epochs, self.params["epochs"], self.position, loss, rate * self.batch_size, _gpu_memory(), left)
+        progress = Progress(epochs, self.params["epochs"], self.position, loss, rate * self.batch_size, gpu_memory(), left)
         log.info("%s", progress.line())
         self.reported_at = now
 
@@ -230,5 +232,6 @@ def _check_loss(logs: Mapping[str, float] | None, step: int) -> float | None:
     return loss
 
 
-def _gpu_memory() -> int | None:
+def gpu_memory() -> int | None:
+    """Return the most bytes of the first GPU that were in use at a time, None without one."""
     return int(tf.config.experimental.get_memory_info("GPU:0")["peak"]) if tf.config.list_logical_devices("GPU") else None

@@ -227,6 +227,17 @@ def test_progress_is_written_and_its_last_line_is_the_end(tmp_path: Path, caplog
     assert all(progress.loss is not None and progress.loss > 0 for progress in seen)
 
 
+def test_the_end_of_a_short_epoch_is_told_too_but_not_of_thousands(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callback, "NUM_SHARES", 4)
+    caplog.set_level(logging.INFO)
+    context(tmp_path).fit(model(), epochs=11, batch_size=100)
+    epochs = [progress.epoch for progress in map(parse, caplog.messages) if progress]
+    assert {2, 4, 6, 8, 10, 11} <= {*epochs}
+    assert len(epochs) < 11
+
+
 def test_rows_can_not_be_written_and_belong_to_nobody_else(tmp_path: Path) -> None:
     made = context(tmp_path)
     for rows in (made.inputs, made.labels):
