@@ -24,7 +24,10 @@ RARE = """
 import keras, mlflow, onnxruntime, pyarrow.parquet, s3fs, safetensors.numpy, scipy.stats, tensorflow, tf2onnx
 from airflow_mlops.serving import protos, warmup
 """
-ENTER = 'mkdir "$0/dev" && mount --bind /dev "$0/dev" && exec chroot --userspec="$1" "$0" /opt/mlops/bin/python "${@:2}"'
+MOUNTED = ("dev", "proc")  # as in every container
+ENTER = """for each in dev proc; do mkdir "$0/$each" && mount --bind "/$each" "$0/$each" || exit; done
+exec chroot --userspec="$1" "$0" /opt/mlops/bin/python "${@:2}"
+"""
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="only root may enter another root directory"), pytest.mark.timeout(900)]
 
@@ -38,10 +41,11 @@ def root() -> Iterator[Path]:
 
 
 def run(root: Path, *arguments: str) -> str:
-    """Run the image's Python in a mount namespace of its own; the devices are mounted, as in every container."""
+    """Run the image's Python in a mount namespace of its own."""
     command = ["unshare", "--mount", "bash", "-c", ENTER, root, f"{UID}:{UID}", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env={"PATH": "/usr/sbin:/usr/bin:/bin", "LANG": "C.UTF-8"})
-    (root / "dev").rmdir()
+    for each in MOUNTED:
+        (root / each).rmdir()
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
