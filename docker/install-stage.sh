@@ -4,8 +4,10 @@
 #   docker/install-stage.sh PREFIX VARIANT [framework|dependencies|package]...
 #
 # VARIANT is cpu or cuda. Without parts all three are installed, in this order; an image makes a layer of each, so that a change of the code
-# sends a few hundred kilobytes and not TensorFlow again. PYTHON names the interpreter, which must have pip; PREFIX gets none.
+# sends a few megabytes and not TensorFlow again. PYTHON names the interpreter, which must have pip; PREFIX gets none. Whatever breaks on the
+# way, the same command may be given again: it goes on with what is missing.
 set -eu
+unset CDPATH PYTHONPATH  # cd would print, and pip take what lies there for installed
 
 here=$(cd "$(dirname "$0")" && pwd)
 test $# -ge 2 || { echo "usage: $0 PREFIX cpu|cuda [framework|dependencies|package]..." >&2; exit 2; }
@@ -13,6 +15,10 @@ prefix=$1 lock=$here/stage-$2.lock python=${PYTHON:-python3}
 shift 2
 test -f "$lock" || { echo "$lock does not exist; the variants are cpu and cuda." >&2; exit 2; }
 test $# -gt 0 || set -- framework dependencies package
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || {
+    echo "$python is $("$python" --version 2>&1); the locks are for Python 3.11, 3.12 or 3.13. Name one: PYTHON=python3.12 $0 ..." >&2; exit 2; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 pip() {
     "$python" -m pip --python "$prefix/bin/python" --disable-pip-version-check install --quiet --no-cache-dir --no-deps "$@"
@@ -23,24 +29,21 @@ pins() {
     awk -v large="$1" '
         /^[a-z0-9]/ { taken = ($0 ~ /^(tensorflow|tensorflow-cpu|nvidia-[a-z0-9-]+|keras|libclang|numpy|scipy|pyarrow|onnx|onnxruntime|pandas)==/) == large }
         !/^ *#/ && taken
-    ' "$lock" > "$prefix/pins.txt"
-    pip --require-hashes --only-binary :all: --requirement "$prefix/pins.txt"
-    rm "$prefix/pins.txt"
+    ' "$lock" > "$work/pins.txt"
+    pip --require-hashes --only-binary :all: --requirement "$work/pins.txt"
 }
 
 # Built in a copy, since setuptools leaves its own files beside the sources, and what an earlier build left would be installed too. setuptools comes from
 # the lock.
 package() {
-    copy=$(mktemp -d)
-    (cd "$here/.." && cp -r setup.cfg pyproject.toml README.md LICENSE airflow_mlops "$copy")
-    pip --no-build-isolation "$copy"
-    rm -r "$copy"
+    (cd "$here/.." && cp -r setup.cfg pyproject.toml README.md LICENSE airflow_mlops "$work")
+    pip --no-build-isolation "$work"
 }
 
 for part in "$@"; do
     case $part in
         # TensorFlow's headers, a fifth of it, are for who compiles operations of his own.
-        framework) "$python" -m venv --without-pip "$prefix"; pins 1; rm -r "$prefix"/lib/python*/site-packages/tensorflow/include ;;
+        framework) "$python" -m venv --without-pip "$prefix"; pins 1; rm -rf "$prefix"/lib/python*/site-packages/tensorflow/include ;;
         dependencies) pins 0 ;;
         package) package ;;
         *) echo "there is no part $part; expected framework, dependencies or package." >&2; exit 2 ;;
