@@ -133,7 +133,7 @@ def test_the_image_copies_what_is_there_and_installs_only_what_is_locked() -> No
         assert [source for source in sources if not (ROOT / source).exists()] == []
         assert [source for source in sources if not any(fnmatch(source, pattern) for pattern in sent)] == []
     runs = [line.split()[1] for line in lines if line.startswith("RUN ")]
-    assert runs == ["useradd", *["/build/docker/install-stage.sh"] * 3]
+    assert runs == ["useradd", "apt-get", *["/build/docker/install-stage.sh"] * 3]  # Git, beside what the lock names
     pips = re.findall(r"^ *pip .*", (ROOT / "docker" / "install-stage.sh").read_text().replace("pip()", ""), flags=re.MULTILINE)
     assert len(pips) == 2 and all("--require-hashes" in line or "--no-build-isolation" in line for line in pips)  # and all are --no-deps
     assert [line for line in lines if line.startswith("USER ")][-1] not in ("USER root", "USER 0")

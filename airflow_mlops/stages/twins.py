@@ -149,7 +149,7 @@ def _remembered(registry: ModelRegistry, version: ModelVersion, scratch: Path) -
 
 
 def _check_code(spec: train.Spec, then: TrainingResult) -> None:
-    from airflow_mlops.training.function import code_version
+    from airflow_mlops.training.function import code_version, sources_digest
 
     if spec.repository:  # its commit is checked out, whatever is here
         return
@@ -159,11 +159,12 @@ def _check_code(spec: train.Spec, then: TrainingResult) -> None:
         )
     if not Path(spec.code_path).is_dir():
         raise SpecError(f"The code of the model is not in {spec.code_path}: there is no such directory. Say with --code where it is.")
-    found = code_version(Path(spec.code_path))
+    unknown_to_git = then.code_version.startswith("sha256:")  # where it was trained, such as in an image without Git; here it may know them
+    found = (sources_digest if unknown_to_git else code_version)(Path(spec.code_path))
     if found != then.code_version:
         remedy = (
             "Git did not know that code: find the same sources"
-            if then.code_version.startswith("sha256:")
+            if unknown_to_git
             else f"Check the commit out, for instance by 'git worktree add DIRECTORY {then.code_version}'"
         )
         raise SpecError(

@@ -66,8 +66,12 @@ def code_version(code_path: Path) -> str:
     if commit and _git(code_path, "ls-files", "--", "."):
         changes = _git(code_path, "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
         return commit if changes == "" else f"{commit}+dirty"
-    if origin := read_origin(code_path):
-        return origin[0]
+    origin = read_origin(code_path)
+    return origin[0] if origin else sources_digest(code_path)
+
+
+def sources_digest(code_path: Path) -> str:
+    """Return the digest of the Python sources below `code_path`, whatever Git knows of them; raise `SpecError` if there are none."""
     sources = sorted(code_path.rglob("*.py"))
     if not sources:
         raise SpecError(f"{code_path} holds no Python source: give the directory of the train function.")

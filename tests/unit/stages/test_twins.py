@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 
 from airflow_mlops.cli import main
 from airflow_mlops.exceptions import RegistryError, SpecError
+from airflow_mlops.records import ResultRef
 from airflow_mlops.registry.base import ModelVersion
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.stages import train
 from airflow_mlops.stages.process import StageProcess
-from airflow_mlops.stages.twins import Changes, Comparison, rebuild, twin_run
+from airflow_mlops.stages.twins import Changes, Comparison, _check_code, rebuild, twin_run
+from airflow_mlops.training.function import code_version
 from airflow_mlops.training.reproducibility import ENVIRONMENT
-from tests.unit.stages.conftest import Workshop
+from tests.fakes import training
+from tests.unit.stages.conftest import LAYOUT, Workshop
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +105,27 @@ def test_code_that_changed_rebuilds_nothing(workshop: Workshop, spec: train.Spec
     (other / "hidden_code.py").write_text("def train(context): ...")
     registry = MlflowRegistry(workshop.tracking_uri)
     for code, words in (
-        (other, r"The model was trained by code sha256:.* is at sha256:.*find the same sources.*--code"),
+        (other, r"The model was trained by code sha256:.* is at sha256:.*--code"),
         (tmp_path / "none", r"not in .*none: there is no such directory\. Say with --code"),
     ):
         with pytest.raises(SpecError, match=words):
             rebuild(registry, registered, tmp_path / "out", print, env=os.environ, changes=Changes(code_path=code))
+
+
+def test_sources_that_git_knows_only_here_are_the_same_code(tmp_path: Path) -> None:
+    """As when an image without Git trained from the volume that the worker has the repository on."""
+    code = tmp_path / "code"
+    code.mkdir()
+    shutil.copy(Path(__file__).with_name("hidden_code.py"), code)
+    spec = train.Spec(ResultRef("validate", "", ""), LAYOUT, "hidden_code:train", str(code), "digits", "http://mlflow", {})
+    then = training(tmp_path, code_version=code_version(code))
+    for words in (["init", "--quiet"], ["add", "."], ["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "commit", "--quiet", "-m", "code"]):
+        subprocess.run(["git", "-C", str(code), *words], check=True)
+    assert code_version(code) != then.code_version
+    _check_code(spec, then)
+    (code / "hidden_code.py").write_text("")
+    with pytest.raises(SpecError, match="find the same sources"):
+        _check_code(spec, then)
 
 
 def test_a_version_that_is_not_registered_is_named(workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
