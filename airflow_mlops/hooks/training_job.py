@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,12 @@ from airflow.sdk.exceptions import AirflowFailException
 from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
 
+from airflow_mlops.hooks.container_log import ContainerLog
 from airflow_mlops.hooks.kubernetes import patiently, refusal
+from airflow_mlops.stages.chief import chiefs
 from airflow_mlops.stages.job import JobSpec, Place, backend_of, has_ended, too_old
-from airflow_mlops.stages.pod import SPEC_ANNOTATION, dropped
+from airflow_mlops.stages.pod import CONTAINER, ENDED, SPEC_ANNOTATION, dropped
+from airflow_mlops.stages.pod_log import Position
 
 _POD_LABEL = {"job": "job-name", "trainjob": "jobset.sigs.k8s.io/jobset-name"}
 _SERVICES = Place("", "v1", "services")
@@ -27,7 +30,7 @@ class TrainingJob:
     def __init__(self, api: ApiClient, spec: JobSpec, name: str, warn: Callable[..., object]) -> None:
         self.name, self.namespace = name, spec.pod.namespace
         self._api, self._core, self._objects, self._warn = api, CoreV1Api(api), CustomObjectsApi(api), warn
-        self._spec, self._place = spec, backend_of(spec).place
+        self._spec, self._place, self._container = spec, backend_of(spec).place, backend_of(spec).container
 
     def create(self, objects: list[tuple[Place, dict[str, Any]]]) -> None:
         """Make all objects, or find those that were made for the same request before.
@@ -53,10 +56,17 @@ class TrainingJob:
         return seen is None or has_ended(seen)
 
     def pods(self) -> list[dict[str, Any]]:
-        """Return its pods that are there."""
+        """Return its pods that are there; in their status the container that runs the stage has the name by which pods are judged."""
         selector = f"{_POD_LABEL[self._spec.backend]}={self.name}"
         found = self._call(lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector).items)
-        return list(self._api.sanitize_for_serialization(found))
+        pods = list(self._api.sanitize_for_serialization(found))
+        for one in (status for pod in pods for status in (pod.get("status") or {}).get("containerStatuses") or ()):
+            one["name"] = CONTAINER if one["name"] == self._container else one["name"]
+        return pods
+
+    def log_of(self, pod: str, position: Position) -> ContainerLog:
+        """Return the log of a worker, by the name of its pod."""
+        return ContainerLog(self._core, self.namespace, pod, self._container, position)
 
     def delete(self) -> None:
         """Take everything away; the Job goes when its pods have ended."""
@@ -93,3 +103,35 @@ class TrainingJob:
             self._core.delete_namespaced_service(self.name, self.namespace)
         else:
             self._objects.delete_namespaced_custom_object(*place[:2], self.namespace, place.plural, self.name, propagation_policy="Foreground")
+
+
+class ChiefLog:
+    """Tells each line of worker 0 once, and those of a pod that takes the place of another from its beginning.
+
+    :param positions: how far the log of each pod was told before, by its name; they move along.
+    """
+
+    def __init__(self, positions: Mapping[str, Position], warn: Callable[..., object]) -> None:
+        self.positions = dict(positions)
+        self._warn, self._warned, self._over = warn, False, set[str]()
+
+    def tell_new(self, job: TrainingJob, pods: Sequence[Mapping[str, Any]], tell: Callable[[str], object]) -> bool:
+        """Tell what is new in the logs of those of `pods` that are or were worker 0; return whether nothing more comes of any that has ended.
+
+        That a log may not be read is said once, as a warning: a training is worth more than its log.
+        """
+        whole = True
+        for pod in chiefs(pods):
+            name, ended = pod["metadata"]["name"], (pod.get("status") or {}).get("phase") in ENDED
+            if name in self._over:
+                continue
+            try:
+                read = job.log_of(name, self.positions.setdefault(name, Position())).tell_new(tell, ended=ended)
+            except ApiException as error:
+                if not self._warned:
+                    self._warn("The log of worker 0 is not told, the training goes on all the same: %s", refusal(error))
+                self._warned = read = True
+            if ended and read:
+                self._over.add(name)
+            whole = whole and (read or not ended)
+        return whole

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, WorkerLost
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
-from airflow_mlops.hooks.training_job import TrainingJob
+from airflow_mlops.hooks.training_job import ChiefLog, TrainingJob
 from airflow_mlops.hooks.workspace import task_directory
 from airflow_mlops.operators.links import ReportLink
-from airflow_mlops.operators.stage import conclude
+from airflow_mlops.operators.stage import conclude, progress_log, progress_of
 from airflow_mlops.records import Record, read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
+from airflow_mlops.stages.chief import Told, told
 from airflow_mlops.stages.job import INDEX, JobSpec, Work, judge, waited_seconds, workload
 from airflow_mlops.stages.pod import Outcome, Verdict, advice, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
@@ -33,12 +35,15 @@ if TYPE_CHECKING:
 
     from airflow_mlops.ledger.store import Store
 
+_LAST_READS = 3  # of the logs of pods that have ended, before what is missing of them is given up
+
 
 class TrainModelJobOperator(BaseOperator):
     """Run stage ``train`` by several pods at once and believe only worker 0's verified result record; returns the reference to it.
 
     The Job's name follows from the task, its run and the number of the attempt: a worker that died finds its Job again. When the infrastructure
     took a pod and the others could not go on without it, another Job follows in the same try; a program that fails is not tried again.
+    Worker 0's log is in the task's, line by line, and its progress on a page, deferred or not.
     Workspace, datasets, code and checkpoints must lie at the same paths for workers and pods. Time in a queue is not counted.
 
     :param spec: the stage's `Spec`; fields may be templates, those of `job_spec` too.
@@ -89,17 +94,19 @@ class TrainModelJobOperator(BaseOperator):
             if not self._record.exists() or job.seen() is not None:
                 job.create(self._objects)
                 if self.deferrable:
-                    self._defer()
-            while (verdict := self._verdict(job)).outcome is None:
-                time.sleep(self.poll_seconds)
+                    self._defer(context)
+            verdict = self._followed(job, context)
             if (done := self._conclude(job, verdict, context)) is not None:
                 return done
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Conclude from what the Job left, or go on with another one, or with the same while it runs."""
         job, self._deadline = self._prepare(context), event["deadline"]
-        if self._attempt.settled or (verdict := self._verdict(job)).outcome is None:
+        if self._attempt.settled or (verdict := self._verdict(job, job.pods())).outcome is None:
             return self.execute(context)
+        self._told = told(event.get("told", {}))
+        with progress_log(self, context, self._directory, self._told.history) as tell:
+            self._tell_rest(job, ChiefLog(self._told.positions, self.log.warning), tell)
         done = self._conclude(job, verdict, context)
         return self.execute(context) if done is None else done
 
@@ -111,9 +118,13 @@ class TrainModelJobOperator(BaseOperator):
     def _connection(self) -> dict[str, Any]:
         return {"conn_id": self.kubernetes_conn_id, "config_file": self.config_file, "in_cluster": self.in_cluster}
 
-    def _defer(self) -> None:
+    def _defer(self, context: Context) -> None:
+        """Wait in the triggerer, which tells the log and shows the progress meanwhile; the page is there from now on."""
+        progress = progress_of(self, context, self._directory)
+        progress.begin()
         spec = {**self.job_spec._asdict(), "pod": spec_data(self.job_spec.pod)}
-        trigger = TrainingJobTrigger(spec, self._name, self._connection(), self.poll_seconds, self._deadline)
+        note = str(self._directory / f"told-{time.time_ns()}.json")  # of this deferral: with each one, Airflow's triggerer begins its log anew
+        trigger = TrainingJobTrigger(spec, self._name, self._connection(), self.poll_seconds, self._deadline, progress.title, note)
         self.defer(trigger=trigger, method_name="execute_complete")
 
     def _prepare(self, context: Context) -> TrainingJob:
@@ -127,7 +138,7 @@ class TrainModelJobOperator(BaseOperator):
             with self._ledger() as store:
                 self._attempt = next_attempt(store, self._task, self._chain)
             self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
-            directory = task_directory(context) / f"job-{self._attempt.number}"
+            self._directory = directory = task_directory(context) / f"job-{self._attempt.number}"
             self._record = Path(f"{directory}-worker-0") / "result.json"
             results = f"{directory}-worker-$({INDEX})/result.json"  # beside each other, so that all find the same checkpoints
             command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(directory / "spec.json"), "--result", results]
@@ -135,6 +146,7 @@ class TrainModelJobOperator(BaseOperator):
             work = Work(self._name, command, digest, self._attempt.step, environment_of(self._parsed))
             self._objects = workload(self.job_spec, work)
         write_atomically(directory / "spec.json", canonical_json(spec_data(self._parsed)))
+        self._told = Told()
         self._job = TrainingJob(KubernetesHook(**self._connection()).get_conn(), self.job_spec, self._name, self.log.warning)
         return self._job
 
@@ -143,8 +155,24 @@ class TrainModelJobOperator(BaseOperator):
         spec, place = parse_spec(self.stage, spec_data(self.spec)), self.job_spec.pod.checkpoints
         return spec._replace(checkpoints=place) if place else spec
 
-    def _verdict(self, job: TrainingJob) -> Verdict:
-        pods = job.pods()
+    def _followed(self, job: TrainingJob, context: Context) -> Verdict:
+        """Wait until there is something to decide, and meanwhile tell what worker 0 writes."""
+        log = ChiefLog({}, self.log.warning)
+        with progress_log(self, context, self._directory) as tell:
+            while (verdict := self._verdict(job, pods := job.pods())).outcome is None:
+                log.tell_new(job, pods, tell)
+                time.sleep(self.poll_seconds)
+            self._tell_rest(job, log, tell)
+        return verdict
+
+    def _tell_rest(self, job: TrainingJob, log: ChiefLog, tell: Callable[[str], None]) -> None:
+        """Tell what was not told before of pods that have ended."""
+        for _ in range(_LAST_READS):
+            if log.tell_new(job, job.pods(), tell):
+                return
+            time.sleep(self.poll_seconds)
+
+    def _verdict(self, job: TrainingJob, pods: list[dict[str, Any]]) -> Verdict:
         waited_long = waited_seconds(pods, time.time()) > self.job_spec.pod.start_seconds
         verdict = judge(job.seen(), pods, has_record=self._record.exists(), waited_long=waited_long)
         if verdict.outcome is None and self._deadline is not None and time.time() >= self._deadline:
@@ -171,6 +199,9 @@ class TrainModelJobOperator(BaseOperator):
         self.log.info("Attempt %d: %s. %s", self._attempt.number, outcome, verdict.reason)
         refused = advice(verdict, self.job_spec.pod, self._attempt.num_interruptions, self._attempt.step)
         if not refused:
+            if any(one.newest for one in self._told.positions.values()):
+                self.log.info("The log of worker 0 of job %s, again from its beginning: what the triggerer told of it may be gone.", self._name)
+                self._tell_rest(job, ChiefLog({}, self.log.warning), partial(self.log.info, "%s"))
             self._settle(job, outcome)
             return None
         failure = f"StageKilled: The training by job {self._name} left no result. {verdict.reason.strip()} {refused}"

@@ -13,13 +13,13 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_mlops.exceptions import SpecError, unknown_name
+from airflow_mlops.stages.chief import INDEX_ANNOTATION
 from airflow_mlops.stages.pod import CONTAINER, SPEC_ANNOTATION, Outcome, PodSpec, Verdict
 from airflow_mlops.stages.pod import manifest as pod_manifest
 from airflow_mlops.stages.verdicts import judge as judge_pod
 
 PORT = 2222
 INDEX = "JOB_COMPLETION_INDEX"
-_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NEEDS = {  # the Kubernetes that each field came with; an older one drops it silently
     "spec.completionMode": "1.24 (1.21 with a feature gate)",
@@ -68,11 +68,12 @@ class Place(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """One engine: its kind of object, how its workers are asked for, and which fields of a `PodSpec` it can not heed."""
+    """One engine: its kind of object, how its workers are asked for, what of a `PodSpec` it can not heed, and how it calls the stage's container."""
 
     place: Place
     manifest: Callable[[JobSpec, Work], dict[str, Any]]
     unheeded: tuple[str, ...]
+    container: str
 
 
 def workload(spec: JobSpec, work: Work) -> list[tuple[Place, dict[str, Any]]]:
@@ -103,7 +104,7 @@ def environment(spec: JobSpec, work: Work, host: Callable[[str, int], str]) -> l
     """Return the variables of each worker, by which it knows its number, which Kubernetes fills in, and the others at `host` of name and number."""
     cluster = {"worker": [f"{host(work.name, index)}:{PORT}" for index in range(spec.num_workers)]}
     config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": INDEX}}).replace(f'"{INDEX}"', f"$({INDEX})")
-    field = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}
+    field = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{INDEX_ANNOTATION}']"}}
     others = [{"name": name, "value": value} for name, value in work.variables.items()]
     return [{"name": INDEX, "valueFrom": field}, {"name": "TF_CONFIG", "value": config}, *others]
 
@@ -240,6 +241,6 @@ def _train_job_host(name: str, index: int) -> str:
 _ALONE = ("exchange", "exchange_secret", "places", "keep_failed_pod")
 _RUNTIME_S = ("shm_size", "node_selector", "tolerations", "priority_class", "service_account", "volume_claim", "mount_path", "grace_seconds")
 BACKENDS: dict[str, Backend] = {
-    "job": Backend(Place("batch", "v1", "jobs"), _job, _ALONE),
-    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job, (*_ALONE, *_RUNTIME_S)),
+    "job": Backend(Place("batch", "v1", "jobs"), _job, _ALONE, CONTAINER),
+    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job, (*_ALONE, *_RUNTIME_S), "node"),
 }

@@ -8,6 +8,8 @@ Imports Keras and TensorFlow at the top: import it inside a stage only.
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,13 @@ import keras
 import tensorflow as tf
 
 from airflow_mlops.exceptions import SpecError, WorkerLost
+from airflow_mlops.training.callback import gpu_memory
+from airflow_mlops.training.progress import Progress
 
 if TYPE_CHECKING:
     from airflow_mlops.training.context import TrainingContext
+
+log = logging.getLogger(__name__)
 
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
@@ -52,8 +58,8 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
     """Train a compiled `model` on the context's rows, all workers at once, and return each epoch's mean loss; all end with the same weights.
 
     Every worker has all rows and learns from its share of each batch, so that two workers do what one would. The order of the rows follows
-    from the seed and the epoch alone, and rows that fill no whole batch are left out of that epoch. After each epoch the chief logs the loss and
-    keeps a checkpoint, from which all workers go on after an interruption. When one of them should stop, all do.
+    from the seed and the epoch alone, and rows that fill no whole batch are left out of that epoch. After each epoch the chief tells how far it is,
+    logs the loss and keeps a checkpoint, from which all workers go on after an interruption. When one of them should stop, all do.
 
     :param batch_size: rows of a step, of all workers together; a multiple of the number of replicas, at most the number of rows.
     :raises SpecError: the batch can not be shared out.
@@ -67,7 +73,9 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
     with strategy.scope():
         model.optimizer.build(model.trainable_variables)
         found = context.checkpoints.restore(model) if context.checkpoints else None
-    for epoch in range(found.state["epoch"] if found else 0, epochs):
+    is_chief = resolver is None or resolver.task_id == 0
+    first, began = found.state["epoch"] if found else 0, time.monotonic()
+    for epoch in range(first, epochs):
         try:
             steps = [float(step(batch)) for batch in _batches(context, strategy, batch_size, epoch)]
             is_over = _anybody(strategy, context.should_stop())
@@ -75,7 +83,12 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
             raise WorkerLost(f"Another worker is gone in epoch {epoch}: {error.message}. Run the stage again, from its checkpoint.") from error
         losses.append(sum(steps) / len(steps))
         context.log_metric("loss", losses[-1], epoch)
-        if context.checkpoints and (resolver is None or resolver.task_id == 0):
+        if is_chief:
+            seconds = (time.monotonic() - began) / (epoch + 1 - first)  # for an epoch
+            examples = len(steps) * batch_size / seconds
+            left = seconds * (epochs - epoch - 1)
+            log.info("%s", Progress(epoch + 1, epochs, (epoch + 1) * len(steps), losses[-1], examples, gpu_memory(), left).line())
+        if is_chief and context.checkpoints:
             context.checkpoints.save(model, (epoch + 1) * len(steps), epoch=epoch + 1)
         if is_over and not context.should_stop():
             raise WorkerLost(f"Another worker was told to stop after epoch {epoch}. Run the stage again, from its checkpoint.")

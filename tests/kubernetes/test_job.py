@@ -46,9 +46,12 @@ class Site:
         self.kubelet, self.namespace, self.scripted = kubelet, namespace, scripted
         self.core, self.batch = client.CoreV1Api(api), client.BatchV1Api(api)
 
-    def operator(self, action: str, text: str = "", *, queue: str = "", **settings: Any) -> TrainModelJobOperator:
+    def operator(
+        self, action: str, text: str = "", number: float = 0.0, *, queue: str = "", backend: str = "job", runtime: str = "", **settings: Any
+    ) -> TrainModelJobOperator:
         pod = PodSpec("stages", self.namespace, cpu="100m", memory="64Mi", queue=queue)
-        return operator(self.kubelet, self.scripted.Spec(action, text), pod, **settings)
+        job_spec = JobSpec(pod, backend=backend, runtime=runtime)
+        return operator(self.kubelet, self.scripted.Spec(action, text, number), job_spec, **settings)
 
     def jobs(self) -> list[Any]:
         return list(self.batch.list_namespaced_job(self.namespace).items)
@@ -65,10 +68,10 @@ class Site:
         return eventually(lambda: not self.jobs() and not self.pods() and not self.core.list_namespaced_service(self.namespace).items)
 
 
-def operator(kubelet: Any, spec: Any, pod: PodSpec, kind: type[TrainModelJobOperator] = Scripted, **settings: Any) -> TrainModelJobOperator:
+def operator(kubelet: Any, spec: Any, job_spec: JobSpec, kind: type[TrainModelJobOperator] = Scripted, **settings: Any) -> TrainModelJobOperator:
     config = str(kubelet.cluster.kubeconfig)
     connection = {"config_file": config, "kubernetes_conn_id": None, "in_cluster": False}
-    return kind(task_id="t", spec=spec, job_spec=JobSpec(pod), poll_seconds=0.2, **connection, **settings)
+    return kind(task_id="t", spec=spec, job_spec=job_spec, poll_seconds=0.2, **connection, **settings)
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def site(scripted: ModuleType, workspace: Path, ledger: Store, tmp_path: Path, m
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with FakeApi(tmp_path) as fake, fake.client() as api, fake.namespace() as namespace:
         with Kubelet(fake) as kubelet, PlayedJobs(fake):
-            kubelet._env["PYTHONPATH"] = os.environ["PYTHONPATH"]
+            kubelet._env |= {"PYTHONPATH": os.environ["PYTHONPATH"], "PYTHONUNBUFFERED": "1"}  # as the stages' images have it
             kubelet.add_node("node")
             yield Site(kubelet, api, namespace, scripted)
 
@@ -205,7 +208,7 @@ def test_a_cluster_that_is_too_old_is_told_so_and_nothing_is_left(
         cluster = control_plane
 
     with pytest.raises(AirflowFailException, match=r"drops spec.completionMode.*Job.*needs Kubernetes 1\.24"):
-        operator(Old, scripted.Spec("leave_file"), PodSpec("stages", namespace)).execute(context())
+        operator(Old, scripted.Spec("leave_file"), JobSpec(PodSpec("stages", namespace))).execute(context())
     batch, core = client.BatchV1Api(api), client.CoreV1Api(api)
     eventually(lambda: not batch.list_namespaced_job(namespace).items)
     assert core.list_namespaced_service(namespace).items == []

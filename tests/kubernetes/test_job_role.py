@@ -1,4 +1,4 @@
-"""The Role for distributed trainings is enough for them, and nothing in it can be left out.
+"""The Role for distributed trainings is enough for them, and nothing in it can be left out: without one verb they fail, or say what they lack.
 
 The tests' own control plane keeps no Indexed Job: there, a training by a Job ends with the sentence that says so, after all that a Job takes was
 asked for and taken away again. A TrainJob is kept, by a definition without a Trainer behind it; the test says how it ended.
@@ -18,11 +18,14 @@ from airflow.sdk.exceptions import AirflowFailException
 from kubernetes import client
 
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.stages.chief import INDEX_ANNOTATION
 from airflow_mlops.stages.job import BACKENDS, JobSpec
 from airflow_mlops.stages.pod import PodSpec
 from tests.kubernetes.control_plane import ControlPlane, eventually
 from tests.kubernetes.test_job import Scripted, context
+from tests.kubernetes.test_job_log import Heard, heard
 
+__all__ = ["heard"]
 ROLE = yaml.safe_load((Path(__file__).parents[2] / "docker" / "kubernetes" / "job-runner.yaml").read_text())
 TRAIN_JOBS = BACKENDS["trainjob"].place
 NAMES = {"plural": "trainjobs", "singular": "trainjob", "kind": "TrainJob"}
@@ -36,6 +39,7 @@ DEFINITION = {
         "versions": [{"name": TRAIN_JOBS.version, "served": True, "storage": True, "schema": SCHEMA}],
     },
 }
+LOG = ("pods/log", "get")
 EVERY = [(resource, verb) for rule in ROLE["rules"] for resource, verb in itertools.product(rule["resources"], rule["verbs"])]
 
 
@@ -71,9 +75,17 @@ def train_as(
         if train_jobs is not None:
             name = eventually(lambda: done.done() or [one["metadata"]["name"] for one in listed(train_jobs, namespace)])
             if name is not True:
+                client.CoreV1Api(api).create_namespaced_pod(namespace, worker_0(name[0]))
                 status = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
                 train_jobs.patch_namespaced_custom_object(*TRAIN_JOBS[:2], namespace, TRAIN_JOBS.plural, name[0], status)
         done.result()
+
+
+def worker_0(train_job: str) -> dict[str, Any]:
+    """Return the pod that a Trainer would make; it has no node here, and its log is empty."""
+    labels = {"jobset.sigs.k8s.io/jobset-name": train_job, "jobset.sigs.k8s.io/replicatedjob-name": "node"}
+    about = {"name": f"{train_job}-node-0-0", "labels": labels, "annotations": {INDEX_ANNOTATION: "0"}}
+    return {"metadata": about, "spec": {"containers": [{"name": "node", "image": "stages"}]}}
 
 
 def listed(train_jobs: Any, namespace: str) -> list[Any]:
@@ -101,14 +113,38 @@ def test_it_is_enough_for_a_job(
 
 
 def test_it_is_enough_for_a_train_job(
-    control_plane: ControlPlane, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store, train_jobs: Any
+    control_plane: ControlPlane,
+    api: client.ApiClient,
+    namespace: str,
+    scripted: ModuleType,
+    workspace: Path,
+    ledger: Store,
+    train_jobs: Any,
+    heard: Heard,
 ) -> None:
     with pytest.raises(AirflowFailException, match="complete and left no result record"):
         train_as(control_plane, api, specs(namespace)["trainjob"], scripted, ROLE["rules"], train_jobs)
     eventually(lambda: not listed(train_jobs, namespace))
+    assert heard.told("The log of worker 0 is not told") == []
 
 
-@pytest.mark.parametrize(("resource", "verb"), EVERY)
+def test_without_the_right_to_read_logs_the_training_goes_on_and_says_so_once(
+    control_plane: ControlPlane,
+    api: client.ApiClient,
+    namespace: str,
+    scripted: ModuleType,
+    workspace: Path,
+    ledger: Store,
+    train_jobs: Any,
+    heard: Heard,
+) -> None:
+    with pytest.raises(AirflowFailException, match="complete and left no result record"):
+        train_as(control_plane, api, specs(namespace)["trainjob"], scripted, without(*LOG), train_jobs)
+    (warning,) = heard.told("The log of worker 0 is not told, the training goes on all the same")
+    assert 'cannot get resource \\"pods/log\\"' in warning
+
+
+@pytest.mark.parametrize(("resource", "verb"), [each for each in EVERY if each != LOG])
 def test_without_one_verb_the_training_fails_and_says_which(
     control_plane: ControlPlane,
     api: client.ApiClient,

@@ -16,6 +16,7 @@ from airflow_mlops.records import ResultRef, load, read_record, result_of
 from airflow_mlops.results import TrainingResult, from_data
 from airflow_mlops.stages import train
 from airflow_mlops.stages.group import StageGroup
+from airflow_mlops.stages.job import JobSpec
 from airflow_mlops.stages.pod import PodSpec
 from airflow_mlops.stages.runner import spec_digest
 from airflow_mlops.stages.worker import Participation
@@ -86,7 +87,7 @@ def hold(site: Site, tmp_path: Path) -> Path:
 
 def task(site: Site, spec: train.Spec, **settings: Any) -> TrainModelJobOperator:
     pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi")
-    return operator(site.kubelet, spec, pod, TrainModelJobOperator, **settings)
+    return operator(site.kubelet, spec, JobSpec(pod), TrainModelJobOperator, **settings)
 
 
 def context(ti: FakeTaskInstance | None = None) -> Any:
@@ -94,13 +95,17 @@ def context(ti: FakeTaskInstance | None = None) -> Any:
     return fakes.context(ti, run_id=ti.run_id)
 
 
-def test_two_pods_train_the_model_that_two_processes_of_one_machine_train(site: Site, spec: train.Spec, hold: Path, undisturbed: str) -> None:
+def test_two_pods_train_the_model_that_two_processes_of_one_machine_train(
+    site: Site, spec: train.Spec, hold: Path, undisturbed: str, workspace: Path
+) -> None:
     answer = from_data(ResultRef, task(site, spec).execute(context()))
     result = load(answer, TrainingResult)
     theirs = Path(answer.uri.replace("worker-0", "worker-1"))
     took_part = result_of(read_record(theirs, stage="train", spec_digest=spec_digest(spec)), Participation)
     assert (took_part.index, took_part.num_workers, took_part.weights_digest) == (1, 2, result.weights_digest)
     assert result.weights_digest == undisturbed
+    (page,) = workspace.rglob("progress.html")
+    assert f"Epoch 3 of 3, step {result.num_train_rows // 40 * 3}: loss" in page.read_text()
     assert site.is_clean()
 
 
