@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client.exceptions import ApiException
@@ -115,6 +115,18 @@ class StagePod:
             if error.status != 404:
                 raise refusal(error) from error
             return None
+
+    def events(self, uid: str) -> list[dict[str, Any]]:
+        """Return Kubernetes' events about the pod of this uid as JSON; none where they may not be read, for they only say more than the pod does."""
+        about = f"involvedObject.uid={uid}"
+        try:
+            found = patiently(lambda: self._client.list_namespaced_event(self.namespace, field_selector=about).items, self._warn)
+        except ApiException as error:
+            if error.status != 403:
+                raise refusal(error) from error
+            self._warn("Events may not be listed here, which would say what pod %s waits for; the Role for stages has that as an option.", self.name)
+            return []
+        return list(self._client.api_client.sanitize_for_serialization(found))
 
     def goes_on(self) -> bool:
         """Whether the pod is there and has not ended."""

@@ -26,7 +26,7 @@ from airflow_mlops.stages.attempts import next_attempt, settle
 from airflow_mlops.stages.pod import ENDED, Outcome, PodSpec, Verdict, advice, command, manifest, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
 from airflow_mlops.stages.told import Told, told
-from airflow_mlops.stages.verdicts import judge
+from airflow_mlops.stages.verdicts import explained, judge
 from airflow_mlops.training.reproducibility import environment_of
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ class StagePodOperator(ToldPodOperator):
         pod = self._pod.seen()
         seen = self.client.api_client.sanitize_for_serialization(pod) if pod is not None else None
         verdict = judge(seen, has_record=self._has_record(), waited_long=timed_out or waiting_seconds(pod) > self.pod_spec.start_seconds)
+        if seen is not None and not verdict.is_explained:
+            verdict = explained(verdict, seen, self._pod.events(seen["metadata"]["uid"]))
         if timed_out and verdict.outcome is None:
             verdict = Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
         if verdict.outcome is None:

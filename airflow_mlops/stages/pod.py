@@ -77,10 +77,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of an attempt (None: it goes on), and the reason as a sentence."""
+    """The outcome of an attempt (None: it goes on), and the reason as a sentence; not `is_explained` where only Kubernetes' events have it."""
 
     outcome: Outcome | None
     reason: str = ""
+    is_explained: bool = True
 
 
 def pod_name(stage: str, *identity: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from airflow_mlops.stages.pod import CONTAINER, Outcome, Verdict
@@ -13,6 +13,9 @@ _PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable")
 _NO_SUCH_IMAGE = ("not found", "manifest unknown", "denied", "unauthorized", "authorization failed")  # what registries say that no waiting changes
 _HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 _KILLED = 137  # 128 + SIGKILL
+_UNMADE = ("", "ContainerCreating", "PodInitializing")
+_NOT_MOUNTED = ("FailedMount", "FailedAttachVolume")
+_MOUNTED_ALL = ("Pulling", "Pulled")  # a node looks for the image when everything is mounted
 _MOUNTED = {"secret": ("secret", "secretName"), "configMap": ("config map", "name"), "persistentVolumeClaim": ("claim", "claimName")}
 _SIGNALS = {128 + each.value: each.name for each in signal.Signals}
 _STOPPED = 143  # 128 + SIGTERM: a stage ends so by itself, when it has saved what it had
@@ -78,18 +81,36 @@ def _waiting(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
         return Verdict(Outcome.FAILED, f"There is no such image for this pod: {message} Correct its name, or its image pull secret.")
     if reason in _PULLING:
         return Verdict(Outcome.INTERRUPTED, f"The image can not be pulled: {message or reason}")
-    if not reason or reason == "ContainerCreating":
-        return Verdict(Outcome.INTERRUPTED, f"The pod's container was not made in time{_needs(pod)}; `kubectl describe` shows what it waits for.")
+    if reason in _UNMADE:
+        why = f"The pod's container was not made in time{_needs(pod)}; `kubectl describe` shows what it waits for."
+        return Verdict(Outcome.INTERRUPTED, why, is_explained=False)
     return Verdict(
         Outcome.FAILED, f"The pod's container can not be made: {reason}: {message.rstrip('.')}. Correct the image, secrets or volumes that it names."
     )
 
 
+def explained(verdict: Verdict, pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Return what is to be made of a pod that has a `verdict` without a reason, where Kubernetes' `events` about it are known.
+
+    Something it mounts and that is not there will not be there for the next pod either, unless somebody makes it.
+    """
+    said = [one.get("message", "") for one in events if one.get("reason") in _NOT_MOUNTED]
+    missing = next((words for words in said for _, name in _mounted(pod) if f'"{name}" not found' in words), "")
+    if not missing or any(one.get("reason") in _MOUNTED_ALL for one in events):
+        return verdict
+    return Verdict(Outcome.FAILED, f"The pod's container can not be made: {missing.rstrip('.')}. Create it, or correct its name.")
+
+
 def _needs(pod: Mapping[str, Any]) -> str:
-    """Name what the pod mounts: that one of them is missing only stands in events, which workers need no right to read."""
-    volumes = (pod.get("spec") or {}).get("volumes") or ()
-    names = [f"{words} {one[kind][key]!r}" for kind, (words, key) in _MOUNTED.items() for one in volumes if kind in one]
+    """Name what the pod mounts: that one of them is missing only stands in events, which not every worker may read."""
+    names = [f"{words} {name!r}" for words, name in _mounted(pod)]
     return f"; see that there is {' and '.join(names)}" if names else ""
+
+
+def _mounted(pod: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the pod mounts and names: what it is, in words, and its name."""
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    return [(words, one[kind][key]) for kind, (words, key) in _MOUNTED.items() for one in volumes if kind in one]
 
 
 def _state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -12,12 +12,15 @@ from airflow.sdk.execution_time.timeout import timeout
 from kubernetes import client
 
 from airflow_mlops.exceptions import ClusterUnavailable
+from airflow_mlops.operators.pod import StagePodOperator
 from tests.kubernetes import mounts
 from tests.kubernetes.control_plane import eventually
+from tests.kubernetes.fake_api import FakeApi, Fault, Request
 from tests.kubernetes.played_pod import Image
-from tests.kubernetes.test_stage_pod import Site, context, site
+from tests.kubernetes.test_live_log import site as either
+from tests.kubernetes.test_stage_pod import Site, context, followed, site
 
-__all__ = ["site"]
+__all__ = ["either", "site"]
 
 
 def nothing_left(site: Site) -> bool:
@@ -99,11 +102,50 @@ def test_a_secret_or_config_map_of_the_environment_that_is_missing_is_named(site
     eventually(lambda: site.pods() == [])
 
 
-def test_a_secret_that_is_to_be_mounted_and_is_missing_is_among_what_the_error_names(site: Site) -> None:
-    through = {"exchange": f"file://{site.workspace.parent}/exchange", "exchange_secret": "nothing"}
+def mounting(site: Site, kind: str, *, deferrable: bool = False, **pod: Any) -> StagePodOperator:
+    """Return an operator whose pod mounts something that is not there."""
+    operator = site.operator("leave_file", start_seconds=3, deferrable=deferrable, **pod)
+    sources = {"secret": {"secret": {"secretName": "nothing"}}, "configmap": {"configMap": {"name": "nothing"}}}
+    sources["persistentvolumeclaim"] = {"persistentVolumeClaim": {"claimName": "nothing"}}
+    operator.full_pod_spec = client.V1Pod(spec=client.V1PodSpec(containers=[], volumes=[{"name": "own", **sources[kind]}]))
+    return operator
+
+
+@pytest.mark.parametrize(("kind", "deferrable"), [("secret", False), ("secret", True), ("configmap", False)])
+def test_what_is_to_be_mounted_and_is_missing_fails_with_kubernetes_words(either: Site, kind: str, deferrable: bool) -> None:
+    with pytest.raises(AirflowFailException, match=rf'can not be made: MountVolume.SetUp failed: {kind} "nothing" not found. Create it, or correct'):
+        followed(mounting(either, kind, deferrable=deferrable))
+    eventually(lambda: either.pods() == [])
+
+
+def test_a_claim_that_is_gone_when_its_pod_has_a_node_fails_too(either: Site) -> None:
+    if not isinstance(either.kubelet.cluster, FakeApi):
+        pytest.skip("Kubernetes' own scheduler looks at claims, and says so on the pod")
+    with pytest.raises(AirflowFailException, match=r'persistentvolumeclaim "nothing" not found. Create it, or correct its name'):
+        followed(mounting(either, "persistentvolumeclaim"))
+
+
+def test_where_events_may_not_be_read_the_error_names_what_the_pod_mounts(either: Site, caplog: pytest.LogCaptureFixture) -> None:
+    if not isinstance(either.kubelet.cluster, FakeApi):
+        pytest.skip("test_role.py asks the real one")
+    asked = []
+
+    def refuse(request: Request) -> Fault | None:
+        """Refuse what asks for the events of one pod by its uid, as only we do."""
+        ours = request.kind.plural == "events" and "involvedObject.uid" in request.query.get("fieldSelector", "")
+        asked.extend([request] * ours)
+        return Fault(403) if ours else None
+
+    either.kubelet.cluster.before = refuse
     with pytest.raises(AirflowFailException, match=r"not made in time; see that there is secret 'nothing'.*; `kubectl describe` shows .* 1 times"):
-        site.operator("leave_file", start_seconds=3, max_interruptions=0, **through).execute(context())
-    eventually(lambda: site.pods() == [])
+        followed(mounting(either, "secret", max_interruptions=0))
+    assert len(asked) == 1
+    eventually(lambda: either.pods() == [])
+
+
+def test_a_secret_that_somebody_makes_in_time_is_none_that_is_missing(either: Site) -> None:
+    either.core.create_namespaced_secret(either.namespace, {"metadata": {"name": "nothing"}, "data": {}})
+    assert followed(mounting(either, "secret"))["stage"] == "scripted"
 
 
 def test_a_claim_that_is_missing_is_named(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The Role that is shipped is enough for the operator, and nothing in it can be left out."""
+"""The Role that is shipped is enough for the operator, and nothing in it can be left out but what says so."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ ROLE = yaml.safe_load((Path(__file__).parents[2] / "docker" / "kubernetes" / "st
 
 
 def run_as(
-    kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType, rules: list[dict[str, Any]], *, deferrable: bool = False
+    kubelet: Kubelet,
+    api: client.ApiClient,
+    namespace: str,
+    scripted: ModuleType,
+    rules: list[dict[str, Any]],
+    *,
+    deferrable: bool = False,
+    **pod: Any,
 ) -> dict[str, Any]:
-    """Run a stage as a service account that has `rules`."""
+    """Run a stage as a service account that has `rules`; further fields are those of its `PodSpec`."""
     account = kubelet.cluster.service_account(namespace, "airflow")
     rbac = client.RbacAuthorizationV1Api(api)
     rbac.create_namespaced_role(namespace, {**ROLE, "rules": rules})
@@ -37,7 +44,7 @@ def run_as(
         task_id="t",
         stage="scripted",
         spec=scripted.Spec("leave_file"),
-        pod_spec=PodSpec("stages", namespace, cpu="100m", memory="64Mi"),
+        pod_spec=PodSpec("stages", namespace, cpu="100m", memory="64Mi", **pod),
         config_file=str(account),
         kubernetes_conn_id=None,
         in_cluster=False,
@@ -62,7 +69,31 @@ def test_it_is_enough(
     assert run_as(kubelet, api, namespace, scripted, ROLE["rules"], deferrable=deferrable)["stage"] == "scripted"
 
 
-@pytest.mark.parametrize(("resource", "verb"), [("pods", "create"), ("pods", "get"), ("pods", "delete"), ("pods/log", "get")])
+OPTIONAL = [("events", "list")]
+NEEDED = [(resource, verb) for rule in ROLE["rules"] for resource in rule["resources"] for verb in rule["verbs"] if (resource, verb) not in OPTIONAL]
+
+
+def test_only_events_may_be_left_out() -> None:
+    assert NEEDED == [("pods", "create"), ("pods", "get"), ("pods", "delete"), ("pods/log", "get")]
+
+
+def test_without_what_may_be_left_out_it_is_enough_and_says_less_of_a_pod_that_can_not_start(
+    kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store
+) -> None:
+    exchange = {"exchange": f"file://{workspace.parent}/exchange", "exchange_secret": "nothing", "start_seconds": 3, "max_interruptions": 0}
+    with pytest.raises(AirflowFailException, match=r"not made in time; see that there is secret 'nothing'.*taken away 1 times"):
+        run_as(kubelet, api, namespace, scripted, without(*OPTIONAL[0]), **exchange)
+
+
+def test_with_it_a_secret_that_is_missing_is_named(
+    kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store
+) -> None:
+    exchange = {"exchange": f"file://{workspace.parent}/exchange", "exchange_secret": "nothing", "start_seconds": 3}
+    with pytest.raises(AirflowFailException, match=r'can not be made: .*secret "nothing" not found\. Create it, or correct its name'):
+        run_as(kubelet, api, namespace, scripted, ROLE["rules"], **exchange)
+
+
+@pytest.mark.parametrize(("resource", "verb"), NEEDED)
 def test_without_one_verb_the_task_fails_and_says_which(
     kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store, resource: str, verb: str
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.stages.pod import Outcome, PodSpec, command, dropped, manifest, pod_name
-from airflow_mlops.stages.verdicts import judge
+from airflow_mlops.stages.verdicts import explained, judge
 
 SPEC = PodSpec("example.org/stages:1")
 
@@ -88,6 +88,64 @@ def test_a_pod_that_does_not_start_is_waited_for_and_then_told_why(waiting: dict
     assert judge(pod("Pending", **waiting), has_record=False).outcome is None
     verdict = judge(pod("Pending", **waiting), has_record=False, waited_long=True)
     assert verdict.outcome == outcome and words in verdict.reason
+
+
+MOUNTS = {
+    "volumes": [
+        {"name": "exchange", "secret": {"secretName": "keys"}},
+        {"name": "settings", "configMap": {"name": "settings"}},
+        {"name": "shared", "persistentVolumeClaim": {"claimName": "mlops"}},
+        {"name": "token", "projected": {"sources": [{"configMap": {"name": "kube-root-ca.crt"}}]}},
+    ]
+}
+
+
+def event(message: str, reason: str = "FailedMount") -> dict[str, Any]:
+    return {"reason": reason, "message": message, "involvedObject": {"kind": "Pod", "uid": "1"}}
+
+
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing", ""])
+@pytest.mark.parametrize(
+    "words",
+    [
+        'MountVolume.SetUp failed for volume "exchange" : secret "keys" not found',
+        'MountVolume.SetUp failed for volume "settings" : configmap "settings" not found',
+        'AttachVolume.Attach failed for volume "shared": persistentvolumeclaim "mlops" not found',
+    ],
+)
+def test_what_a_pod_mounts_and_is_not_there_fails_with_the_event_s_words(reason: str, words: str) -> None:
+    waits = pod("Pending", container={"waiting": {"reason": reason}} if reason else None) | {"spec": MOUNTS}
+    verdict = judge(waits, has_record=False, waited_long=True)
+    assert verdict.outcome == Outcome.INTERRUPTED and not verdict.is_explained
+    events = [
+        event("Successfully assigned default/p to node", "Scheduled"),
+        event(words, "FailedAttachVolume" if words.startswith("Attach") else "FailedMount"),
+    ]
+    failed = explained(verdict, waits, events)
+    assert (failed.outcome, failed.reason) == (Outcome.FAILED, f"The pod's container can not be made: {words}. Create it, or correct its name.")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [event('MountVolume.SetUp failed for volume "exchange" : failed to sync secret cache: timed out waiting for the condition')],
+        [event('MountVolume.SetUp failed for volume "token" : configmap "kube-root-ca.crt" not found')],
+        [event('secret "keys" not found', "FailedToRetrieveImagePullSecret")],
+        [event('secret "keys" not found'), event('Pulling image "stages"', "Pulling")],
+    ],
+    ids=["none", "slow", "not of the pod's own", "not a mount", "made meanwhile"],
+)
+def test_no_other_event_makes_a_failure_of_a_pod_that_waits(events: list[dict[str, Any]]) -> None:
+    waits = pod("Pending", container={"waiting": {"reason": "ContainerCreating"}}) | {"spec": MOUNTS}
+    verdict = judge(waits, has_record=False, waited_long=True)
+    assert explained(verdict, waits, events) is verdict
+    assert "see that there is secret 'keys' and config map 'settings' and claim 'mlops'" in verdict.reason
+
+
+def test_what_a_pod_itself_says_needs_no_events() -> None:
+    said = [{"waiting": {"reason": "ErrImagePull"}}, {"waiting": {"reason": "CreateContainerConfigError"}}]
+    assert all(judge(pod("Pending", container=one), has_record=False, waited_long=True).is_explained for one in said)
 
 
 def test_an_image_that_does_not_exist_and_a_queue_s_turn_are_no_slow_starts() -> None:
