@@ -163,8 +163,14 @@ def test_a_watch_tells_every_change_once_and_in_order(site: Site) -> None:
     site.create("pod", "true")
     site.core.patch_namespaced_pod("pod", site.namespace, {"metadata": {"labels": {"new": "yes"}}})
     site.core.delete_namespaced_pod("pod", site.namespace)
-    seen = watch.Watch().stream(site.core.list_namespaced_pod, site.namespace, resource_version=since, timeout_seconds=2)
-    told = [(event["type"], (event["object"].metadata.labels or {}).get("new")) for event in seen]
+    looking, seen = watch.Watch(), []
+    for event in looking.stream(site.core.list_namespaced_pod, site.namespace, resource_version=since, timeout_seconds=60):
+        seen.append((int(event["object"].metadata.resource_version), event["type"], (event["object"].metadata.labels or {}).get("new")))
+        if event["type"] == "DELETED":
+            looking.stop()
+    versions = [version for version, *_ in seen]
+    assert versions == sorted(set(versions))
+    told = [(kind, label) for _, kind, label in seen]  # the scheduler's changes are among them, and that the pod is to go
     assert list(dict.fromkeys(one for one in told if one != ("MODIFIED", None))) == [("ADDED", None), ("MODIFIED", "yes"), ("DELETED", "yes")]
 
 

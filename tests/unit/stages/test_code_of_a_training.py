@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from airflow_mlops.stages import evaluate, robustness, train
 from airflow_mlops.stages.code import code_of
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.models import load_challenger
+from tests.git import AUTHOR, commit_all
 from tests.servers import await_state, embedded_server
 from tests.serving_models import publish
 
@@ -59,13 +59,9 @@ class Story:
     registry: MlflowRegistry
 
 
-def commit(place: Path, number: int) -> str:
+def write(place: Path, number: int) -> str:
     (place / "featured_model.py").write_text(CODE.replace("FROM", f"{number}.0"))
-    git = ["git", "-C", str(place), "-c", "user.name=Ann Lee", "-c", "user.email=ann@example.org"]
-    subprocess.run(["git", "init", "--quiet", str(place)], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "--quiet", "-m", str(number)], check=True)
-    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    return commit_all(place)
 
 
 def run_elsewhere(workshop: Workshop, spec: train.Spec, name: str) -> tuple[ResultRef, Any]:
@@ -81,7 +77,7 @@ def run_elsewhere(workshop: Workshop, spec: train.Spec, name: str) -> tuple[Resu
 @pytest.fixture(scope="module")
 def story(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     place = tmp_path_factory.mktemp("team")
-    commits = (commit(place, 1), commit(place, 2))
+    commits = (write(place, 1), write(place, 2))
     registry = MlflowRegistry(workshop.tracking_uri)
     validation, _ = workshop.validate(dataclasses.replace(workshop.v2, name="featured"))
     spec = workshop.training_spec(validation, start="champion")._replace(
@@ -105,7 +101,7 @@ def story(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_each_training_ran_the_code_of_its_commit_and_says_so(story: Story) -> None:
     assert (story.first.code_version, story.second.code_version) == story.commits
     assert (story.first.metrics["from"], story.second.metrics["from"]) == (1.0, 2.0)
-    assert story.first.code_authors == ("Ann Lee <ann@example.org>",)
+    assert story.first.code_authors == (AUTHOR,)
 
 
 def test_only_a_training_that_starts_from_a_champion_runs_retrain(story: Story) -> None:

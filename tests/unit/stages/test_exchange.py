@@ -29,6 +29,7 @@ from airflow_mlops.stages.objects import FRESH_SECONDS, Objects
 from airflow_mlops.stages.runner import spec_data
 from airflow_mlops.training.function import code_authors, code_version
 from tests.fakes import leave_record
+from tests.git import AUTHOR, commit_all
 from tests.s3 import App, S3Server, error
 
 BUCKET = "exchange"
@@ -85,8 +86,7 @@ class Site:
         (self.code / "own.py").write_text("def train(context): ...\n")
         (self.code / ".gitignore").write_text("large.bin\n")
         (self.code / "large.bin").write_bytes(bytes(1000))
-        for words in (["init", "-q"], ["add", "."], ["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "commit", "-qm", "first"]):
-            subprocess.run(["git", *words], cwd=self.code, check=True)
+        commit_all(self.code)
 
     @property
     def spec(self) -> train.Spec:
@@ -122,7 +122,7 @@ def test_what_a_request_refers_to_lies_in_the_pod_where_it_lay_on_the_worker(exc
     assert path_digest(Path(site.dataset.uri)) == dataset
     assert not (site.code / "large.bin").exists() and not (site.code / ".git").exists()
     assert (code_version(site.code), code_authors(site.code)) == (version, authors)
-    assert len(version) == 40 and authors == ("Ann <ann@example.org>",)
+    assert len(version) == 40 and authors == (AUTHOR,)
 
 
 def test_a_copy_of_the_code_that_is_altered_is_not_said_to_be_its_commit(exchange: Exchange, site: Site) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from airflow_mlops.stages.process import StageProcess
 from airflow_mlops.stages.runner import spec_digest
 from airflow_mlops.stages.worker import Participation
 from airflow_mlops.training.weights import weights_digest
+from tests.processes import alive, wait_until
 from tests.unit.stages.conftest import Workshop
 
 ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -38,46 +38,28 @@ def group(scripted: ModuleType, out_dir: Path, action: str) -> StageGroup:
 
 def pids(*out_dirs: Path) -> list[int]:
     paths = [out_dir / "pids.json" for out_dir in out_dirs]
-    end = time.monotonic() + 20
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < end, "the workers did not begin"
-        time.sleep(0.02)
+    wait_until(lambda: all(path.exists() for path in paths))
     return [pid for path in paths for pid in json.loads(path.read_text())]
 
 
 @contextmanager
 def killing(together: StageGroup, out_dir: Path, *, all_of_them: bool) -> Iterator[list[int]]:
     """While the block waits for the group, kill it, or one of its workers; what ran before is yielded."""
-    alive: list[int] = []
+    found: list[int] = []
 
     def kill() -> None:
-        alive.extend(pids(out_dir, out_dir.with_name(f"{out_dir.name}-worker-1")))
+        found.extend(pids(out_dir, out_dir.with_name(f"{out_dir.name}-worker-1")))
         if all_of_them:
             together.kill()
         else:
-            os.kill(alive[-2], signal.SIGKILL)  # the second worker's own process, not its child
+            os.kill(found[-2], signal.SIGKILL)  # the second worker's own process, not its child
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        yield alive
+        yield found
     finally:
         killer.join()
-
-
-def assert_gone(alive: list[int]) -> None:
-    """Killed processes are gone when the machine has had the time for it."""
-    end = time.monotonic() + 20
-    while left := [pid for pid in alive if is_running(pid)]:
-        assert time.monotonic() < end, f"{left} still run"
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +111,7 @@ def test_a_training_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_w
     with pytest.raises(StageKilled, match="SIGKILL"):
         trained(first)
     assert mark.exists()
-    assert [process for process in first._processes if is_running(process._process.pid)] == []  # type: ignore[union-attr]
+    assert [process for process in first._processes if alive(process._process.pid)] == []  # type: ignore[union-attr]
     result = trained(second)
     steps = result.num_train_rows // 40
     assert result.resumed_from_step == steps
@@ -138,16 +120,18 @@ def test_a_training_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_w
 
 def test_a_worker_that_dies_takes_the_others_with_it(scripted: ModuleType, tmp_path: Path) -> None:
     together = group(scripted, tmp_path, "start_child_and_wait")
-    with pytest.raises(StageKilled, match="SIGKILL"), killing(together, tmp_path, all_of_them=False) as alive:
+    with pytest.raises(StageKilled, match="SIGKILL"), killing(together, tmp_path, all_of_them=False) as before:
         together.run(lambda line: None)
-    assert_gone(alive)
+    assert before
+    wait_until(lambda: not any(map(alive, before)))
 
 
 def test_a_group_that_is_killed_leaves_nothing_running(scripted: ModuleType, tmp_path: Path) -> None:
     together = group(scripted, tmp_path, "start_child_and_wait")
-    with pytest.raises(StageKilled), killing(together, tmp_path, all_of_them=True) as alive:
+    with pytest.raises(StageKilled), killing(together, tmp_path, all_of_them=True) as before:
         together.run(lambda line: None)
-    assert_gone(alive)
+    assert before
+    wait_until(lambda: not any(map(alive, before)))
 
 
 def test_the_error_of_the_worker_that_failed_is_the_answer(scripted: ModuleType, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from airflow_mlops.stages.twins import Changes, Comparison, _check_code, rebuild
 from airflow_mlops.training.function import code_version
 from airflow_mlops.training.reproducibility import ENVIRONMENT
 from tests.fakes import training
+from tests.git import commit_all
 from tests.unit.stages.conftest import LAYOUT, Workshop
 
 
@@ -119,9 +119,7 @@ def test_sources_that_git_knows_only_here_are_the_same_code(tmp_path: Path) -> N
     shutil.copy(Path(__file__).with_name("hidden_code.py"), code)
     spec = train.Spec(ResultRef("validate", "", ""), LAYOUT, "hidden_code:train", str(code), "digits", "http://mlflow", {})
     then = training(tmp_path, code_version=code_version(code))
-    for words in (["init", "--quiet"], ["add", "."], ["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "commit", "--quiet", "-m", "code"]):
-        subprocess.run(["git", "-C", str(code), *words], check=True)
-    assert code_version(code) != then.code_version
+    assert commit_all(code) == code_version(code) != then.code_version
     _check_code(spec, then)
     (code / "hidden_code.py").write_text("")
     with pytest.raises(SpecError, match="find the same sources"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 
@@ -83,7 +84,6 @@ def test_every_format_takes_any_number_of_rows_and_answers_as_the_model(tmp_path
 
 
 def test_input_and_output_have_the_same_names_in_the_onnx_file_and_in_the_signature(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     exported = save(small_model(), ROWS, tmp_path, formats={"onnx": "required"})
     said = json.loads(exported.signature.read_bytes())
     assert said["inputs"] == {"image": {"dtype": "float32", "shape": [-1, 4, 4, 1]}}

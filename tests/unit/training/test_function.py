@@ -12,6 +12,7 @@ import pytest
 
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.training.function import code_version, resolve
+from tests.git import git
 
 
 @pytest.fixture
@@ -23,11 +24,6 @@ def code(tmp_path: Path) -> Iterator[Path]:
     sys.path[:] = path
     for name in set(sys.modules) - modules:
         del sys.modules[name]
-
-
-def git(directory: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
-    return subprocess.run(["git", "-C", directory, *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_a_function_is_found_by_module_and_name(code: Path) -> None:

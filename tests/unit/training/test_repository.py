@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from airflow_mlops.exceptions import RepositoryUnavailable, SpecError
 from airflow_mlops.local.services import free_port
 from airflow_mlops.training.function import code_authors, code_version
 from airflow_mlops.training.repository import checkout, without_credentials
+from tests.git import AUTHOR, commit_all, git
 
 
 class Repository:
@@ -25,14 +25,11 @@ class Repository:
         self.git("init", "--quiet", "--initial-branch=main")
 
     def git(self, *arguments: str) -> str:
-        person = ["-c", "user.name=Ann Lee", "-c", "user.email=ann@example.org"]
-        return subprocess.run(["git", "-C", str(self.place), *person, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+        return git(self.place, *arguments)
 
     def commit(self, text: str) -> str:
         (self.place / "model.py").write_text(text)
-        self.git("add", ".")
-        self.git("commit", "--quiet", "-m", text)
-        return self.git("rev-parse", "HEAD")
+        return commit_all(self.place, text)
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def test_the_tree_is_exactly_that_commit_and_code_version_and_authors_know_it(re
         tree = checkout(str(repository.place), commit, tmp_path / "code", cache=tmp_path / "cache")
         assert sorted(path.name for path in tree.iterdir()) == [".git", "model.py"]
         assert (tree / "model.py").read_text() == text
-        assert (code_version(tree), code_authors(tree)) == (commit, ("Ann Lee <ann@example.org>",))
+        assert (code_version(tree), code_authors(tree)) == (commit, (AUTHOR,))
 
 
 def test_what_is_known_already_is_not_asked_for_again(repository: Repository, tmp_path: Path) -> None:
