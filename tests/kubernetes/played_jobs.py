@@ -43,7 +43,7 @@ class PlayedJobs:
         while not self._stopping.wait(SYNC_SECONDS):
             for job in self._batch.list_job_for_all_namespaces().items:
                 ended = [each.type for each in job.status.conditions or []] if job.status else []
-                if not ended and not job.spec.suspend:
+                if not ended and not job.spec.suspend and not job.metadata.deletion_timestamp:
                     self._sync(job)
 
     def _sync(self, job: Any) -> None:
@@ -58,7 +58,13 @@ class PlayedJobs:
             return
         for index in range(job.spec.completions):
             if index not in there:
-                self._core.create_namespaced_pod(job.metadata.namespace, self._pod(job, index))
+                self._make(job, index)
+
+    def _make(self, job: Any, index: int) -> None:
+        made = self._core.create_namespaced_pod(job.metadata.namespace, self._pod(job, index))
+        left = self._batch.list_namespaced_job(job.metadata.namespace).items
+        if job.metadata.uid not in [each.metadata.uid for each in left]:  # deleted meanwhile: who collects garbage would find this pod, too
+            self._core.delete_namespaced_pod(made.metadata.name, made.metadata.namespace)
 
     def _pod(self, job: Any, index: int) -> dict[str, Any]:
         template = self._api.sanitize_for_serialization(job.spec.template)
