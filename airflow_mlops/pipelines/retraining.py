@@ -47,6 +47,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             retrain=spec.retrain,
             repository=spec.repository,
             commit=spec.commit,
+            **spec.training,
         ),
     )
     evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))

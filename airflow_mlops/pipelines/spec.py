@@ -15,6 +15,7 @@ from airflow_mlops.training.search import Search
 
 Parameter = str | int | float | bool
 OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
+TRAINING_FIELDS = ("max_seconds", "checkpoint_seconds", "checkpoints", "keep_checkpoints", "reproducible", "num_threads")
 ATTACK_ELSEWHERE = {"max_mutants": "PipelineSpec.max_mutants", "seed": "the trigger form's field seed"}
 
 
@@ -41,6 +42,7 @@ class PipelineSpec:
     * `retrain`: the function for a training that starts from the champion, where it is another than `train_function`.
     * `repository`, `commit`: Git repository and full hash of what all three functions are imported from, instead of `code_path`.
     * `features`: ``module:function`` from raw rows to what the train function learns from; it is served with the model. Empty for none.
+    * `training`: those of `TRAINING_FIELDS` of the train stage's spec that are not as usual: ``{"max_seconds": 3600.0, "reproducible": False}``.
     * `formats`: what the model is offered as beside Keras and SavedModel: ``{"onnx": "required", "tflite": "optional"}``.
     * `search`: parameters of the train function to try, instead of their defaults: a `Grid` or a `RandomSearch`; the best training goes on.
     * `runner`: where the stages run: ``Local()``, or ``Pod(...)`` on Kubernetes.
@@ -68,6 +70,7 @@ class PipelineSpec:
     retrain: str = ""
     repository: str = ""
     commit: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
     search: Search | None = None
     runner: Runner = field(default_factory=Local)
@@ -89,6 +92,9 @@ class PipelineSpec:
         for name, place in ATTACK_ELSEWHERE.items():
             if name in self.attack:
                 raise SpecError(f"attack names {name!r}, which {place} decides: set it there.")
+        for name in self.training:
+            if name not in TRAINING_FIELDS:
+                raise unknown_name("field of the training", name, TRAINING_FIELDS)
         for name, value in self.params.items():
             if name in OWN_FIELDS:
                 raise SpecError(f"params names {name!r}, which the trigger form has already for the pipeline itself: choose another name.")

@@ -43,6 +43,8 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
         ({"num_shards": 0}, "at least 1 task"),
         ({"attack": {"max_mutants": 10}}, "PipelineSpec.max_mutants decides"),
         ({"attack": {"seed": 3}}, "the trigger form's field seed decides"),
+        ({"training": {"max_second": 60.0}}, "Did you mean 'max_seconds'"),
+        ({"training": {"seed": 3}}, "Unknown field of the training 'seed'"),
         ({"params": {"seed": 42}}, "names 'seed', which the trigger form has already"),
         ({"params": {"dataset_version": "v1"}}, "names 'dataset_version', which the trigger form has already"),
         ({"params": {"repeat": True}}, "names 'repeat', which the trigger form has already"),
@@ -53,6 +55,12 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
 def test_an_impossible_spec_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         spec(**changes)
+
+
+def test_the_time_and_the_checkpoints_of_a_training_are_the_team_s() -> None:
+    dag, *_ = model_pipelines(spec(model="limited", training={"max_seconds": 3600.0, "reproducible": False}))
+    asked = dag.get_task("train").spec
+    assert (asked.max_seconds, asked.reproducible, asked.checkpoint_seconds) == (3600.0, False, 60.0)
 
 
 def test_a_campaign_in_shards_is_a_mapped_task_before_the_one_that_merges() -> None:
