@@ -49,10 +49,13 @@ def fit_model(
     :param epochs: as Keras', of `steps_per_epoch` batches each, by default of as many as the rows fill.
     :param arguments: further ones of Keras' ``fit``; not those that say what is learned from in which order.
     :raises NonFiniteModel: the loss is NaN or infinite; such weights are never kept.
-    :raises SpecError: one of `arguments` would change the rows or their order.
+    :raises SpecError: one of `arguments` would change the rows or their order, or a number is less than 1, by which Keras would train nothing.
     """
     if own := {"x", "y", "shuffle", "initial_epoch", "sample_weight", "validation_split"} & arguments.keys():
         raise SpecError(f"context.fit takes no {', '.join(sorted(own))}: it decides the rows and their order itself. Use Keras' own fit for others.")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch or 1)):
+        if value < 1:
+            raise SpecError(f"context.fit is given {name}={value}; give 1 or more.")
     per_pass = math.ceil(len(context.inputs) / batch_size)
     history = keras.callbacks.History()
     keeper = _Keeper(context, steps_per_epoch or per_pass, batch_size, [history, *callbacks], checkpoint_epochs)

@@ -251,6 +251,12 @@ def test_arguments_that_would_change_the_rows_are_refused(tmp_path: Path, argume
         context(tmp_path).fit(model(), epochs=1, **{argument: 1})
 
 
+@pytest.mark.parametrize("numbers", [{"epochs": 0}, {"epochs": -1}, {"epochs": 1, "batch_size": 0}, {"epochs": 1, "steps_per_epoch": -2}])
+def test_a_training_of_nothing_is_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
+    with pytest.raises(SpecError, match=r"context\.fit is given \w+=-?\d; give 1 or more"):
+        context(tmp_path).fit(model(), **numbers)  # type: ignore[arg-type]
+
+
 def test_an_attempt_with_other_callbacks_than_the_one_before_is_told_so(tmp_path: Path) -> None:
     patience = keras.callbacks.EarlyStopping("loss", patience=9)
     context(tmp_path, after(10)).fit(model(), epochs=EPOCHS, batch_size=BATCH_SIZE, callbacks=[patience])
