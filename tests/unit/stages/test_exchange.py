@@ -337,11 +337,13 @@ def aging_only_objects(ages: Callable[..., dict[str, float]]) -> Callable[..., d
     return lambda self, folder="objects": {name: age if folder == "objects" else 0.0 for name, age in ages(self, folder).items()}
 
 
+@pytest.mark.parametrize("exchange", ["file"], indirect=True)  # nothing is asked of the store
 def test_an_age_that_would_take_what_others_rely_on_is_refused(exchange: Exchange) -> None:
     with pytest.raises(SpecError, match="at least 2: who sends"):
         exchange.clean(3600)
 
 
+@pytest.mark.parametrize("exchange", ["file"], indirect=True)  # nothing is asked of the store
 @pytest.mark.parametrize("uri", ["sqlite:////srv/mlflow.db", "sqlite+pysqlite:////srv/mlflow.db", "file:///srv/mlruns", "/srv/mlruns", "mlruns"])
 def test_a_registry_that_is_a_file_of_the_worker_is_refused_before_anything_is_sent(exchange: Exchange, site: Site, uri: str) -> None:
     with pytest.raises(SpecError, match=r"tracking_uri is .*: a place on the worker.*http://mlflow:5000"):
@@ -349,6 +351,7 @@ def test_a_registry_that_is_a_file_of_the_worker_is_refused_before_anything_is_s
     assert exchange.objects.ages() == {}
 
 
+@pytest.mark.parametrize("exchange", ["file"], indirect=True)
 @pytest.mark.parametrize("uri", ["https://mlflow.example.org", "databricks", "postgresql://mlflow@db/mlflow"])
 def test_a_registry_that_pods_can_reach_is_not(exchange: Exchange, site: Site, uri: str) -> None:
     exchange.send_request("mlops-train-1", "train", site.spec._replace(tracking_uri=uri))
@@ -362,6 +365,7 @@ def test_a_url_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
     assert "secret" not in str(caught.value).split("password")[0]
 
 
+@pytest.mark.parametrize("exchange", ["file"], indirect=True)  # nothing is asked of the store
 @pytest.mark.parametrize("name", ["", "../x", "A", "a/b", "x" * 300])
 def test_a_name_that_no_pod_can_have_is_refused(exchange: Exchange, name: str) -> None:
     with pytest.raises(SpecError, match="can not name a request"):
