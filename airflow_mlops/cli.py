@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     wanted.add_argument("--request", help="name of a request in the exchange, which says what to do and brings what is needed")
     stage.add_argument("--exchange", help="URL of the object storage between workers and pods, for instance s3://bucket/exchange")
     stage.add_argument("--exchange-options", type=Path, help="JSON file with fsspec's options for it, such as a mounted secret")
+    stage.add_argument("--worker", type=int, default=0, help="number of this one among several that were asked for the same; 0 alone answers")
     stage.add_argument("--result", type=Path, required=True, help="file the result record is written to; artefacts go beside it")
     stage.add_argument("--lifeline", type=int, help="file descriptor of a pipe; when its other end closes, the stage ends")
     stage.add_argument("--image", help="the image it runs in, with its digest, which the record keeps")
@@ -218,17 +219,19 @@ def _ledger(where: str) -> Store:
 def _stage(options: argparse.Namespace) -> int:
     from airflow_mlops.stages.process import die_with_parent
     from airflow_mlops.stages.runner import run_stage
+    from airflow_mlops.stages.stop import ended_when_told
 
     if options.lifeline is not None:
         die_with_parent(options.lifeline)
     if bool(options.exchange) != bool(options.request):
         raise SpecError("--exchange and --request belong together: the URL of the object storage, and what is asked for there.")
-    if options.request:
+    with ended_when_told():
+        if not options.request:
+            return run_stage(options.name, options.spec, options.result, image=options.image)
         from airflow_mlops.stages.remote import open_exchange, run_requested
 
         opened = open_exchange(options.exchange, options.exchange_options)
-        return run_requested(options.name, options.request, opened, options.result, image=options.image)
-    return run_stage(options.name, options.spec, options.result, image=options.image)
+        return run_requested(options.name, options.request, opened, options.result, image=options.image, worker=options.worker)
 
 
 def _demo(options: argparse.Namespace) -> int:

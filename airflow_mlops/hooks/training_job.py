@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,12 +14,14 @@ from kubernetes.client.exceptions import ApiException
 from airflow_mlops.hooks.container_log import ContainerLog
 from airflow_mlops.hooks.kubernetes import patiently, refusal
 from airflow_mlops.stages.chief import chiefs
-from airflow_mlops.stages.job import JobSpec, Place, backend_of, has_ended, too_old
+from airflow_mlops.stages.job import JobSpec, Place, backend_of, too_old
+from airflow_mlops.stages.job_verdicts import has_ended
 from airflow_mlops.stages.pod import CONTAINER, ENDED, SPEC_ANNOTATION, dropped
 from airflow_mlops.stages.pod_log import Position
 
 _POD_LABEL = {"job": "job-name", "trainjob": "jobset.sigs.k8s.io/jobset-name"}
 _SERVICES = Place("", "v1", "services")
+_LAST_READS = 3  # of the logs of pods that have ended
 
 
 class TrainingJob:
@@ -135,3 +138,10 @@ class ChiefLog:
                 self._over.add(name)
             whole = whole and (read or not ended)
         return whole
+
+    def tell_rest(self, job: TrainingJob, tell: Callable[[str], object], pause: float) -> None:
+        """Tell what is not told yet of pods that have ended; what breaks off is asked for again after `pause` seconds, and given up in the end."""
+        for _ in range(_LAST_READS):
+            if self.tell_new(job, job.pods(), tell):
+                return
+            time.sleep(pause)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,17 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, WorkerLost
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.exchange import open_exchange
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.training_job import ChiefLog, TrainingJob
-from airflow_mlops.hooks.workspace import task_directory
+from airflow_mlops.hooks.workspace import task_directory, workspace
 from airflow_mlops.operators.links import ReportLink
 from airflow_mlops.operators.stage import conclude, progress_log, progress_of
 from airflow_mlops.records import Record, read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
 from airflow_mlops.stages.chief import Told, told
-from airflow_mlops.stages.job import INDEX, JobSpec, Work, judge, waited_seconds, workload
+from airflow_mlops.stages.job import JobSpec, Work, worker_command, workload
+from airflow_mlops.stages.job_verdicts import came_too_late, has_ended, judge, waited_seconds
 from airflow_mlops.stages.pod import Outcome, Verdict, advice, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
 from airflow_mlops.training.reproducibility import environment_of
@@ -33,10 +34,6 @@ from airflow_mlops.triggers.job import TrainingJobTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mlops.ledger.store import Store
-
-_LAST_READS = 3  # of the logs of pods that have ended, before what is missing of them is given up
-
 
 class TrainModelJobOperator(BaseOperator):
     """Run stage ``train`` by several pods at once and believe only worker 0's verified result record; returns the reference to it.
@@ -44,7 +41,8 @@ class TrainModelJobOperator(BaseOperator):
     The Job's name follows from the task, its run and the number of the attempt: a worker that died finds its Job again. When the infrastructure
     took a pod and the others could not go on without it, another Job follows in the same try; a program that fails is not tried again.
     Worker 0's log is in the task's, line by line, and its progress on a page, deferred or not.
-    Workspace, datasets, code and checkpoints must lie at the same paths for workers and pods. Time in a queue is not counted.
+    Workspace, datasets, code and checkpoints lie at the same paths for workers and pods: on a volume, or because what the pods need of them goes
+    through `PodSpec.exchange`. Time in a queue is not counted.
 
     :param spec: the stage's `Spec`; fields may be templates, those of `job_spec` too.
     :param job_spec: how many workers, what each is, and by which engine.
@@ -91,8 +89,8 @@ class TrainModelJobOperator(BaseOperator):
             job = self._prepare(context)
             if self._attempt.settled:  # a worker died before it returned what it had found
                 return self._say_again(job, context)
-            if not self._record.exists() or job.seen() is not None:
-                job.create(self._objects)
+            if not self._has_record(job) or job.seen() is not None:
+                self._create(job)
                 if self.deferrable:
                     self._defer(context)
             verdict = self._followed(job, context)
@@ -106,7 +104,7 @@ class TrainModelJobOperator(BaseOperator):
             return self.execute(context)
         self._told = told(event.get("told", {}))
         with progress_log(self, context, self._directory, self._told.history) as tell:
-            self._tell_rest(job, ChiefLog(self._told.positions, self.log.warning), tell)
+            ChiefLog(self._told.positions, self.log.warning).tell_rest(job, tell, self.poll_seconds)
         done = self._conclude(job, verdict, context)
         return self.execute(context) if done is None else done
 
@@ -135,20 +133,38 @@ class TrainModelJobOperator(BaseOperator):
             self._parsed = self._request()
             digest = spec_digest(self._parsed)
             self._chain = f"{ti.max_tries}:{digest}"  # as StagePodOperator's: stays over retries, and grows when the task is cleared
-            with self._ledger() as store:
+            with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
                 self._attempt = next_attempt(store, self._task, self._chain)
             self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
             self._directory = directory = task_directory(context) / f"job-{self._attempt.number}"
             self._record = Path(f"{directory}-worker-0") / "result.json"
-            results = f"{directory}-worker-$({INDEX})/result.json"  # beside each other, so that all find the same checkpoints
-            command = ["python", "-m", "airflow_mlops", "stage", self.stage, "--spec", str(directory / "spec.json"), "--result", results]
-            command += ["--image", self.job_spec.pod.image]
-            work = Work(self._name, command, digest, self._attempt.step, environment_of(self._parsed))
-            self._objects = workload(self.job_spec, work)
+            job_spec, pod = self.job_spec, self.job_spec.pod
+            self._exchange = open_exchange(pod.exchange, job_spec.exchange_conn_id or None) if pod.exchange else None
+            if self._exchange:
+                job_spec = job_spec._replace(pod=pod._replace(places=(str(workspace()), *pod.places)))
+            words = worker_command(self.stage, self._name, job_spec, str(directory))
+            self._objects = workload(job_spec, Work(self._name, words, digest, self._attempt.step, environment_of(self._parsed)))
         write_atomically(directory / "spec.json", canonical_json(spec_data(self._parsed)))
         self._told = Told()
         self._job = TrainingJob(KubernetesHook(**self._connection()).get_conn(), self.job_spec, self._name, self.log.warning)
         return self._job
+
+    def _create(self, job: TrainingJob) -> None:
+        """Create the Job, once all that its pods need is where they find it, or find the one that an earlier worker created."""
+        if self._exchange:
+            with airflow_errors():
+                self._exchange.send_request(self._name, self.stage, self._parsed)
+        job.create(self._objects)
+
+    def _has_record(self, job: TrainingJob) -> bool:
+        if self._record.exists() or self._exchange is None:
+            return self._record.exists()
+        with airflow_errors():
+            try:
+                return self._exchange.take_result(self._name, self._record)
+            except ResultInvalid:
+                self._settle(job, Outcome.ERROR)
+                raise
 
     def _request(self) -> Any:
         """Return the stage's spec, complete."""
@@ -162,19 +178,14 @@ class TrainModelJobOperator(BaseOperator):
             while (verdict := self._verdict(job, pods := job.pods())).outcome is None:
                 log.tell_new(job, pods, tell)
                 time.sleep(self.poll_seconds)
-            self._tell_rest(job, log, tell)
+            log.tell_rest(job, tell, self.poll_seconds)
         return verdict
-
-    def _tell_rest(self, job: TrainingJob, log: ChiefLog, tell: Callable[[str], None]) -> None:
-        """Tell what was not told before of pods that have ended."""
-        for _ in range(_LAST_READS):
-            if log.tell_new(job, job.pods(), tell):
-                return
-            time.sleep(self.poll_seconds)
 
     def _verdict(self, job: TrainingJob, pods: list[dict[str, Any]]) -> Verdict:
         waited_long = waited_seconds(pods, time.time()) > self.job_spec.pod.start_seconds
-        verdict = judge(job.seen(), pods, has_record=self._record.exists(), waited_long=waited_long)
+        seen = job.seen()
+        has_record = (seen is None or has_ended(seen) or bool(came_too_late(pods))) and self._has_record(job)
+        verdict = judge(seen, pods, has_record=has_record, waited_long=waited_long)
         if verdict.outcome is None and self._deadline is not None and time.time() >= self._deadline:
             return Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
         return verdict
@@ -184,8 +195,9 @@ class TrainModelJobOperator(BaseOperator):
         if verdict.outcome == Outcome.RECORD:
             try:
                 answer = self._result(context)
-            except WorkerLost as error:
-                verdict = Verdict(Outcome.INTERRUPTED, str(error))
+            except WorkerLost as error:  # why, the other worker's pod may say
+                why = judge(job.seen(), job.pods(), has_record=False)
+                verdict = why if why.outcome else Verdict(Outcome.INTERRUPTED, str(error))
             except AirflowFailException as error:
                 self._settle(job, Outcome.ERROR, str(error))
                 raise
@@ -201,7 +213,7 @@ class TrainModelJobOperator(BaseOperator):
         if not refused:
             if any(one.newest for one in self._told.positions.values()):
                 self.log.info("The log of worker 0 of job %s, again from its beginning: what the triggerer told of it may be gone.", self._name)
-                self._tell_rest(job, ChiefLog({}, self.log.warning), partial(self.log.info, "%s"))
+                ChiefLog({}, self.log.warning).tell_rest(job, partial(self.log.info, "%s"), self.poll_seconds)
             self._settle(job, outcome)
             return None
         failure = f"StageKilled: The training by job {self._name} left no result. {verdict.reason.strip()} {refused}"
@@ -232,12 +244,7 @@ class TrainModelJobOperator(BaseOperator):
         first = bool(failure) and job.is_over()
         if not first:
             job.delete()
-        with self._ledger() as store:
+        with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             settle(store, self._task, self._attempt.number, self._name, self._chain, outcome, failure)
         if first:
             job.delete()
-
-    @contextlib.contextmanager
-    def _ledger(self) -> Iterator[Store]:
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            yield store

@@ -1,4 +1,4 @@
-"""A training by several pods, without Kubernetes: what the cluster is asked for, and what is made of how it ended.
+"""A training by several pods, without Kubernetes: what the cluster is asked for; `job_verdicts` says what is made of how it ended.
 
 An Indexed Job gives every worker a number and, with a headless Service, a name by which the others find it; TensorFlow reads both from
 ``TF_CONFIG``. A Kubeflow `TrainJob` makes the same pods from a runtime that the cluster's owner keeps. As for a pod, only the result record of
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.stages.chief import INDEX_ANNOTATION
-from airflow_mlops.stages.pod import CONTAINER, SPEC_ANNOTATION, Outcome, PodSpec, Verdict
+from airflow_mlops.stages.pod import CONTAINER, SPEC_ANNOTATION, PodSpec
+from airflow_mlops.stages.pod import command as pod_command
 from airflow_mlops.stages.pod import manifest as pod_manifest
-from airflow_mlops.stages.verdicts import judge as judge_pod
 
 PORT = 2222
 INDEX = "JOB_COMPLETION_INDEX"
@@ -36,6 +35,7 @@ class JobSpec(NamedTuple):
     * `backend`: ``job`` for an Indexed Job, ``trainjob`` for Kubeflow's Trainer.
     * `runtime`: the ClusterTrainingRuntime of a TrainJob; it must have one replicated job ``node`` and mount what workers and pods share.
     * `max_replacements`: how often Kubernetes may replace a worker of backend ``job`` that its infrastructure took, within one attempt.
+    * `exchange_conn_id`: connection whose extra field `storage_options` are Airflow's for the pod's `exchange`; empty: its environment says them.
     """
 
     pod: PodSpec
@@ -43,6 +43,7 @@ class JobSpec(NamedTuple):
     backend: str = "job"
     runtime: str = ""
     max_replacements: int = 6
+    exchange_conn_id: str = ""
 
 
 class Work(NamedTuple):
@@ -100,6 +101,15 @@ def backend_of(spec: JobSpec) -> Backend:
     return backend
 
 
+def worker_command(stage: str, name: str, spec: JobSpec, directory: str) -> list[str]:
+    """Return what each worker of the attempt called `name` runs; their directories lie beside each other, so that all find the same checkpoints.
+
+    :param directory: of the attempt; what an exchange does not bring is asked for there.
+    """
+    words = pod_command(stage, name, spec.pod, f"{directory}/spec.json", f"{directory}-worker-$({INDEX})/result.json")
+    return [*words, "--worker", f"$({INDEX})"] if spec.pod.exchange else words
+
+
 def environment(spec: JobSpec, work: Work, host: Callable[[str, int], str]) -> list[dict[str, Any]]:
     """Return the variables of each worker, by which it knows its number, which Kubernetes fills in, and the others at `host` of name and number."""
     cluster = {"worker": [f"{host(work.name, index)}:{PORT}" for index in range(spec.num_workers)]}
@@ -115,51 +125,6 @@ def service(spec: JobSpec, work: Work) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(spec, work, {}), "spec": about}
 
 
-def judge(workload: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], *, has_record: bool, waited_long: bool = False) -> Verdict:
-    """Return what is to be made of a Job or TrainJob, Kubernetes' JSON of it, or None when it is gone.
-
-    :param pods: those of it that are there still; they say why it failed.
-    :param has_record: whether worker 0's result record is there.
-    :param waited_long: whether it has had the time to start that it may have, without its time in a queue.
-    """
-    if workload is None:
-        return Verdict(Outcome.RECORD) if has_record else Verdict(Outcome.INTERRUPTED, "The job was deleted before it left a result record.")
-    ended = _conditions(workload)
-    if has_ended(workload):
-        if has_record:
-            return Verdict(Outcome.RECORD)
-        if "Complete" in ended:
-            return Verdict(Outcome.FAILED, "The job ended as complete and left no result record: nothing shows that the training was done.")
-        reasons = [judge_pod(pod, has_record=False) for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
-        return _worst(reasons) or Verdict(Outcome.FAILED, f"The job failed: {ended['Failed'].get('message') or ended['Failed'].get('reason')}.")
-    if is_suspended(workload):
-        return Verdict(None, "The job waits in its queue.")
-    waiting = [judge_pod(pod, has_record=False, waited_long=waited_long) for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
-    return _worst(waiting) or Verdict(None)
-
-
-def has_ended(workload: Mapping[str, Any]) -> bool:
-    """Whether a Job or TrainJob is complete or has failed."""
-    return not {"Complete", "Failed"}.isdisjoint(_conditions(workload))
-
-
-def _conditions(workload: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the conditions that hold, by type."""
-    return {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or () if each["status"] == "True"}
-
-
-def is_suspended(workload: Mapping[str, Any]) -> bool:
-    """Whether a queue holds the workload back: that is no failure, however long it takes."""
-    return bool((workload.get("spec") or {}).get("suspend"))
-
-
-def waited_seconds(pods: Sequence[Mapping[str, Any]], now: float) -> float:
-    """Return for how long, at `now` in epoch seconds, the pod that waits longest to start has been there; a queue makes pods only when it lets go."""
-    waiting = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
-    made = [datetime.fromisoformat(pod["metadata"]["creationTimestamp"]).timestamp() for pod in waiting]
-    return max(now - min(made), 0.0) if made else 0.0
-
-
 def too_old(lost: Sequence[str], kind: str) -> str:
     """Return what to tell a person whose cluster dropped the fields `lost` of what it was sent."""
     need = "; ".join(f"{field} needs Kubernetes {version}" for field, version in NEEDS.items() if any(each.startswith(field) for each in lost))
@@ -167,13 +132,6 @@ def too_old(lost: Sequence[str], kind: str) -> str:
         f"Kubernetes drops {', '.join(lost)} of the {kind}, as one does that is too old for it{f': {need}' if need else ''}. "
         "Take a newer cluster, or train in one pod with TrainModelPodOperator."
     )
-
-
-def _worst(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """Return the verdict that decides: when one worker's program fails, the others die of it."""
-    order = (Outcome.OUT_OF_MEMORY, Outcome.INTERRUPTED, Outcome.FAILED)
-    found = [verdict for verdict in verdicts if verdict.outcome is not None]
-    return min(found, key=lambda verdict: order.index(verdict.outcome or Outcome.FAILED)) if found else None
 
 
 def _metadata(spec: JobSpec, work: Work, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -238,9 +196,10 @@ def _train_job_host(name: str, index: int) -> str:
     return f"{name}-node-0-{index}.{name}"
 
 
-_ALONE = ("exchange", "exchange_secret", "places", "keep_failed_pod")
+_ALONE = ("keep_failed_pod",)
+_EXCHANGE = ("exchange", "exchange_secret", "places")
 _RUNTIME_S = ("shm_size", "node_selector", "tolerations", "priority_class", "service_account", "volume_claim", "mount_path", "grace_seconds")
 BACKENDS: dict[str, Backend] = {
     "job": Backend(Place("batch", "v1", "jobs"), _job, _ALONE, CONTAINER),
-    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job, (*_ALONE, *_RUNTIME_S), "node"),
+    "trainjob": Backend(Place("trainer.kubeflow.org", "v1alpha1", "trainjobs"), _train_job, (*_ALONE, *_EXCHANGE, *_RUNTIME_S), "node"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
@@ -26,8 +27,10 @@ def open_exchange(url: str, options: Path | None) -> Exchange:
     return Exchange(url, found)
 
 
-def run_requested(name: str, request: str, exchange: Exchange, result_path: Path, *, image: str | None = None) -> int:
+def run_requested(name: str, request: str, exchange: Exchange, result_path: Path, *, image: str | None = None, worker: int = 0) -> int:
     """Take a request, run its stage with the newest checkpoint there is, send the result; return what `run_stage` does.
+
+    Of several workers that were asked for the same, all have the checkpoints; `worker` 0 alone sends its own, and the result.
 
     :raises SpecError: the request is of another stage.
     :raises StageError: the record was written and can not be sent, so that nobody will believe it.
@@ -40,9 +43,9 @@ def run_requested(name: str, request: str, exchange: Exchange, result_path: Path
     checkpoints = CheckpointSync(exchange.objects, Path(spec.get("checkpoints") or result_path.parent.parent / "checkpoints"))
     if num_brought := checkpoints.bring():
         log.info("%d checkpoint(s) of an earlier attempt brought from the exchange.", num_brought)
-    with checkpoints:
+    with checkpoints if not worker else nullcontext():
         code = run_stage(name, spec_path, result_path, image=image)
-    if not result_path.exists():
+    if worker or not result_path.exists():
         return code
     try:
         exchange.send_result(request, result_path)

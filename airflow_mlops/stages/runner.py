@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
-from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, StageError, StageStopped
+from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, StageError, StageStopped, WorkerLost
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, StageFailure
 from airflow_mlops.results import from_data, to_data
 from airflow_mlops.stages import stage
 from airflow_mlops.stages.stop import EXIT_CODE
 from airflow_mlops.stages.usage import measure
+from airflow_mlops.stages.worker import LOST_CODE
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ def parse_spec(name: str, data: Any) -> Any:
 
 
 def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | None = None) -> int:
-    """Run stage `name` and write its record atomically; return 0, 1 when the record holds an error, or 143 without a record when the stage was
-    told to stop.
+    """Run stage `name` and write its record atomically; return 0, 1 when the record holds an error, 75 when that is `WorkerLost`, or 143 without a
+    record when the stage was told to stop.
 
     `image` is kept in the record. A `SpecError` about the request itself is raised, not recorded: without a spec there is nothing that a record
     could answer.
@@ -83,7 +84,7 @@ def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | Non
             f"The record of stage {name!r} can not be written to {result_path}: {error}. Nothing is believed without it: make room, and run the "
             "stage again."
         ) from error
-    return 0 if record.error is None else 1
+    return 0 if record.error is None else LOST_CODE if record.error.type == WorkerLost.__name__ else 1
 
 
 def _read_spec(path: Path) -> Any:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from airflow_mlops.results import STRICT, StageResult
 
+LOST_CODE = 75  # EX_TEMPFAIL of sysexits.h: the exit code of a worker that failed for no other reason than that it lost another one
+
 
 @STRICT
 @dataclass(frozen=True)

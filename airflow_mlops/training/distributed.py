@@ -75,6 +75,8 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
         found = context.checkpoints.restore(model) if context.checkpoints else None
     is_chief = resolver is None or resolver.task_id == 0
     first, began = found.state["epoch"] if found else 0, time.monotonic()
+    if _sum(strategy, first) != first * replicas:
+        raise WorkerLost(f"Another worker does not go on from epoch {first}: it found another checkpoint than this one. Run the stage again.")
     for epoch in range(first, epochs):
         try:
             steps = [float(step(batch)) for batch in _batches(context, strategy, batch_size, epoch)]
@@ -99,8 +101,12 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
 
 def _anybody(strategy: Any, answer: bool) -> bool:
     """Return whether any worker answers yes: those that go on alone would wait for the others for ever."""
-    answers = strategy.run(lambda: tf.constant(float(answer)))
-    return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, answers, axis=None) > 0)
+    return _sum(strategy, answer) > 0
+
+
+def _sum(strategy: Any, number: float) -> float:
+    """Return the sum of all replicas' numbers, of which each gives one."""
+    return float(strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.constant(float(number))), axis=None))
 
 
 def _batches(context: TrainingContext, strategy: Any, batch_size: int, epoch: int) -> Any:

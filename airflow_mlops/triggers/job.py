@@ -73,7 +73,8 @@ class TrainingJobTrigger(BaseTrigger):
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook  # in a thread, for it takes a second
 
         from airflow_mlops.hooks.training_job import TrainingJob
-        from airflow_mlops.stages.job import JobSpec, judge, waited_seconds
+        from airflow_mlops.stages.job import JobSpec
+        from airflow_mlops.stages.job_verdicts import judge, waited_seconds
         from airflow_mlops.stages.pod import PodSpec
 
         spec = JobSpec(**{**self.job_spec, "pod": PodSpec(**self.job_spec["pod"])})

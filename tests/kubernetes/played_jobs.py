@@ -51,6 +51,9 @@ class PlayedJobs:
         failed = [pod for pod in pods if pod.status.phase == "Failed" and not _taken(pod)]
         if failed:
             self._say(job, "Failed", f"Container base for pod {failed[0].metadata.name} failed: it matches FailJob rule at index 1")
+            for pod in pods:
+                if pod.status.phase in ("Pending", "Running"):
+                    self._core.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
             return
         there = {_index(pod): pod.status.phase for pod in pods if pod.status.phase != "Failed"}
         if [there.get(index) for index in range(job.spec.completions)] == ["Succeeded"] * job.spec.completions:

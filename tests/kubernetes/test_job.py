@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -133,10 +134,33 @@ def test_a_job_that_was_deleted_is_followed_by_another_in_the_same_try(site: Sit
     assert site.is_clean()
 
 
+def test_a_worker_that_is_replaced_when_the_others_are_done_does_not_wait_for_them(site: Site, tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(site.operator("talk", str(tmp_path / "go")).execute, context())
+        chief, other = sorted(site.running())
+        site.kubelet.pod(site.namespace, other).end("base", 0, "Completed")
+        eventually(lambda: [pod for pod in site.pods() if pod.status.phase == "Succeeded"])
+        time.sleep(1.1)  # Kubernetes' times are whole seconds
+        site.kubelet.pod(site.namespace, chief).evict("Evicted", "the node was low on memory")
+        eventually(lambda: {pod.metadata.labels["job-name"] for pod in site.pods() if pod.status.phase == "Running"} - {chief[:-4]})
+        (tmp_path / "go").touch()
+        assert "job-2-worker-0" in done.result()["uri"]
+    assert site.is_clean()
+
+
 @pytest.mark.parametrize(("action", "words"), [("leave_silently", "left no result record"), ("kill_itself", "exit code")])
 def test_a_program_that_leaves_no_record_fails_the_task_at_once(site: Site, action: str, words: str) -> None:
     with pytest.raises(AirflowFailException, match=words):
         site.operator(action).execute(context())
+    assert site.is_clean()
+
+
+def test_a_worker_whose_program_fails_is_the_reason_and_not_the_others_that_are_stopped_then(site: Site, tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(site.operator("talk", str(tmp_path / "never")).execute, context())
+        site.kubelet.pod(site.namespace, sorted(site.running())[1]).end("base", 1, "Error")
+        with pytest.raises(AirflowFailException, match="exit code 1 and left no result record"):
+            done.result()
     assert site.is_clean()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.local.digits import publish_digits
@@ -28,8 +29,8 @@ from tests.kubernetes.test_job import Site, operator, site
 __all__ = ["site"]
 pytestmark = pytest.mark.kubernetes  # each test trains twice by two processes
 
-# In its second epoch worker 1 waits for as long as the file is there that HOLD names: the test takes a worker away meanwhile.
-CODE = """
+# In its second epoch worker 1 waits while there is the file that HOLD names, and fails by words in it; the test takes a worker away meanwhile.
+CODE = '''
 import dataclasses
 import itertools
 import json
@@ -48,6 +49,8 @@ def train(context):
         while next(epochs) == 2 and hold.exists() and json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 1:
             while hold.exists():
                 time.sleep(0.05)
+                if hold.read_text():
+                    raise ValueError(hold.read_text())
         return context.should_stop()
 
     layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(context.num_classes, activation="softmax")]
@@ -55,7 +58,16 @@ def train(context):
     model.compile(keras.optimizers.Adam(0.05), loss="sparse_categorical_crossentropy")
     fit_together(dataclasses.replace(context, should_stop=should_stop), model, epochs=3, batch_size=40)
     return model
-"""
+
+def forget(context):
+    """After its first epoch, worker 1 finds no checkpoint."""
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(context.num_classes, activation="softmax")])
+    model.compile(keras.optimizers.Adam(0.05), loss="sparse_categorical_crossentropy")
+    fit_together(context, model, epochs=1, batch_size=40)
+    checkpoints = None if json.loads(os.environ["TF_CONFIG"])["task"]["index"] else context.checkpoints
+    fit_together(dataclasses.replace(context, checkpoints=checkpoints), model, epochs=3, batch_size=40)
+    return model
+'''
 
 
 @pytest.fixture(scope="module")
@@ -125,4 +137,24 @@ def test_a_training_whose_worker_is_evicted_goes_on_from_its_checkpoint_to_the_s
     assert Path(answer.uri).parent.name == "job-2-worker-0"
     assert result.resumed_from_step == result.num_train_rows // 40
     assert result.weights_digest == undisturbed
+    assert site.is_clean()
+
+
+def test_workers_that_find_different_checkpoints_do_not_train(spec: train.Spec, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    together = StageGroup("train", spec._replace(function="own_training:forget"), tmp_path / "two", env={**os.environ}, num_workers=2)
+    record = together.run(lambda _: None)
+    assert record.error is not None
+    assert record.error.type == "WorkerLost" and "it found another checkpoint" in record.error.message
+
+
+def test_the_program_of_a_worker_that_fails_fails_the_task_at_once_with_its_words(site: Site, spec: train.Spec, hold: Path, workspace: Path) -> None:
+    hold.touch()
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(task(site, spec).execute, context())
+        eventually(lambda: done.done() or any(workspace.rglob("step-*.safetensors.json")), seconds=90)
+        hold.write_text("no such column")
+        with pytest.raises(AirflowFailException, match=r"(?s)exit code 1 and left no result record.*no such column"):
+            done.result(240)
+    assert [path.parent.name for path in workspace.rglob("spec.json") if path.parent.name in ("job-1", "job-2")] == ["job-1"]
     assert site.is_clean()

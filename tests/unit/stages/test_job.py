@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_mlops.exceptions import SpecError
-from airflow_mlops.stages.job import JobSpec, Work, environment, judge, too_old, waited_seconds, workload
+from airflow_mlops.stages.job import JobSpec, Work, environment, too_old, worker_command, workload
+from airflow_mlops.stages.job_verdicts import judge, waited_seconds
 from airflow_mlops.stages.pod import Outcome, PodSpec
 
 POD = PodSpec("stages:1", "team", num_gpus=1, memory="8Gi")
@@ -30,9 +31,12 @@ def ended(kind: str, **words: str) -> dict[str, Any]:
     return {"spec": {}, "status": {"conditions": [{"type": kind, "status": "True", **words}]}}
 
 
-def failed_pod(code: int = 1, **status: Any) -> dict[str, Any]:
+DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+
+
+def failed_pod(code: int = 1, metadata: Any = None, **status: Any) -> dict[str, Any]:
     state = {"terminated": {"exitCode": code, "message": "no such column"}}
-    return {"metadata": {}, "status": {"phase": "Failed", "containerStatuses": [{"name": "base", "state": state}], **status}}
+    return {"metadata": metadata or {}, "status": {"phase": "Failed", "containerStatuses": [{"name": "base", "state": state}], **status}}
 
 
 def test_an_indexed_job_has_all_workers_at_once_and_each_finds_the_others_by_name() -> None:
@@ -72,7 +76,8 @@ def test_a_queue_decides_when_the_workers_begin(backend: str, runtime: str, kind
         (JobSpec(POD, 2, "jop"), "job"),
         (JobSpec(POD, 2, "trainjob"), "runtime"),
         (JobSpec(POD, 2, "job", "tf"), "runtime"),
-        (JobSpec(POD._replace(keep_failed_pod=True, exchange="s3://bucket")), "exchange, keep_failed_pod of the pod has no effect"),
+        (JobSpec(POD._replace(keep_failed_pod=True)), "keep_failed_pod of the pod has no effect"),
+        (JobSpec(POD._replace(exchange="s3://bucket"), 2, "trainjob", "tf"), "exchange of the pod has no effect with backend 'trainjob'"),
         (JobSpec(POD._replace(volume_claim="c", mount_path="/m", grace_seconds=9), 2, "trainjob", "tf"), "volume_claim, mount_path, grace_seconds"),
     ],
 )
@@ -89,6 +94,11 @@ def test_an_impossible_training_is_refused(spec: JobSpec, words: str) -> None:
         (ended("Failed", message="a pod failed"), [failed_pod()], False, Outcome.FAILED),
         (ended("Failed", message="a pod failed"), [], False, Outcome.FAILED),
         (ended("Failed"), [failed_pod(), failed_pod(reason="Evicted")], False, Outcome.INTERRUPTED),
+        (ended("Failed"), [failed_pod(75)], False, Outcome.INTERRUPTED),  # the other is gone without a trace
+        (ended("Failed"), [failed_pod(75), failed_pod(reason="Evicted")], False, Outcome.INTERRUPTED),
+        (ended("Failed"), [failed_pod(75), failed_pod()], False, Outcome.FAILED),
+        (ended("Failed"), [failed_pod(143, DELETED), failed_pod()], False, Outcome.FAILED),  # stopped when the other had failed
+        (ended("Failed"), [failed_pod(143)], False, Outcome.INTERRUPTED),
         (None, [], False, Outcome.INTERRUPTED),
         (None, [], True, Outcome.RECORD),
         ({"spec": {}, "status": {"active": 2}}, [], False, None),
@@ -137,3 +147,27 @@ def test_empty_fields_that_went_through_json_are_the_usual_ones() -> None:
 
 def test_the_workers_are_as_many_as_asked_for() -> None:
     assert len(tf_config(environment(JobSpec(POD, 5), WORK, lambda name, index: f"{name}{index}"), 0)["cluster"]["worker"]) == 5
+
+
+def test_with_an_exchange_each_worker_asks_for_the_request_and_says_which_one_it_is() -> None:
+    spec = JobSpec(POD._replace(exchange="s3://bucket/runs", exchange_secret="exchange", places=["/data"]))
+    command = worker_command("train", "t-1", spec, "/srv/job-1")
+    assert command[-2:] == ["--worker", "$(JOB_COMPLETION_INDEX)"]
+    assert command[command.index("--exchange") :][:4] == ["--exchange", "s3://bucket/runs", "--request", "t-1"]
+    assert command[command.index("--result") + 1] == "/srv/job-1-worker-$(JOB_COMPLETION_INDEX)/result.json"
+    assert "--worker" not in worker_command("train", "t-1", JobSpec(POD), "/srv/job-1")
+    mounts = objects(spec)["Job"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert [one["mountPath"] for one in mounts] == ["/etc/airflow-mlops/exchange", "/data"]
+
+
+def test_a_worker_that_is_replaced_when_another_is_done_waits_for_nobody() -> None:
+    end = {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T00:05:00Z"}}
+    done = {"metadata": {"name": "t-1"}, "status": {"phase": "Succeeded", "containerStatuses": [{"name": "base", "state": end}]}}
+    first, second = (
+        {"metadata": {"name": "t-0", "creationTimestamp": f"2026-01-01T00:0{minute}:00Z"}, "status": {"phase": "Running"}} for minute in (0, 6)
+    )
+    job = {"spec": {}, "status": {"active": 1}}
+    assert judge(job, [first, done], has_record=False).outcome is None
+    verdict = judge(job, [second, done], has_record=False)
+    assert verdict.outcome == Outcome.INTERRUPTED and "Worker t-0 was replaced" in verdict.reason
+    assert judge(job, [second, done], has_record=True).outcome == Outcome.RECORD

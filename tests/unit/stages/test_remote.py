@@ -45,6 +45,14 @@ def test_the_command_takes_its_request_from_the_exchange_and_leaves_its_result_t
     assert found.file is not None and found.file.path.is_file()
 
 
+def test_of_several_workers_that_were_asked_for_the_same_the_first_alone_answers(exchange: Exchange, scripted: ModuleType, tmp_path: Path) -> None:
+    exchange.send_request("mlops-scripted-1", "scripted", scripted.Spec("leave_file"))
+    others = tmp_path / "run-worker-1" / "result.json"
+    done = command(exchange, others, "--worker", "1")
+    assert done.returncode == 0 and others.exists(), done.stdout + done.stderr
+    assert not exchange.take_result("mlops-scripted-1", tmp_path / "run-worker-0" / "result.json")
+
+
 def test_a_stage_that_fails_sends_its_error_and_its_exit_code_stays(exchange: Exchange, scripted: ModuleType, tmp_path: Path) -> None:
     result, spec = tmp_path / "run" / "result.json", scripted.Spec("raise", "no such thing")
     exchange.send_request("mlops-scripted-1", "scripted", spec)
