@@ -177,6 +177,23 @@ def test_nothing_is_uploaded_twice(s3: S3Server, site: Site) -> None:
     assert [path for method, path in s3.requests if method == "PUT"] == [f"/{BUCKET}/runs/requests/mlops-train-1.json"]
 
 
+def test_what_lies_in_the_pod_with_another_content_is_replaced(tmp_path: Path, site: Site) -> None:
+    exchange, rows = Exchange(f"file://{tmp_path}/exchange", pauses=()), Path(site.dataset.uri, "part", "rows.csv")
+    exchange.send_request("mlops-train-1", "train", site.spec)
+    rows.write_text("3,4\n")
+    exchange.take_request("mlops-train-1")
+    assert rows.read_text() == "1,2\n"
+
+
+def test_what_a_clean_up_might_take_is_uploaded_again(tmp_path: Path, site: Site) -> None:
+    exchange = Exchange(f"file://{tmp_path}/exchange", pauses=())
+    exchange.send_request("mlops-train-1", "train", site.spec)
+    for path in (tmp_path / "exchange" / "objects").iterdir():
+        os.utime(path, (time.time() - FRESH_SECONDS - 60,) * 2)
+    exchange.send_request("mlops-train-2", "train", site.spec)
+    assert max(exchange.objects.ages().values()) < 3600
+
+
 def objects(exchange: Exchange) -> list[str]:
     return sorted(exchange.objects.ages())
 
@@ -198,6 +215,33 @@ def test_a_result_of_which_an_object_is_missing_or_another_is_quarantined(exchan
         exchange.objects.write("results/mlops-validate-1.json", kept or b"")
 
 
+def test_an_object_that_was_altered_is_repaired_by_whoever_sends_it_again(exchange: Exchange, tmp_path: Path) -> None:
+    path = leave_result(tmp_path / "run")
+    exchange.send_result("mlops-validate-1", path)
+    page = next(name for name in objects(exchange) if exchange.objects.read(name) == b"good")
+    exchange.objects.write(page, b"evil")
+    path.parent.rename(tmp_path / "pod")
+    with pytest.raises(ResultInvalid, match="cut off or altered"):
+        exchange.take_result("mlops-validate-1", path)
+    shutil.rmtree(path.parent)
+    (tmp_path / "pod").rename(path.parent)
+    exchange.send_result("mlops-validate-1", path)
+    shutil.rmtree(path.parent)
+    assert exchange.take_result("mlops-validate-1", path) is True
+
+
+@pytest.mark.parametrize("exchange", ["file"], indirect=True)
+def test_a_result_that_does_not_bring_what_its_record_names_is_quarantined(exchange: Exchange, tmp_path: Path) -> None:
+    path = leave_result(tmp_path / "run")
+    exchange.send_result("mlops-validate-1", path)
+    shutil.rmtree(path.parent)
+    told = json.loads(exchange.objects.read("results/mlops-validate-1.json") or b"")
+    exchange.objects.write("results/mlops-validate-1.json", canonical_json({**told, "items": []}))
+    with pytest.raises(ResultInvalid, match="data_docs"):
+        exchange.take_result("mlops-validate-1", path)
+    assert not path.exists()
+
+
 def test_a_result_that_was_cut_off_is_quarantined(exchange: Exchange, tmp_path: Path) -> None:
     path = leave_result(tmp_path / "run")
     exchange.send_result("mlops-validate-1", path)
@@ -207,14 +251,16 @@ def test_a_result_that_was_cut_off_is_quarantined(exchange: Exchange, tmp_path: 
     assert exchange.objects.read("results/mlops-validate-1.quarantined.json")
 
 
+@pytest.mark.parametrize("exchange", ["file"], indirect=True)
+@pytest.mark.parametrize("part", ["item", "record"])
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "{run}/../other/file"])
-def test_a_pod_can_not_write_where_it_likes_on_the_worker(exchange: Exchange, tmp_path: Path, elsewhere: str) -> None:
+def test_a_pod_can_not_write_where_it_likes_on_the_worker(exchange: Exchange, tmp_path: Path, elsewhere: str, part: str) -> None:
     path = leave_result(tmp_path / "run")
     exchange.send_result("mlops-validate-1", path)
     told = json.loads(exchange.objects.read("results/mlops-validate-1.json") or b"")
-    told["items"][0]["path"] = elsewhere.format(run=path.parent)
+    (told["items"][0] if part == "item" else told["record"])["path"] = elsewhere.format(run=path.parent)
     exchange.objects.write("results/mlops-validate-1.json", canonical_json(told))
-    with pytest.raises(ResultInvalid, match="expected only what lies below"):
+    with pytest.raises(ResultInvalid, match="expected only what lies below" if part == "item" else f"; expected {path}"):
         exchange.take_result("mlops-validate-1", path)
 
 

@@ -79,7 +79,7 @@ def test_a_training_that_is_told_to_stop_leaves_no_record_and_the_next_try_ends_
 
 
 def test_when_the_time_is_over_the_model_as_it_is_counts(patient: train.Spec, tmp_path: Path) -> None:
-    result = Task(tmp_path, patient._replace(params={"epochs": 100_000}, max_seconds=2.0)).result(1)
+    result = Task(tmp_path, patient._replace(params={"epochs": 100_000}, max_seconds=0.5)).result(1)
     assert result.stopped_early
     assert result.metrics["train_loss"] > 0
 
