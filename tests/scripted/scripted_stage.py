@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import os
 import signal
@@ -114,6 +115,23 @@ def start_child_and_wait(spec: Spec, out_dir: Path) -> None:
     time.sleep(100)
 
 
+def wait_in_native_code(spec: Spec, out_dir: Path) -> None:
+    """Wait for ever where Python handles no signal, as a worker does whose colleagues do not come."""
+    lock = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+    note_pids(out_dir, os.getpid())
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+
+def fork_and_wait(spec: Spec, out_dir: Path) -> None:
+    """Have a child by fork, end it, and go on."""
+    if not (child := os.fork()):
+        time.sleep(100)
+    os.kill(child, signal.SIGTERM)
+    left = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert left == -signal.SIGTERM, left
+
+
 def ignore_termination(spec: Spec, out_dir: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     start_child_and_wait(spec, out_dir)
@@ -207,6 +225,8 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         write_garbage,
         start_child,
         start_child_and_wait,
+        wait_in_native_code,
+        fork_and_wait,
         ignore_termination,
         crash,
         daemonise,

@@ -182,14 +182,17 @@ def test_kill_ends_the_stage_and_its_children(stage: Scripted) -> None:
     process.kill()  # a second time is no error
 
 
-@pytest.mark.parametrize(("action", "grace_seconds"), [("start_child_and_wait", 60.0), ("ignore_termination", 0.3)])
-def test_stop_ends_the_stage_and_its_children_at_once_or_after_the_grace(stage: Scripted, action: str, grace_seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("action", "grace_seconds", "end"),
+    [("start_child_and_wait", 60.0, "told to stop"), ("wait_in_native_code", 60.0, "told to stop"), ("ignore_termination", 0.3, "SIGKILL")],
+)
+def test_stop_ends_the_stage_and_its_children_at_once_or_after_the_grace(stage: Scripted, action: str, grace_seconds: float, end: str) -> None:
     process, ends = stage.process(action), list[BaseException]()
 
     def run() -> None:
         try:
             process.run(stage.said.append)
-        except StageKilled as error:
+        except StageError as error:
             ends.append(error)
 
     thread = threading.Thread(target=run)
@@ -198,9 +201,27 @@ def test_stop_ends_the_stage_and_its_children_at_once_or_after_the_grace(stage: 
     process.stop(grace_seconds)
     thread.join(DEATH_SECONDS)
     assert not thread.is_alive()
-    assert ("SIGTERM" if action == "start_child_and_wait" else "SIGKILL") in str(ends[0])
+    assert end in str(ends[0])
     wait_until(lambda: not any(map(alive, pids)))
     process.stop(grace_seconds)  # a second time is no error
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace of processes")
+@pytest.mark.parametrize("action", ["start_child_and_wait", "wait_in_native_code"])
+def test_the_first_process_of_a_container_ends_when_it_is_told_to(stage: Scripted, action: str) -> None:
+    spec = stage.out_dir / "spec.json"
+    spec.write_bytes(canonical_json(stage.module.Spec(action)._asdict()))
+    words = [sys.executable, "-m", "airflow_mlops", "stage", "scripted", "--spec", spec, "--result", stage.out_dir / "result.json"]
+    with subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *words]) as outside:
+        assert stage.pids()[0] == 1, "the first process of its namespace"
+        (first,) = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert outside.wait(DEATH_SECONDS) == 143
+    assert not (stage.out_dir / "result.json").exists()
+
+
+def test_a_child_that_the_users_code_forked_and_ended_ends_alone(stage: Scripted) -> None:
+    assert stage.run("fork_and_wait").error is None
 
 
 def test_a_stage_that_ended_because_it_was_told_to_says_that_it_goes_on(stage: Scripted) -> None:
