@@ -16,11 +16,16 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from kubernetes import client
 
+from airflow_mlops.artifacts import canonical_json, write_atomically
+from airflow_mlops.exceptions import WorkerLost
 from airflow_mlops.hooks.training_job import TrainingJob
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.job import TrainModelJobOperator
+from airflow_mlops.records import SCHEMA_VERSION, Record, StageFailure
+from airflow_mlops.results import to_data
 from airflow_mlops.stages.job import JobSpec
 from airflow_mlops.stages.pod import PodSpec
+from airflow_mlops.stages.runner import spec_digest
 from tests import fakes
 from tests.fakes import FakeTaskInstance
 from tests.kubernetes.control_plane import ControlPlane, eventually
@@ -160,6 +165,21 @@ def test_a_worker_whose_program_fails_is_the_reason_and_not_the_others_that_are_
         done = beside.submit(site.operator("talk", str(tmp_path / "never")).execute, context())
         site.kubelet.pod(site.namespace, sorted(site.running())[1]).end("base", 1, "Error")
         with pytest.raises(AirflowFailException, match="exit code 1 and left no result record"):
+            done.result()
+    assert site.is_clean()
+
+
+@pytest.mark.parametrize(("code", "reason", "words"), [(1, "Error", "exit code 1 and left"), (137, "OOMKilled", "more memory than its pod may have")])
+def test_a_chief_that_lost_a_worker_is_not_the_reason_either(site: Site, tmp_path: Path, workspace: Path, code: int, reason: str, words: str) -> None:
+    task = site.operator("talk", str(tmp_path / "never"))
+    with ThreadPoolExecutor() as beside:
+        done = beside.submit(task.execute, context())
+        _, other = sorted(site.running())
+        (spec,) = workspace.rglob("job-1/spec.json")
+        record = Record(SCHEMA_VERSION, "scripted", spec_digest(task.spec), error=StageFailure.of(WorkerLost("another worker is gone")))
+        write_atomically(spec.parent.with_name("job-1-worker-0") / "result.json", canonical_json(to_data(record)))
+        site.kubelet.pod(site.namespace, other).end("base", code, reason)
+        with pytest.raises(AirflowFailException, match=words):
             done.result()
     assert site.is_clean()
 
