@@ -23,11 +23,12 @@ from airflow_mlops.operators.links import ReportLink
 from airflow_mlops.operators.stage import conclude, progress_log, progress_of
 from airflow_mlops.records import Record, read_record
 from airflow_mlops.stages.attempts import next_attempt, settle
-from airflow_mlops.stages.chief import Told, told
+from airflow_mlops.stages.chief import ToldChief
 from airflow_mlops.stages.job import JobSpec, Work, worker_command, workload
 from airflow_mlops.stages.job_verdicts import came_too_late, has_ended, judge, waited_seconds
 from airflow_mlops.stages.pod import Outcome, Verdict, advice, pod_name
 from airflow_mlops.stages.runner import parse_spec, spec_data, spec_digest
+from airflow_mlops.stages.told import understood
 from airflow_mlops.training.reproducibility import environment_of
 from airflow_mlops.triggers.job import TrainingJobTrigger
 
@@ -102,7 +103,7 @@ class TrainModelJobOperator(BaseOperator):
         job, self._deadline = self._prepare(context), event["deadline"]
         if self._attempt.settled or (verdict := self._verdict(job, job.pods())).outcome is None:
             return self.execute(context)
-        self._told = told(event.get("told", {}))
+        self._told = understood(ToldChief, event.get("told", {}))
         with progress_log(self, context, self._directory, self._told.history) as tell:
             ChiefLog(self._told.positions, self.log.warning).tell_rest(job, tell, self.poll_seconds)
         done = self._conclude(job, verdict, context)
@@ -145,7 +146,7 @@ class TrainModelJobOperator(BaseOperator):
             words = worker_command(self.stage, self._name, job_spec, str(directory))
             self._objects = workload(job_spec, Work(self._name, words, digest, self._attempt.step, environment_of(self._parsed)))
         write_atomically(directory / "spec.json", canonical_json(spec_data(self._parsed)))
-        self._told = Told()
+        self._told = ToldChief()
         self._job = TrainingJob(KubernetesHook(**self._connection()).get_conn(), self.job_spec, self._name, self.log.warning)
         return self._job
 
@@ -198,11 +199,8 @@ class TrainModelJobOperator(BaseOperator):
             except WorkerLost as error:  # why, the other worker's pod may say
                 why = judge(job.seen(), job.pods(), has_record=False)
                 verdict = why if why.outcome else Verdict(Outcome.INTERRUPTED, str(error))
-            except AirflowFailException as error:
-                self._settle(job, Outcome.ERROR, str(error))
-                raise
-            except MlopsError:  # the next try may do better
-                self._settle(job, Outcome.ERROR)
+            except (AirflowFailException, MlopsError) as error:  # after the second, the next try may do better
+                self._settle(job, Outcome.ERROR, str(error) if isinstance(error, AirflowFailException) else "")
                 raise
             else:
                 self._settle(job, Outcome.RECORD)

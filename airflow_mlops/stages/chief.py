@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from airflow_mlops.exceptions import ResultInvalid
-from airflow_mlops.results import STRICT, from_data
+from airflow_mlops.results import STRICT
 from airflow_mlops.stages.pod_log import Position
 from airflow_mlops.training.progress import Progress
 
@@ -22,27 +19,11 @@ _TRAINER = "node"
 
 @STRICT
 @dataclass(frozen=True)
-class Told:
+class ToldChief:
     """How far the log of each pod was told that is or was worker 0, by its name, and the looks at the training that were among the lines."""
 
     positions: dict[str, Position] = field(default_factory=dict)
     history: tuple[Progress, ...] = ()
-
-
-def told(data: Any) -> Told:
-    """Return what `data`, JSON of another process, says that was told: nothing where it makes no sense, for twice is better than never."""
-    try:
-        return from_data(Told, data)
-    except ResultInvalid:
-        return Told()
-
-
-def noted(path: Path) -> Told:
-    """Return what a file says that was told: nothing where there is none, or it can not be understood."""
-    try:
-        return told(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return Told()
 
 
 def chiefs(pods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_mlops.exceptions import ResultInvalid
 from airflow_mlops.results import STRICT, from_data
 from airflow_mlops.stages.pod_log import Position
 from airflow_mlops.training.progress import Progress
+
+T = TypeVar("T")
 
 
 @STRICT
@@ -23,16 +25,26 @@ class Told:
 
 
 def told(data: Any) -> Told:
-    """Return what `data`, JSON of another process, says that was told: nothing where it makes no sense, for twice is better than never."""
-    try:
-        return from_data(Told, data)
-    except ResultInvalid:
-        return Told()
+    """Return what `data`, JSON of another process, says that was told."""
+    return understood(Told, data)
 
 
 def noted(path: Path) -> Told:
-    """Return what a file says that was told: nothing where there is none, or it can not be understood."""
+    """Return what a file says that was told."""
+    return read_note(Told, path)
+
+
+def understood(kind: type[T], data: Any) -> T:
+    """Return `data`, JSON of another process, as a record of what was told: an empty one where it makes no sense, for twice is better than never."""
     try:
-        return told(json.loads(path.read_bytes()))
+        return from_data(kind, data)
+    except ResultInvalid:
+        return kind()
+
+
+def read_note(kind: type[T], path: Path) -> T:
+    """Return the record in a file, an empty one where there is none, or it can not be understood."""
+    try:
+        return understood(kind, json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError):
-        return Told()
+        return kind()

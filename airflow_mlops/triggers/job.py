@@ -14,8 +14,9 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.results import to_data
-from airflow_mlops.stages.chief import Told, noted
+from airflow_mlops.stages.chief import ToldChief
 from airflow_mlops.stages.progress_page import ProgressLog
+from airflow_mlops.stages.told import read_note
 
 if TYPE_CHECKING:
     from airflow_mlops.hooks.training_job import ChiefLog, TrainingJob
@@ -91,7 +92,7 @@ class TrainingJobTrigger(BaseTrigger):
 
         note, has_home = Path(self.note), Path(self.note).parent.is_dir()
         if self._chief_log is None or self._progress is None:
-            earlier = noted(note)
+            earlier = read_note(ToldChief, note)
             self._chief_log = ChiefLog(earlier.positions, self.log.warning)
             page = note.with_name("progress.html") if has_home else None
             self._progress = ProgressLog(self.title, page, partial(self.log.info, "%s"), history=earlier.history)
@@ -115,4 +116,4 @@ class TrainingJobTrigger(BaseTrigger):
         """Return what was told, as JSON."""
         if self._chief_log is None or self._progress is None:
             return {}
-        return dict(to_data(Told(self._chief_log.positions, tuple(self._progress.history))))
+        return dict(to_data(ToldChief(self._chief_log.positions, tuple(self._progress.history))))

@@ -10,11 +10,12 @@ import pytest
 
 from airflow_mlops.artifacts import canonical_json
 from airflow_mlops.results import to_data
-from airflow_mlops.stages.chief import INDEX_ANNOTATION, Told, chiefs, noted, told
+from airflow_mlops.stages.chief import INDEX_ANNOTATION, ToldChief, chiefs
 from airflow_mlops.stages.pod_log import Position
+from airflow_mlops.stages.told import read_note, understood
 from airflow_mlops.training.progress import Progress
 
-TOLD = Told({"t-0-abc": Position("2026-01-01T00:00:00Z", 2, "2026-01-01T00:00:00.5Z")}, (Progress(1, 3, 10, 0.5),))
+TOLD = ToldChief({"t-0-abc": Position("2026-01-01T00:00:00Z", 2, "2026-01-01T00:00:00.5Z")}, (Progress(1, 3, 10, 0.5),))
 
 
 def pod(name: str, index: str | None, made: str = "2026-01-01T00:00:00Z", **labels: str) -> dict[str, Any]:
@@ -35,11 +36,11 @@ def test_of_a_train_job_only_the_trainer_has_a_chief() -> None:
 
 def test_what_was_told_is_understood_by_another_process(tmp_path: Path) -> None:
     (tmp_path / "told.json").write_bytes(canonical_json(to_data(TOLD)))
-    assert noted(tmp_path / "told.json") == told(json.loads((tmp_path / "told.json").read_bytes())) == TOLD
+    assert read_note(ToldChief, tmp_path / "told.json") == understood(ToldChief, json.loads((tmp_path / "told.json").read_bytes())) == TOLD
 
 
 @pytest.mark.parametrize("text", ["", "{", "7", '{"positions": 7}', "[" * 100_000])
 def test_what_can_not_be_understood_is_nothing(text: str, tmp_path: Path) -> None:
-    assert noted(tmp_path / "told.json") == Told()
+    assert read_note(ToldChief, tmp_path / "told.json") == ToldChief()
     (tmp_path / "told.json").write_text(text)
-    assert noted(tmp_path / "told.json") == Told()
+    assert read_note(ToldChief, tmp_path / "told.json") == ToldChief()
