@@ -8,6 +8,7 @@ from pathlib import Path
 
 from airflow_mlops.artifacts import file_digest, tree_digest, write_atomically
 from airflow_mlops.exceptions import SpecError
+from airflow_mlops.training.git import run_git
 
 MAX_FILES, MAX_BYTES = 20_000, 512 * 2**20
 ORIGIN_FILE = ".code-origin.json"  # hidden, so that it is no part of the code it describes
@@ -57,9 +58,8 @@ def _visible(code_path: Path) -> list[str]:
 
 def _known_to_git(code_path: Path) -> list[str]:
     """Return what Git tracks or would add below a directory, nothing where there is no Git."""
-    command = ["git", "--no-optional-locks", "-C", str(code_path), "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "."]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        answer = run_git("--no-optional-locks", "-C", str(code_path), "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return []
     return list(dict.fromkeys(answer.stdout.split("\0")[:-1])) if answer.returncode == 0 else []

@@ -15,6 +15,7 @@ from typing import Any
 from airflow_mlops.artifacts import bytes_digest, file_digest
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.training.code_copy import read_origin
+from airflow_mlops.training.git import run_git
 
 
 def resolve(name: str, code_path: Path) -> Callable[..., Any]:
@@ -89,9 +90,8 @@ def code_authors(code_path: Path) -> tuple[str, ...]:
 
 def _git(directory: Path, *arguments: str) -> str | None:
     """Return the output of a Git command, or None where there is no Git, or it fails or hangs."""
-    command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        answer = run_git("--no-optional-locks", "-C", str(directory), *arguments)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_mlops.exceptions import RepositoryUnavailable, SpecError
+from airflow_mlops.training.git import run_git
 
 FETCH_SECONDS = 600.0  # a large repository over a slow line; without an end a stage would wait for ever
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -23,9 +24,6 @@ _UNKNOWN = re.compile(r"not our ref|couldn't find remote ref|no such remote ref|
 _REFUSED = re.compile(
     r"authentication failed|could not read (username|password)|permission denied|not found|does not appear to be a git", re.IGNORECASE
 )
-# Where a hook or another Git started this process, these lead to another repository.
-_LEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
-_GIT = ["env", *(f"--unset={name}" for name in _LEADING), "GIT_TERMINAL_PROMPT=0", "LC_ALL=C", "git", "-c", "core.hooksPath=/dev/null"]
 
 
 def checkout(repository: str, commit: str, into: Path, *, cache: Path) -> Path:
@@ -102,12 +100,11 @@ def _git(bare: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        answer = subprocess.run([*_GIT, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS)
+        return run_git("-c", "core.hooksPath=/dev/null", *arguments, timeout=FETCH_SECONDS)
+    except FileNotFoundError as error:
+        raise SpecError("There is no 'git' where the stage runs, and the spec names a repository: install it there, or in the image.") from error
     except subprocess.TimeoutExpired as error:
         raise RepositoryUnavailable(f"Git did not come to an end within {FETCH_SECONDS:.0f} s. Run the stage again.") from error
-    if answer.returncode == 127:
-        raise SpecError("There is no 'git' where the stage runs, and the spec names a repository: install it there, or in the image.")
-    return answer
 
 
 def _said(stderr: str, repository: str) -> str:

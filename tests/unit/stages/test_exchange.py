@@ -27,6 +27,7 @@ from airflow_mlops.stages import train, validate
 from airflow_mlops.stages.exchange import Exchange
 from airflow_mlops.stages.objects import FRESH_SECONDS, Objects
 from airflow_mlops.stages.runner import spec_data
+from airflow_mlops.training import code_copy
 from airflow_mlops.training.function import code_authors, code_version
 from tests.fakes import leave_record
 from tests.git import AUTHOR, commit_all
@@ -123,6 +124,15 @@ def test_what_a_request_refers_to_lies_in_the_pod_where_it_lay_on_the_worker(exc
     assert not (site.code / "large.bin").exists() and not (site.code / ".git").exists()
     assert (code_version(site.code), code_authors(site.code)) == (version, authors)
     assert len(version) == 40 and authors == (AUTHOR,)
+
+
+@pytest.mark.parametrize(("name", "most"), [("MAX_FILES", 1), ("MAX_BYTES", 10)])
+def test_what_is_too_much_to_be_code_is_not_sent(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, name: str, most: int) -> None:
+    monkeypatch.setattr(code_copy, name, most)
+    exchange = Exchange(f"file://{tmp_path}/exchange", pauses=())
+    with pytest.raises(SpecError, match=r"holds 2 files with \d+ bytes; expected at most .*have Git ignore the rest"):
+        exchange.send_request("mlops-train-1", "train", site.spec)
+    assert exchange.objects.read("requests/mlops-train-1.json") is None
 
 
 def test_a_copy_of_the_code_that_is_altered_is_not_said_to_be_its_commit(exchange: Exchange, site: Site) -> None:

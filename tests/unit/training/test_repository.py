@@ -100,6 +100,16 @@ def test_several_processes_share_a_clone(repository: Repository, tmp_path: Path)
     assert [(tree / "model.py").read_text() for tree in trees] == ["0", "1", "2", "3"]
 
 
+def test_a_git_around_the_stage_leads_nowhere_else(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a hook started the process."""
+    commit = repository.commit("one")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    tree = checkout(str(repository.place), commit, tmp_path / "code", cache=tmp_path / "cache")
+    assert (code_version(tree), code_authors(tree)) == (commit, (AUTHOR,))
+    assert not (tmp_path / "index").exists()
+
+
 def test_no_hook_runs(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = tmp_path / "hooks"
     hooks.mkdir()
@@ -151,7 +161,6 @@ def test_a_repository_that_does_not_answer_is_worth_a_retry_and_shows_no_passwor
 def test_a_machine_without_git_is_told(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = repository.commit("one")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "env").symlink_to(str(shutil.which("env")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(SpecError, match="There is no 'git' where the stage runs"):
         checkout(str(repository.place), commit, tmp_path / "code", cache=tmp_path / "cache")
