@@ -161,6 +161,7 @@ def test_a_repository_that_does_not_answer_is_worth_a_retry_and_shows_no_passwor
 def test_a_machine_without_git_is_told(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = repository.commit("one")
     (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "env").symlink_to(str(shutil.which("env")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(SpecError, match="There is no 'git' where the stage runs"):
         checkout(str(repository.place), commit, tmp_path / "code", cache=tmp_path / "cache")
