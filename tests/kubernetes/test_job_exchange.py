@@ -11,6 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.operators.job import TrainModelJobOperator
 from airflow_mlops.records import ResultRef, load
@@ -67,6 +68,15 @@ def test_worker_0_alone_answers_and_its_result_lies_where_airflow_is(site: Site,
     assert result.file is not None and result.file.path.parent.name == "job-1-worker-0"
     assert [path.parent.name for path in workspace.rglob("result.json")] == ["job-1-worker-0"]
     assert len(bucket.names("results")) == 1
+    assert site.is_clean()
+
+
+def test_a_result_that_does_not_hold_is_put_aside_in_the_exchange_and_fails_the_task(site: Site, bucket: Bucket, tmp_path: Path) -> None:
+    site.kubelet.hidden.append(tmp_path)
+    with pytest.raises(AirflowFailException, match="ResultInvalid"):
+        task(site, bucket, site.scripted.Spec("spoil_file"), Scripted).execute(context())
+    (left,) = bucket.names("results")
+    assert left.endswith(".quarantined.json")
     assert site.is_clean()
 
 
