@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowException
 from airflow_mlops.operators.stage import progress_log, progress_of
 from airflow_mlops.stages.pod import ENDED
 from airflow_mlops.stages.pod_log import Position
+from airflow_mlops.stages.progress_page import ProgressLog
 from airflow_mlops.triggers.pod import StagePodTrigger
 
 if TYPE_CHECKING:
@@ -58,4 +59,5 @@ class ToldPodOperator(KubernetesPodOperator):
         if self._told.position.newest and pod is not None and pod.status.phase in ENDED:
             self.log.info("The log of pod %s, again from its beginning, because what the triggerer told of it may be gone:", self._pod.name)
             self._pod.position = Position()
-            self._pod.follow(self.base_container_name, partial(self.log.info, "%s"), pause=self.base_container_status_polling_interval)
+            log = ProgressLog("", None, partial(self.log.info, "%s"))
+            self._pod.follow(self.base_container_name, log.line, pause=self.base_container_status_polling_interval)
