@@ -30,6 +30,10 @@ class Local:
 
     num_workers: int = 1
 
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise SpecError(f"num_workers is {self.num_workers}; give 1, or as many processes as shall train together.")
+
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the operator of any stage."""
         return RunStageOperator, {"stage": stage, **({"num_workers": self.num_workers} if stage == "train" else {})}

@@ -183,8 +183,12 @@ def _volumes(spec: PodSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def _check(spec: PodSpec) -> None:
-    if spec.num_gpus < 0:
-        raise SpecError(f"num_gpus is {spec.num_gpus}; give 0 or more.")
+    for name in ("num_gpus", "max_interruptions", "start_seconds", "grace_seconds"):
+        value = getattr(spec, name)
+        if not isinstance(value, int) or value < 0:
+            raise SpecError(f"{name} is {value!r}; give a whole number, 0 or more.")
+    if isinstance(spec.memory_ladder, str):
+        raise SpecError(f"memory_ladder is {spec.memory_ladder!r}; expected a list of steps, for instance ['32Gi', '64Gi'].")
     if spec.num_gpus and "/" not in spec.gpu_resource:
         raise SpecError(f"gpu_resource is {spec.gpu_resource!r}; expected a name such as nvidia.com/gpu or amd.com/gpu.")
     if bool(spec.volume_claim) != bool(spec.mount_path):

@@ -31,6 +31,11 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
     assert spec(params={"epochs": 3, "rate": 0.1, "optimizer": "adam", "shuffle": True}).params["epochs"] == 3
 
 
+def test_less_than_one_process_is_no_runner() -> None:
+    with pytest.raises(SpecError, match="num_workers is 0; give 1"):
+        Local(0)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

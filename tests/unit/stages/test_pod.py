@@ -189,6 +189,10 @@ def test_the_manifest_asks_for_what_the_spec_says() -> None:
     ("wrong", "words"),
     [
         ({"num_gpus": -1}, "num_gpus is -1"),
+        ({"num_gpus": 0.5}, "num_gpus is 0.5; give a whole number"),
+        ({"start_seconds": -1}, "start_seconds is -1"),
+        ({"max_interruptions": "5"}, "max_interruptions is '5'"),
+        ({"memory_ladder": "32Gi"}, "memory_ladder is '32Gi'; expected a list"),
         ({"num_gpus": 1, "gpu_resource": "gpu"}, "expected a name such as"),
         ({"volume_claim": "c"}, "belong together"),
         ({"places": ["/srv/inbox"]}, "for pods with an exchange"),
