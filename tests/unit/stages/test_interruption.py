@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import pytest
 
 from airflow_mlops.exceptions import TrainingTimeout
@@ -16,6 +18,7 @@ from airflow_mlops.records import Record, ResultRef, read_record, result_of
 from airflow_mlops.stages import stop, train, validate
 from airflow_mlops.stages.runner import run_stage, spec_data, spec_digest
 from airflow_mlops.stages.stop import Stop, checkpoints_of, listening
+from airflow_mlops.training.checkpoints import CheckpointManager
 
 from .conftest import Workshop
 
@@ -82,6 +85,15 @@ def test_when_the_time_is_over_the_model_as_it_is_counts(patient: train.Spec, tm
     result = Task(tmp_path, patient._replace(params={"epochs": 100_000}, max_seconds=0.5)).result(1)
     assert result.stopped_early
     assert result.metrics["train_loss"] > 0
+
+
+def test_what_interrupted_attempts_have_trained_counts_as_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    checkpoints = CheckpointManager(tmp_path, "request")
+    assert stop.deadline(60.0, checkpoints) == 1060.0
+    checkpoints.save(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), 3, seconds=45.0)
+    assert stop.deadline(60.0, checkpoints) == 1015.0
+    assert stop.deadline(0.0, checkpoints) is None
 
 
 def test_a_function_that_hangs_ends_with_the_place_where_it_hangs(

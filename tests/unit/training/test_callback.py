@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from airflow_mlops.training.checkpoints import CheckpointManager
 from airflow_mlops.training.context import TrainingContext
 from airflow_mlops.training.progress import parse
 from airflow_mlops.training.reproducibility import seed_everything
+from airflow_mlops.training.twin import traced
 
 NUM_ROWS, BATCH_SIZE, EPOCHS = 50, 8, 4
 PER_EPOCH = 7
@@ -108,6 +110,7 @@ def test_a_training_that_was_stopped_anywhere_ends_in_the_same_weights(whole: Wh
     assert resumed.checkpoints is not None
     assert resumed.checkpoints.resumed_from is not None
     assert resumed.checkpoints.resumed_from.step == stop_after
+    assert resumed.checkpoints.resumed_from.state["seconds"] > 0
     assert same(second, whole.model)
     before, after_all = ({(name, step): value for name, value, step in entries} for entries in (whole.logged, again))
     assert after_all.keys() == before.keys()
@@ -141,7 +144,7 @@ def test_a_killed_training_goes_on_from_the_last_epoch_that_was_kept(whole: Whol
     assert same(second, whole.model)
 
 
-@pytest.mark.parametrize("stop_after", [2 * PER_EPOCH + 2, *in_proofs(4, PER_EPOCH, 3 * PER_EPOCH)])
+@pytest.mark.parametrize("stop_after", [4 * PER_EPOCH + 2, *in_proofs(4, PER_EPOCH, 2 * PER_EPOCH + 2)])  # late: both remember something by then
 def test_early_stopping_and_a_falling_learning_rate_go_on_over_an_interruption(tmp_path: Path, stop_after: int) -> None:
     def callbacks() -> list[keras.callbacks.Callback]:
         stopping = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
@@ -207,6 +210,12 @@ def test_steps_per_epoch_makes_epochs_shorter_and_loses_no_row(whole: Whole, tmp
     history = context(tmp_path).fit(other, epochs=EPOCHS * PER_EPOCH // 2, batch_size=BATCH_SIZE, steps_per_epoch=2)
     assert len(history["loss"]) == EPOCHS * PER_EPOCH // 2
     assert same(whole.model, other)
+
+
+def test_a_trace_looks_at_every_so_many_steps(tmp_path: Path) -> None:
+    with traced(tmp_path / "trace", every=3):
+        context(tmp_path).fit(model(), epochs=1, batch_size=BATCH_SIZE)
+    assert [json.loads(line)["step"] for line in (tmp_path / "trace").read_text().splitlines()] == [3, 6]
 
 
 def test_a_loss_that_is_nan_ends_the_training_and_is_never_kept(tmp_path: Path) -> None:
