@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def fit(function: Callable[[TrainingContext], Any], context: TrainingContext) ->
     except MlopsError:
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's code does, it ends this training and nothing else
-        message = traceback.format_exception_only(error)[-1].strip()
+        message = re.sub(r"\x1b\[[\d;]*m", "", traceback.format_exception_only(error)[-1]).strip()  # Keras prints bold
         raise TrainFunctionError(f"The train function ended with {message} at {_user_frame(error)}. Mend it and run the stage again.") from error
     finally:
         if os.getpid() != own:  # else there would be two results of one training

@@ -97,6 +97,13 @@ def test_a_function_that_leaves_the_process_only_ends_its_training(context: Trai
         fit(leaves, context)
 
 
+def test_what_keras_prints_bold_is_plain_in_the_record(context: TrainingContext) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    with pytest.raises(TrainFunctionError, match="Invalid input shape") as caught:
+        fit(lambda context: model(context.inputs), context)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_function_that_takes_other_arguments_is_refused(context: TrainingContext) -> None:
     def two(context: TrainingContext, more: int) -> None: ...
 
