@@ -226,11 +226,11 @@ def test_one_look_reads_only_for_its_time_and_the_next_one_goes_on(site: Site, h
 def test_the_log_of_a_pod_that_another_one_follows_is_told_again_by_the_worker(site: Site, heard: Heard, started: Start) -> None:
     """Airflow's triggerer begins its file of a try anew when the task is deferred again."""
     go = site.workspace / "go"
-    triggerer = started(deferred(site.operator("talk", str(go), deferrable=True)))
+    triggerer = started(deferred(site.operator("talk_of_progress", str(go), deferrable=True)))
     eventually(lambda: heard.told("first", "triggerer"))
     site.kubelet.pod(site.namespace, site.running()).evict("Evicted", "The node was low on resource: memory.")
     event = triggerer.event.result()
     with pytest.raises(TaskDeferred):
-        site.operator("talk", str(go), deferrable=True).trigger_reentry(context(), event)
-    assert heard.told("first", "worker") == ["first"]
+        site.operator("talk_of_progress", str(go), deferrable=True).trigger_reentry(context(), event)
+    assert heard.told("first", "worker") == ["first"] and heard.told("Epoch 1 of 3", "worker"), "progress as a sentence, here too"
     assert "again from its beginning" in heard.told("The log of pod", "worker")[0]
