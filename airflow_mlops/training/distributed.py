@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from airflow_mlops.exceptions import SpecError, WorkerLost
 from airflow_mlops.training.callback import gpu_memory
+from airflow_mlops.training.meeting import meet
 from airflow_mlops.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def join() -> Worker:
     workers = resolver.cluster_spec().as_dict().get("worker", [])
     if len(workers) < 2:
         return Worker(0, 1, tf.distribute.get_strategy())
+    log.info("Worker %d of %d waits for the others.", resolver.task_id, len(workers))
+    meet(resolver.task_id, workers)
     return Worker(resolver.task_id, len(workers), tf.distribute.MultiWorkerMirroredStrategy(resolver))
 
 

@@ -57,7 +57,7 @@ def bucket(site: Site, connect: Any) -> Iterator[Bucket]:
 def task(site: Site, bucket: Bucket, request: Any, kind: type[TrainModelJobOperator], *places: Path) -> TrainModelJobOperator:
     """Return an operator whose pods do not see these places, nor the worker's own."""
     through = {"exchange": f"s3://{bucket.name}/runs", "exchange_secret": "exchange", "places": [str(place) for place in places]}
-    pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi", grace_seconds=5, **through)
+    pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi", **through)
     return operator(site.kubelet, request, JobSpec(pod, exchange_conn_id="exchange"), kind)
 
 

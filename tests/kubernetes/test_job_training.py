@@ -98,7 +98,7 @@ def hold(site: Site, tmp_path: Path) -> Path:
 
 
 def task(site: Site, spec: train.Spec, **settings: Any) -> TrainModelJobOperator:
-    pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi", grace_seconds=5)  # a worker that waits for others hears no SIGTERM
+    pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi")
     return operator(site.kubelet, spec, JobSpec(pod), TrainModelJobOperator, **settings)
 
 

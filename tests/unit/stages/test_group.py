@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pytest
 
-from airflow_mlops.exceptions import SpecError, StageKilled
+from airflow_mlops.exceptions import SpecError, StageKilled, StageStopped
 from airflow_mlops.records import read_record, result_of
 from airflow_mlops.results import TrainingResult
 from airflow_mlops.stages import train
@@ -27,6 +27,7 @@ from airflow_mlops.stages.runner import spec_digest
 from airflow_mlops.stages.worker import Participation
 from airflow_mlops.training.weights import weights_digest
 from tests.processes import alive, wait_until
+from tests.servers import free_port
 from tests.unit.stages.conftest import Workshop
 
 ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -116,6 +117,29 @@ def test_a_training_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_w
     steps = result.num_train_rows // 40
     assert result.resumed_from_step == steps
     assert result.weights_digest == left_in(undisturbed, request_of_two, TrainingResult).weights_digest
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_that_waits_for_the_others_ends_when_it_is_told_to(request_of_two: train.Spec, tmp_path: Path, index: int) -> None:
+    config = tf_configs([f"127.0.0.1:{free_port()}" for _ in range(2)])[index]
+    alone, said, ends = StageProcess("train", request_of_two, tmp_path, env={**ENV, "TF_CONFIG": config}), list[str](), list[BaseException]()
+
+    def run() -> None:
+        try:
+            alone.run(said.append)
+        except StageStopped as stopped:
+            ends.append(stopped)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_until(lambda: any(f"Worker {index} of 2 waits for the others" in line for line in said), 60.0)
+        alone.stop(grace_seconds=10.0)
+    finally:
+        alone.kill()
+        thread.join()
+    assert len(ends) == 1
 
 
 def test_a_worker_that_dies_takes_the_others_with_it(scripted: ModuleType, tmp_path: Path) -> None:

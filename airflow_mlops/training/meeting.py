@@ -1,0 +1,55 @@
+"""Where the workers of one training wait for each other, before TensorFlow does anything.
+
+TensorFlow's own waiting takes SIGTERM and holds the interpreter: a worker that waited there could not be told to stop. And it would let a worker that
+was replaced join a training that goes on without it, and wait there for ever. Here it waits until the chief begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+
+PAUSE_SECONDS = 0.5
+_HELLO_SECONDS = 5.0  # for a worker to say which one it is, and for a connection to be made
+_GO = b"go"
+
+
+def meet(index: int, addresses: Sequence[str]) -> None:
+    """Return when all workers are there, for as long as that takes; then no port is held any more.
+
+    :param index: of this worker in `addresses`, ``host:port`` each; worker 0 is the chief, whom the others come to.
+    """
+    host, _, port = addresses[0].rpartition(":")
+    if index == 0:
+        _gather(int(port), len(addresses))
+    while index and not _went(index, host, int(port)):
+        time.sleep(PAUSE_SECONDS)
+
+
+def _gather(port: int, num_workers: int) -> None:
+    """Let all go as soon as each has come; who comes again takes its own place."""
+    with contextlib.ExitStack() as open_until_the_end, socket.create_server(("", port)) as here:
+        come: dict[int, socket.socket] = {}
+        while len(come) < num_workers - 1:
+            peer = open_until_the_end.enter_context(here.accept()[0])
+            peer.settimeout(_HELLO_SECONDS)
+            with contextlib.suppress(OSError, ValueError):  # who says anything else is no worker
+                said = int(peer.recv(16))
+                if 0 < said < num_workers:
+                    come[said] = peer
+        for peer in come.values():
+            with contextlib.suppress(OSError):  # one that is gone by now is missed by TensorFlow
+                peer.sendall(_GO)
+
+
+def _went(index: int, host: str, port: int) -> bool:
+    """Wait at the chief; return False when it is not there, or does something else by now."""
+    try:
+        with socket.create_connection((host, port), _HELLO_SECONDS) as peer:
+            peer.sendall(str(index).encode())
+            peer.settimeout(None)
+            return peer.recv(len(_GO)) == _GO
+    except OSError:
+        return False
