@@ -16,6 +16,7 @@ from tests.kubernetes.test_stage_pod import Site
 
 __all__ = ["site"]
 
+pytestmark = pytest.mark.kubernetes  # for the time that it takes
 LENGTH = 10_000  # bytes a line
 
 

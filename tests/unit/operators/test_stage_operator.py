@@ -17,7 +17,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import DatasetNotFound, RegistryUnavailable, StageKilled
+from airflow_mlops.exceptions import DatasetNotFound, RegistryUnavailable, StageKilled, StageStopped
 from airflow_mlops.local.digits import publish_digits
 from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.records import ResultRef, load
@@ -169,7 +169,7 @@ def test_killing_the_task_kills_the_stage(operator: Callable[..., RunStageOperat
     def execute() -> None:
         try:
             running.execute(context())
-        except StageKilled as error:
+        except StageStopped as error:
             ended.append(error)
 
     thread = threading.Thread(target=execute)
@@ -215,13 +215,13 @@ def test_a_train_function_that_leaves_the_process_is_no_success_though_the_exit_
     bad_trainings: tuple[Path, dict[str, BaseException]],
 ) -> None:
     error = bad_trainings[1]["exits"]
-    assert type(error) is StageKilled
+    assert type(error) is StageKilled, StageStopped
     assert "ended with exit code 0 and left no result record" in str(error)
 
 
 def test_a_train_function_whose_process_is_killed_may_be_retried(bad_trainings: tuple[Path, dict[str, BaseException]]) -> None:
     error = bad_trainings[1]["kills_itself"]
-    assert type(error) is StageKilled
+    assert type(error) is StageKilled, StageStopped
     assert error.retryable
     assert "give it less data at a time, or more memory" in str(error)
 
