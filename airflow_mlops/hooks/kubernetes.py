@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,14 +19,24 @@ from airflow_mlops.stages.pod import ENDED, SPEC_ANNOTATION, dropped
 from airflow_mlops.stages.pod_log import Position
 
 if TYPE_CHECKING:
-    from kubernetes.client import CoreV1Api, V1Pod
+    from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+    from kubernetes.client import ApiClient, CoreV1Api, V1Pod
 
 T = TypeVar("T")
+_connecting = threading.Lock()
 PATIENCE_SECONDS = 600.0  # an API server that is replaced or overloaded is back by then; longer troubles are for the task's own retries
 _BUSY = (410, 429)  # and everything from 500: the API server's trouble is nobody's failure
 _LONGEST_PAUSE = 30.0
 _PAUSE_SECONDS = 5.0
 _LAST_READS = 3  # of the log of a pod that has ended, before what is missing of it is given up
+
+
+def connected(hook: KubernetesHook) -> ApiClient:
+    """Return a client of the hook's cluster, also where other threads connect to other clusters: the hook keeps what it is told of one in a place
+    that all threads share, until a client is made of it.
+    """
+    with _connecting:
+        return hook.get_conn()
 
 
 def busy(error: ApiException | HTTPError) -> bool:

@@ -12,12 +12,13 @@ from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
 
 from airflow_mlops.hooks.container_log import ContainerLog
-from airflow_mlops.hooks.kubernetes import patiently, refusal
+from airflow_mlops.hooks.kubernetes import StagePod, patiently, refusal
 from airflow_mlops.stages.chief import chiefs
 from airflow_mlops.stages.job import JobSpec, Place, backend_of, too_old
 from airflow_mlops.stages.job_verdicts import has_ended
-from airflow_mlops.stages.pod import CONTAINER, ENDED, SPEC_ANNOTATION, dropped
+from airflow_mlops.stages.pod import CONTAINER, ENDED, SPEC_ANNOTATION, Verdict, dropped
 from airflow_mlops.stages.pod_log import Position
+from airflow_mlops.stages.verdicts import explained
 
 _POD_LABEL = {"job": "job-name", "trainjob": "jobset.sigs.k8s.io/jobset-name"}
 _SERVICES = Place("", "v1", "services")
@@ -70,6 +71,14 @@ class TrainingJob:
     def log_of(self, pod: str, position: Position) -> ContainerLog:
         """Return the log of a worker, by the name of its pod."""
         return ContainerLog(self._core, self.namespace, pod, self._container, position)
+
+    def explained(self, verdict: Verdict, pods: Sequence[Mapping[str, Any]]) -> Verdict:
+        """Return what is to be made of a training that has a `verdict` without a reason, by the events about those of `pods` that wait."""
+        for pod in pods:
+            if pod["status"]["phase"] == "Pending":
+                about = pod["metadata"]
+                verdict = explained(verdict, pod, StagePod(self._core, self.namespace, about["name"], self._warn).events(about["uid"]))
+        return verdict
 
     def delete(self) -> None:
         """Take everything away; the Job goes when its pods have ended."""

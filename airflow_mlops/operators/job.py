@@ -187,6 +187,8 @@ class TrainModelJobOperator(BaseOperator):
         seen = job.seen()
         has_record = (seen is None or has_ended(seen) or bool(came_too_late(pods))) and self._has_record(job)
         verdict = judge(seen, pods, has_record=has_record, waited_long=waited_long)
+        if not verdict.is_explained:
+            verdict = job.explained(verdict, pods)
         if verdict.outcome is None and self._deadline is not None and time.time() >= self._deadline:
             return Verdict(Outcome.FAILED, f"It did not end within execution_timeout, {self.execution_timeout}.")
         return verdict

@@ -73,13 +73,14 @@ class TrainingJobTrigger(BaseTrigger):
     def _is_over(self) -> bool:
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook  # in a thread, for it takes a second
 
+        from airflow_mlops.hooks.kubernetes import connected
         from airflow_mlops.hooks.training_job import TrainingJob
         from airflow_mlops.stages.job import JobSpec
         from airflow_mlops.stages.job_verdicts import judge, waited_seconds
         from airflow_mlops.stages.pod import PodSpec
 
         spec = JobSpec(**{**self.job_spec, "pod": PodSpec(**self.job_spec["pod"])})
-        job = TrainingJob(KubernetesHook(**self.connection).get_conn(), spec, self.name, self.log.warning)
+        job = TrainingJob(connected(KubernetesHook(**self.connection)), spec, self.name, self.log.warning)
         pods = job.pods()
         waited_long = waited_seconds(pods, time.time()) > spec.pod.start_seconds
         over = judge(job.seen(), pods, has_record=False, waited_long=waited_long).outcome is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import threading
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -20,7 +19,7 @@ from kubernetes.client.exceptions import ApiException
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.hooks.container_log import ContainerLog
-from airflow_mlops.hooks.kubernetes import refusal
+from airflow_mlops.hooks.kubernetes import connected, refusal
 from airflow_mlops.results import to_data
 from airflow_mlops.stages.pod_log import Position
 from airflow_mlops.stages.progress_page import ProgressLog
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from kubernetes_asyncio.client.models import V1Pod
 
 _LOOK_SECONDS = 10.0  # for which one look may read, lest the trigger misses that the task's time is over; the next look goes on
-_connecting = threading.Lock()  # Kubernetes' client keeps what it is told of a cluster in one place for all threads, until a client is made of it
 
 
 class _Enough(Exception):
@@ -117,6 +115,5 @@ class StagePodTrigger(KubernetesPodTrigger):
                 self.kubernetes_conn_id, in_cluster=self.in_cluster, config_dict=self.config_dict, cluster_context=self.cluster_context
             )
             hook.conn_extras = extras
-            with _connecting:
-                self._client = CoreV1Api(hook.get_conn())
+            self._client = CoreV1Api(connected(hook))
         return self._client

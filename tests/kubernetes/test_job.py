@@ -184,6 +184,14 @@ def test_a_chief_that_lost_a_worker_is_not_the_reason_either(site: Site, tmp_pat
     assert site.is_clean()
 
 
+def test_a_secret_that_is_to_be_mounted_and_is_missing_fails_the_training_with_kubernetes_words(site: Site, workspace: Path) -> None:
+    exchange = {"exchange": f"file://{workspace.parent}/exchange", "exchange_secret": "nothing"}
+    pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi", start_seconds=3, **exchange)
+    with pytest.raises(AirflowFailException, match=r'can not be made: MountVolume.SetUp failed: secret "nothing" not found. Create it, or correct'):
+        operator(site.kubelet, site.scripted.Spec("leave_file"), JobSpec(pod)).execute(context())
+    assert site.is_clean()
+
+
 def test_a_worker_that_died_finds_its_job_again_and_makes_no_second_one(site: Site, tmp_path: Path) -> None:
     first, second = (site.operator("talk", str(tmp_path / "go")) for _ in range(2))
     first._prepare(context()).create(first._objects)  # and then the worker is killed
