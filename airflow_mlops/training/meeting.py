@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Sequence
 
+from airflow_mlops.exceptions import TrainingError
+
 PAUSE_SECONDS = 0.5
 _HELLO_SECONDS = 5.0  # for a worker to say which one it is, and for a connection to be made
 _GO = b"go"
@@ -20,6 +22,7 @@ def meet(index: int, addresses: Sequence[str]) -> None:
     """Return when all workers are there, for as long as that takes; then no port is held any more.
 
     :param index: of this worker in `addresses`, ``host:port`` each; worker 0 is the chief, whom the others come to.
+    :raises TrainingError: the chief's port is another process's.
     """
     host, _, port = addresses[0].rpartition(":")
     if index == 0:
@@ -30,7 +33,7 @@ def meet(index: int, addresses: Sequence[str]) -> None:
 
 def _gather(port: int, num_workers: int) -> None:
     """Let all go as soon as each has come; who comes again takes its own place."""
-    with contextlib.ExitStack() as open_until_the_end, socket.create_server(("", port)) as here:
+    with contextlib.ExitStack() as open_until_the_end, _open(port) as here:
         come: dict[int, socket.socket] = {}
         while len(come) < num_workers - 1:
             peer = open_until_the_end.enter_context(here.accept()[0])
@@ -42,6 +45,16 @@ def _gather(port: int, num_workers: int) -> None:
         for peer in come.values():
             with contextlib.suppress(OSError):  # one that is gone by now is missed by TensorFlow
                 peer.sendall(_GO)
+
+
+def _open(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise TrainingError(
+            f"Worker 0 can not open port {port}, at which the others find it: {error.strerror}. See what else listens there, in its pod or on its "
+            "machine, and end that."
+        ) from error
 
 
 def _went(index: int, host: str, port: int) -> bool:

@@ -6,6 +6,9 @@ import socket
 import threading
 from collections.abc import Callable
 
+import pytest
+
+from airflow_mlops.exceptions import TrainingError
 from airflow_mlops.training.meeting import meet
 from tests.processes import wait_until
 from tests.servers import free_port
@@ -70,3 +73,10 @@ def test_a_worker_does_not_join_what_its_chief_does_without_it() -> None:
         assert worker.is_alive()
     chief = begun(0, addresses)
     wait_until(all_gone(worker, chief))
+
+
+def test_a_port_that_another_process_has_is_named() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TrainingError, match=rf"can not open port {port}, .*Address already in use\. See what else"):
+            meet(0, [f"127.0.0.1:{port}", "b:1"])
