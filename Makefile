@@ -43,10 +43,10 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_lock
 
-# Three processes on two cores, for a third of the time is waiting; the tests of a file share expensive fixtures and stay together.
+# One process per core: models are loaded at idle priority, which a third one would starve. The tests of a file share expensive fixtures.
 # In the order of their names the files begin with the longest, the whole deployment; by their number of tests they would end with it.
 test: check browser postgresql
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/proofs -m "not kubernetes and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs -m "not kubernetes and not long"
 
 # The pages are looked at with the system's Chromium.
 browser:

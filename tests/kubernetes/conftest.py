@@ -16,7 +16,7 @@ EXPENSIVE = {"cluster", "environment", "installed", "root"}  # fixtures: a contr
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs the cluster, or what an image holds."""
+    """Mark every test that needs the cluster, or what an image holds; files that only take long mark themselves."""
     for item in items:
         if Path(__file__).parent in item.path.parents and EXPENSIVE & {*getattr(item, "fixturenames", ())}:
             item.add_marker("kubernetes")

@@ -21,6 +21,7 @@ from tests.kubernetes.test_live_log import site as either
 from tests.kubernetes.test_stage_pod import Site, context, followed, site
 
 __all__ = ["either", "site"]
+pytestmark = pytest.mark.kubernetes  # for the time that they take
 
 
 def nothing_left(site: Site) -> bool:

@@ -28,6 +28,7 @@ from tests.kubernetes.fake_api import FakeApi, Fault, Request
 from tests.kubernetes.test_job import Site, site
 
 __all__ = ["site"]
+pytestmark = pytest.mark.kubernetes  # for the time that they take
 NUM_LINES = 1000
 
 

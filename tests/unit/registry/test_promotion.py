@@ -138,6 +138,7 @@ def test_a_registration_that_is_repeated_later_brings_no_old_model_back(
     assert ("gate.evaluation" in registry.get(name, version).tags) is nominated
 
 
+@pytest.mark.parametrize("ledger_server", ["sqlite"], indirect=True)  # on PostgreSQL the proofs do it, at every step
 def test_a_promoter_killed_between_two_steps_promotes_exactly_once(tmp_path: Path, ledger_server: list[str]) -> None:
     """At every twentieth step; at all of them in tests/proofs."""
     command = [sys.executable, "-m", "tests.promotions", "kill", str(tmp_path), "20", *ledger_server]

@@ -28,10 +28,12 @@ import pytest
 from airflow_mlops.serving import config, protos
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.tensors import to_array, to_proto
+from tests.processes import wait_until
 from tests.servers import EmbeddedServer, await_state
 from tests.serving_models import ROW, publish
 
 INSTANCES = {"instances": [ROW]}
+SEEN_SECONDS = 1.0  # in which a busy server has seen that a client is gone
 
 
 @contextlib.contextmanager
@@ -179,6 +181,8 @@ def count(server: EmbeddedServer) -> int:
 @contextlib.contextmanager
 def stopped(process: psutil.Process) -> Iterator[None]:
     process.suspend()
+    tasks = Path(f"/proc/{process.pid}/task")
+    wait_until(lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()))  # threads run on a little
     try:
         yield
     finally:
@@ -195,7 +199,7 @@ def test_no_run_is_made_for_grpc_clients_that_went_away(counting: EmbeddedServer
         for one in asking if timeout is None else ():
             one.cancel()
         codes = {one.code() for one in asking}
-        time.sleep(0.3)
+        time.sleep(SEEN_SECONDS)
     assert codes == {grpc.StatusCode.CANCELLED if timeout is None else grpc.StatusCode.DEADLINE_EXCEEDED}
     assert count(counting) == before + 1
 
@@ -210,7 +214,7 @@ def test_no_run_is_made_for_rest_clients_that_went_away_and_the_log_does_not_spe
             sock.sendall(head + body)
         time.sleep(0.3)
         closing.close()
-        time.sleep(0.3)
+        time.sleep(SEEN_SECONDS)
     assert count(counting) == before + 1
     assert "Traceback" not in counting.log.read_text()
 
