@@ -213,10 +213,13 @@ def test_the_first_process_of_a_container_ends_when_it_is_told_to(stage: Scripte
     spec.write_bytes(canonical_json(stage.module.Spec(action)._asdict()))
     words = [sys.executable, "-m", "airflow_mlops", "stage", "scripted", "--spec", spec, "--result", stage.out_dir / "result.json"]
     with subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *words]) as outside:
-        assert stage.pids()[0] == 1, "the first process of its namespace"
-        (first,) = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
-        os.kill(int(first), signal.SIGTERM)
-        assert outside.wait(DEATH_SECONDS) == 143
+        try:
+            assert stage.pids()[0] == 1, "the first process of its namespace"
+            (first,) = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
+            os.kill(int(first), signal.SIGTERM)
+            assert outside.wait(DEATH_SECONDS) == 143
+        finally:
+            outside.kill()  # and with it, what did not end
     assert not (stage.out_dir / "result.json").exists()
 
 
