@@ -135,7 +135,7 @@ class StagePod:
         except ApiException as error:
             if error.status != 403:
                 raise refusal(error) from error
-            self._warn("Events may not be listed here, which would say what pod %s waits for; the Role for stages has that as an option.", self.name)
+            self._warn("Events may not be listed here, which would say what pod %s waits for; its Role has that as an option.", self.name)
             return []
         return list(self._client.api_client.sanitize_for_serialization(found))
 

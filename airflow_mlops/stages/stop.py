@@ -24,7 +24,7 @@ EXIT_CODE = 143  # of a process that ended because of SIGTERM, as shells and Kub
 HANG_SECONDS = 300.0  # a function that looks for itself may do so only once an epoch
 LAST_SECONDS = 30.0  # then it is deaf to signals, too
 _held = threading.local()
-_END = b"\0"  # no signal has this number
+_STOP_HEARING = b"\0"  # no signal has this number
 
 
 class Stop:
@@ -45,14 +45,14 @@ def ended_when_told() -> Iterator[None]:
     """Let SIGTERM end this process at once with `EXIT_CODE`, whatever it is doing, unless somebody handles it, as a training does.
 
     The first process of a container dies of no signal that it does not handle, and Python's handlers wait for native code to return, which in a
-    worker that waits for the others may take for ever: so a thread hears of the signal. Outside the main thread nothing is done.
+    worker that waits for the others may take for ever: so a thread hears of the signal, too. Outside the main thread nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     ears, mouth = os.pipe()
     os.set_blocking(mouth, False)
-    before = signal.signal(signal.SIGTERM, _leave_it), signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGTERM, _end), signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     hearing = threading.Thread(target=_hear, args=(ears,), name="sigterm", daemon=True)
     hearing.start()
     try:
@@ -60,26 +60,26 @@ def ended_when_told() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before[1])
         signal.signal(signal.SIGTERM, before[0])
-        os.write(mouth, _END)  # closing it would not do: a child that the user's code forked may hold it
+        os.write(mouth, _STOP_HEARING)  # closing it would not do: a child that the user's code forked may hold it
         hearing.join()
         os.close(mouth)
         os.close(ears)
 
 
-def _leave_it(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: `_hear` does it. Without a handler nothing would be heard."""
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, b"The stage was told to stop before it was done.\n")
+    os._exit(EXIT_CODE)
 
 
 def _hear(ears: int) -> None:
-    while _END not in (numbers := os.read(ears, 64)):
-        if signal.SIGTERM in numbers and signal.getsignal(signal.SIGTERM) is _leave_it:
-            os.write(2, b"The stage was told to stop before it was done.\n")
-            os._exit(EXIT_CODE)
+    while _STOP_HEARING not in (numbers := os.read(ears, 64)):
+        if signal.SIGTERM in numbers and signal.getsignal(signal.SIGTERM) is _end:
+            _end(signal.SIGTERM, None)
 
 
 # A child that the user's code forks dies of SIGTERM as every process does, and its parent does not hear of it: until that is so, it gets none.
 def _before_fork() -> None:
-    if signal.getsignal(signal.SIGTERM) is _leave_it:
+    if signal.getsignal(signal.SIGTERM) is _end:
         _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 

@@ -1,8 +1,10 @@
-"""What of a pod's log was told, by whoever tells it: handed from one triggerer to the next, and to the worker."""
+"""What of a pod's log was told, by whoever tells it: handed from one triggerer to the next, and to the worker; and for how long a triggerer tells."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,23 @@ from airflow_mlops.stages.pod_log import Position
 from airflow_mlops.training.progress import Progress
 
 T = TypeVar("T")
+LOOK_SECONDS = 10.0  # for which one look may tell a log, lest a trigger misses that the pod has ended or the task's time is over; the next goes on
+
+
+class Enough(Exception):
+    """Nobody wants more of this look."""
+
+
+def for_one_look(tell: Callable[[str], object], is_over: Callable[[], bool]) -> Callable[[str], None]:
+    """Return what takes lines as `tell` does, and raises `Enough` after `LOOK_SECONDS`, or when the trigger `is_over`: another one tells the rest."""
+    end = time.monotonic() + LOOK_SECONDS
+
+    def take(line: str) -> None:
+        tell(line)
+        if is_over() or time.monotonic() > end:
+            raise Enough
+
+    return take
 
 
 @STRICT

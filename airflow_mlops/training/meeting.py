@@ -32,7 +32,7 @@ def meet(index: int, addresses: Sequence[str]) -> None:
 
 
 def _gather(port: int, num_workers: int) -> None:
-    """Let all go as soon as each has come; who comes again takes its own place."""
+    """Let all go as soon as all are there; who comes again takes its own place, and who is gone by then is waited for again."""
     with contextlib.ExitStack() as open_until_the_end, _open(port) as here:
         come: dict[int, socket.socket] = {}
         while len(come) < num_workers - 1:
@@ -42,9 +42,21 @@ def _gather(port: int, num_workers: int) -> None:
                 said = int(peer.recv(16))
                 if 0 < said < num_workers:
                     come[said] = peer
+            come = {said: peer for said, peer in come.items() if _is_there(peer)}
         for peer in come.values():
-            with contextlib.suppress(OSError):  # one that is gone by now is missed by TensorFlow
+            with contextlib.suppress(OSError):  # gone in this moment: TensorFlow misses it
                 peer.sendall(_GO)
+
+
+def _is_there(peer: socket.socket) -> bool:
+    """Whether the other end, which has nothing more to say, is still open."""
+    peer.setblocking(False)
+    try:
+        return bool(peer.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _open(port: int) -> socket.socket:
@@ -63,6 +75,14 @@ def _went(index: int, host: str, port: int) -> bool:
         with socket.create_connection((host, port), _HELLO_SECONDS) as peer:
             peer.sendall(str(index).encode())
             peer.settimeout(None)
+            _notice_a_lost_node(peer)
             return peer.recv(len(_GO)) == _GO
     except OSError:
         return False
+
+
+def _notice_a_lost_node(peer: socket.socket) -> None:
+    """Let the kernel ask every 10 s whether the chief's machine is there: one that is lost closes no connection."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        peer.setsockopt(socket.IPPROTO_TCP, option, value)

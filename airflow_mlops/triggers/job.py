@@ -16,16 +16,10 @@ from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.results import to_data
 from airflow_mlops.stages.chief import ToldChief
 from airflow_mlops.stages.progress_page import ProgressLog
-from airflow_mlops.stages.told import read_note
+from airflow_mlops.stages.told import Enough, for_one_look, read_note
 
 if TYPE_CHECKING:
     from airflow_mlops.hooks.training_job import ChiefLog, TrainingJob
-
-_LOOK_SECONDS = 10.0  # for which one look may read a log, lest the trigger misses how the training ended; the next look goes on
-
-
-class _Enough(Exception):
-    """Nobody wants more of this look."""
 
 
 class TrainingJobTrigger(BaseTrigger):
@@ -55,7 +49,7 @@ class TrainingJobTrigger(BaseTrigger):
         self.note = note
         self._chief_log: ChiefLog | None = None
         self._progress: ProgressLog | None = None
-        self._stopped = False
+        self._over = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         names = ("job_spec", "name", "connection", "poll_seconds", "deadline", "title", "note")
@@ -66,7 +60,7 @@ class TrainingJobTrigger(BaseTrigger):
             while not await asyncio.to_thread(self._is_over) and not (self.deadline and time.time() >= self.deadline):
                 await asyncio.sleep(self.poll_seconds)
         except asyncio.CancelledError:
-            self._stopped = True  # the thread itself can not be cancelled, and another triggerer tells these lines
+            self._over = True  # the thread itself can not be cancelled, and another triggerer tells these lines
             raise
         yield TriggerEvent({"name": self.name, "deadline": self.deadline, "told": self._told()})
 
@@ -97,9 +91,9 @@ class TrainingJobTrigger(BaseTrigger):
             self._chief_log = ChiefLog(earlier.positions, self.log.warning)
             page = note.with_name("progress.html") if has_home else None
             self._progress = ProgressLog(self.title, page, partial(self.log.info, "%s"), history=earlier.history)
-        before, end = self._told(), time.monotonic() + _LOOK_SECONDS
-        with contextlib.suppress(_Enough):
-            self._chief_log.tell_new(job, pods, partial(self._tell, self._progress, end))
+        before = self._told()
+        with contextlib.suppress(Enough):
+            self._chief_log.tell_new(job, pods, for_one_look(self._progress.line, lambda: self._over))
         if self._told() == before or not has_home:
             return
         self._progress.show()
@@ -107,11 +101,6 @@ class TrainingJobTrigger(BaseTrigger):
             write_atomically(note, canonical_json(self._told()))
         except OSError as error:
             self.log.warning("It is not noted how far the log was told, another triggerer would tell it again: %s", error)
-
-    def _tell(self, progress: ProgressLog, end: float, line: str) -> None:
-        progress.line(line)
-        if self._stopped or time.monotonic() > end:
-            raise _Enough
 
     def _told(self) -> dict[str, Any]:
         """Return what was told, as JSON."""

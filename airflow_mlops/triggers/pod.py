@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +21,10 @@ from airflow_mlops.hooks.kubernetes import connected, refusal
 from airflow_mlops.results import to_data
 from airflow_mlops.stages.pod_log import Position
 from airflow_mlops.stages.progress_page import ProgressLog
-from airflow_mlops.stages.told import Told, noted
+from airflow_mlops.stages.told import Enough, Told, for_one_look, noted
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client.models import V1Pod
-
-_LOOK_SECONDS = 10.0  # for which one look may read, lest the trigger misses that the task's time is over; the next look goes on
-
-
-class _Enough(Exception):
-    """Nobody wants more of this look."""
 
 
 class StagePodTrigger(KubernetesPodTrigger):
@@ -89,18 +81,13 @@ class StagePodTrigger(KubernetesPodTrigger):
             before = noted(note)
             page = home / "progress.html" if home.is_dir() else None
             self._position, self._progress = before.position, ProgressLog(self.title, page, self._say, history=before.history)
-        position, end = dataclasses.replace(self._position), time.monotonic() + _LOOK_SECONDS
+        position = dataclasses.replace(self._position)
         log = ContainerLog(self._connected(extras), self.pod_namespace, self.pod_name, self.base_container_name, self._position)
-        with contextlib.suppress(_Enough):
-            log.tell_new(partial(self._tell, self._progress, end), ended=False)
+        with contextlib.suppress(Enough):
+            log.tell_new(for_one_look(self._progress.line, lambda: self._over), ended=False)
         if self._position != position and home.is_dir():
             self._progress.show()
             write_atomically(note, canonical_json(to_data(self._told())))
-
-    def _tell(self, progress: ProgressLog, end: float, line: str) -> None:
-        progress.line(line)
-        if self._over or time.monotonic() > end:
-            raise _Enough
 
     def _say(self, line: str) -> None:
         self.log.info("%s", line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,15 +16,16 @@ from urllib3.exceptions import ProtocolError
 
 from airflow_mlops.hooks.container_log import ContainerLog
 from airflow_mlops.operators.job import TrainModelJobOperator
+from airflow_mlops.stages import told
 from airflow_mlops.stages.chief import INDEX_ANNOTATION
 from airflow_mlops.stages.job import BACKENDS
-from airflow_mlops.triggers import job as trigger_module
 from airflow_mlops.triggers.job import TrainingJobTrigger
 from tests import fakes
 from tests.fakes import FakeTaskInstance
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.fake_api import FakeApi, Fault, Request
 from tests.kubernetes.test_job import Site, site
+from tests.kubernetes.triggerer import Triggerer
 
 __all__ = ["site"]
 pytestmark = pytest.mark.kubernetes  # for the time that they take
@@ -87,28 +87,6 @@ class Task:
     def triggerer(self, trigger: TrainingJobTrigger, **changes: Any) -> Triggerer:
         """Run the trigger as a triggerer does that makes it again from its fields."""
         return Triggerer(type(trigger)(**{**trigger.serialize()[1], **changes}), self._pool)
-
-
-class Triggerer:
-    """Runs one trigger beside the test, until its event or until it is stopped."""
-
-    def __init__(self, trigger: TrainingJobTrigger, pool: ThreadPoolExecutor) -> None:
-        self._trigger, self._task = trigger, Future[asyncio.Task[Any]]()
-        self.event: Future[dict[str, Any]] = pool.submit(asyncio.run, self._run())
-
-    async def _run(self) -> dict[str, Any]:
-        async def first() -> dict[str, Any]:
-            return dict((await anext(self._trigger.run())).payload)
-
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.create_task(first())
-        self._task.set_result(task)
-        return await task
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._task.result().cancel)
-        with pytest.raises(asyncio.CancelledError):
-            self.event.result()
 
 
 Make = Callable[..., Task]
@@ -230,7 +208,7 @@ def test_where_triggerer_and_worker_share_no_directory_no_line_is_told_twice_eit
 
 
 def test_one_look_reads_only_for_its_time_and_the_next_one_goes_on(deferred: Make, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trigger_module, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(told, "LOOK_SECONDS", 0.0)
     one = deferred("tell_lines", "0.5", 300)
     started = one.start()
     started.result()

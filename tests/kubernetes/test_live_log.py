@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +18,14 @@ from kubernetes import client
 
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.pod import StagePodOperator
-from airflow_mlops.triggers import pod as trigger_module
+from airflow_mlops.stages import told
 from airflow_mlops.triggers.pod import StagePodTrigger
 from tests.fakes import FakeTaskInstance
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.fake_api import FakeApi, Fault, Request
 from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.test_stage_pod import Site, context
+from tests.kubernetes.triggerer import Triggerer
 
 
 @pytest.fixture(params=["fake", pytest.param("control_plane", marks=pytest.mark.kubernetes)])
@@ -86,30 +86,6 @@ def again(trigger: Any, **changes: Any) -> StagePodTrigger:
     return StagePodTrigger(**{**fields, **changes})
 
 
-class Triggerer:
-    """Runs one trigger beside the test, until its event or until it is stopped."""
-
-    def __init__(self, trigger: StagePodTrigger, pool: ThreadPoolExecutor) -> None:
-        self._trigger, self._task = trigger, Future[asyncio.Task[Any]]()
-        self.event: Future[dict[str, Any]] = pool.submit(asyncio.run, self._run())
-
-    async def _run(self) -> dict[str, Any]:
-        async def first() -> dict[str, Any]:
-            return dict((await anext(self._trigger.run())).payload)
-
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.create_task(first())
-        self._task.set_result(task)
-        return await task
-
-    def stop(self, heard: Heard) -> None:
-        self._loop.call_soon_threadsafe(self._task.result().cancel)
-        eventually(lambda: self._trigger._over or self._task.result().done())
-        heard.go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            self.event.result()
-
-
 @pytest.fixture
 def started() -> Iterator[Callable[[StagePodTrigger], Triggerer]]:
     with ThreadPoolExecutor() as pool:
@@ -150,7 +126,7 @@ def test_the_triggerer_that_follows_one_that_is_gone_goes_on_after_its_last_line
     first = started(trigger)
     (page,) = site.workspace.rglob("progress.html")
     eventually(lambda: "Epoch 1 of 3" in page.read_text() and list(site.workspace.rglob("told-*.json")))
-    first.stop(heard)
+    first.stop(heard.go_on)
     second = started(again(trigger))
     go.touch()
     event = second.event.result()
@@ -164,7 +140,7 @@ def test_a_look_that_goes_on_while_its_triggerer_is_stopped_leaves_the_rest_to_t
     heard.hold_at = "numbered 10"
     first = started(trigger)
     eventually(lambda: heard.told("numbered 10"))
-    first.stop(heard)
+    first.stop(heard.go_on)
     assert len(heard.told("numbered")) == 11
     started(again(trigger)).event.result()
     assert heard.told("numbered") == [f"numbered {number}" for number in range(300)]
@@ -175,7 +151,7 @@ def test_a_note_that_nobody_understands_is_none(site: Site, heard: Heard, starte
     trigger = deferred(site.operator("talk", str(go), deferrable=True))
     first = started(trigger)
     (note,) = eventually(lambda: list(site.workspace.rglob("told-*.json")))
-    first.stop(heard)
+    first.stop(heard.go_on)
     note.write_text('{"position": 7}')
     second = started(again(trigger))
     eventually(lambda: len(heard.told("first")) == 2)
@@ -214,7 +190,7 @@ def refuse_logs(request: Request) -> Fault | None:
 
 
 def test_one_look_reads_only_for_its_time_and_the_next_one_goes_on(site: Site, heard: Heard, started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trigger_module, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(told, "LOOK_SECONDS", 0.0)
     trigger = deferred(site.operator("tell_lines", text="0.5", number=300, deferrable=True))
     event = started(trigger).event.result()
     looks = len(heard.told("numbered"))

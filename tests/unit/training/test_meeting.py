@@ -52,6 +52,17 @@ def test_who_only_knocks_and_who_comes_twice_takes_nobodys_place() -> None:
     wait_until(all_gone(first, begun(0, addresses[:2])))
 
 
+def test_a_worker_that_is_gone_when_the_last_one_comes_is_waited_for_again() -> None:
+    port = free_port()
+    addresses = [f"127.0.0.1:{port}", "b:1", "c:1"]
+    chief = begun(0, addresses)
+    wait_until(lambda: said(port, b"1"))  # and is gone
+    last = begun(2, addresses)
+    last.join(2.0)
+    assert chief.is_alive() and last.is_alive()
+    wait_until(all_gone(chief, last, begun(1, addresses)))
+
+
 def said(port: int, words: bytes) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), 5) as peer:
