@@ -123,6 +123,12 @@ def wait_in_native_code(spec: Spec, out_dir: Path) -> None:
     ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 
+def lose_the_wakeup(spec: Spec, out_dir: Path) -> None:
+    """Wait when the signals' wake-up is somebody else's, as an event loop makes it."""
+    signal.set_wakeup_fd(-1)
+    start_child_and_wait(spec, out_dir)
+
+
 def fork_and_wait(spec: Spec, out_dir: Path) -> None:
     """Have a child by fork, end it, and go on."""
     if not (child := os.fork()):
@@ -226,6 +232,7 @@ ACTIONS: dict[str, Callable[[Spec, Path], Result | None]] = {
         start_child,
         start_child_and_wait,
         wait_in_native_code,
+        lose_the_wakeup,
         fork_and_wait,
         ignore_termination,
         crash,

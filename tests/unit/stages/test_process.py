@@ -184,7 +184,12 @@ def test_kill_ends_the_stage_and_its_children(stage: Scripted) -> None:
 
 @pytest.mark.parametrize(
     ("action", "grace_seconds", "end"),
-    [("start_child_and_wait", 60.0, "told to stop"), ("wait_in_native_code", 60.0, "told to stop"), ("ignore_termination", 0.3, "SIGKILL")],
+    [
+        ("start_child_and_wait", 60.0, "told to stop"),
+        ("wait_in_native_code", 60.0, "told to stop"),
+        ("lose_the_wakeup", 60.0, "told to stop"),
+        ("ignore_termination", 0.3, "SIGKILL"),
+    ],
 )
 def test_stop_ends_the_stage_and_its_children_at_once_or_after_the_grace(stage: Scripted, action: str, grace_seconds: float, end: str) -> None:
     process, ends = stage.process(action), list[BaseException]()
