@@ -7,6 +7,8 @@ from typing import Any
 
 from airflow_mlops import __version__
 
+OPERATORS = "approval dataset evidence gate job messages model pod publish reconciliation search serving stage"
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return the provider's description in the schema of Airflow 3.3."""
@@ -21,9 +23,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Validated, robustness-tested, approved and audited retraining of deep-learning models.",
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "external-doc-url": "https://airflow.apache.org/", "tags": ["service"]}],
-        "operators": modules(
-            "operators", "approval", "dataset", "evidence", "gate", "job", "model", "pod", "publish", "reconciliation", "search", "serving", "stage"
-        ),
+        "operators": modules("operators", *OPERATORS.split()),
         "sensors": modules("sensors", "dataset", "mlflow", "tf_serving"),
         "hooks": modules("hooks", "ledger", "mlflow", "tf_serving"),
         "triggers": modules("triggers", "dataset", "job", "mlflow", "pod", "tf_serving"),

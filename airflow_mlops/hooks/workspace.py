@@ -63,6 +63,16 @@ def target(tf_serving_conn_id: str, version_label: str) -> str:
     return f"{tf_serving_conn_id}/{version_label}"
 
 
+def task_url(context: Context) -> str | None:
+    """Return the address of the task's page in Airflow below ``[api] base_url``, whatever path that has; None where it is not set."""
+    ti = context["ti"]
+    base_url = conf.get("api", "base_url", fallback="")
+    if not base_url:
+        return None
+    run_id, mapped = quote(ti.run_id, safe=""), f"/mapped/{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
+    return f"{base_url.rstrip('/')}/dags/{quote(ti.dag_id, safe='')}/runs/{run_id}/tasks/{quote(ti.task_id, safe='')}{mapped}"
+
+
 def report_url(page: Path) -> str:
     """Return the address under which the API server shows `page`, a file below the workspace; it keeps the path of ``[api] base_url``."""
     prefix = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")

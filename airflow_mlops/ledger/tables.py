@@ -106,3 +106,18 @@ APPROVALS = sa.Table(
     sa.Column("comment", sa.Text, nullable=False),
     sa.Column("answered_at", UtcDateTime, nullable=False),
 )
+
+MESSAGES = sa.Table(
+    "messages",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True),  # the order in which they are sent
+    sa.Column("key", sa.String(500), nullable=False, unique=True),  # one message for one transition
+    sa.Column("messenger", sa.String(250), nullable=False),  # the connection
+    sa.Column("channel", sa.String(250), nullable=False),
+    sa.Column("message", sa.JSON, nullable=False),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("not_before", UtcDateTime, nullable=True),  # until then its sender has it, or the messenger wants to be left alone
+    sa.Column("problem", sa.Text, nullable=True),  # why the last attempt failed
+    sa.Column("sent_at", UtcDateTime, nullable=True),
+    sa.Column("sent_to", sa.String(500), nullable=True),
+)

@@ -1,39 +1,38 @@
 """Messages to people, one per transition: through Slack when its connection exists, else into an outbox file.
 
-A message that can not be delivered never stops a pipeline; it is written to the outbox with the reason.
+A message that cannot be delivered never stops a pipeline: it is in the outbox with the reason, and is sent later, before those that follow it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseNotifier, conf
+from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_mlops.artifacts import bytes_digest
 from airflow_mlops.exceptions import LedgerError, SpecError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
-from airflow_mlops.hooks.workspace import workspace
+from airflow_mlops.hooks.messages import deliver, deliver_unremembered
+from airflow_mlops.hooks.workspace import task_url
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
 
 class PipelineNotifier(BaseNotifier):
     """Send `text` once for this try of this task: a try that is killed between sending and remembering sends it again.
 
-    :param text: Slack's mrkdwn; a template.
+    :param text: Slack's mrkdwn; a template, whose values are escaped, for they may come from data: only the template itself can link and mention.
     :param channel: Slack channel, used when `slack_conn_id` exists.
     :param slack_conn_id: connection of type ``slack``; without it messages go to ``[mlops] outbox``.
     """
 
     template_fields = ("text", "channel")
+    button = "Open task"
 
     def __init__(
         self,
@@ -53,65 +52,43 @@ class PipelineNotifier(BaseNotifier):
         # Airflow renders a notifier in place, and one object serves every task of a DAG.
         super(PipelineNotifier, copy.copy(self)).__call__(*args)
 
+    def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
+        """Render the templates, every value escaped."""
+        environment = jinja_env or self.get_template_env(dag=context.get("dag"))
+        super().render_template_fields(context, environment.overlay(finalize=escaped))
+
     def notify(self, context: Context) -> None:
-        from airflow_mlops.ledger.journal import once
+        from airflow_mlops.ledger import messages
 
         ti = context["ti"]
-        message = {"channel": self.channel, "text": self.text, "link": self.link(context), "dag_id": ti.dag_id, "run_id": ti.run_id}
+        link = self.link(context)
+        message = {"channel": self.channel, "text": self.text, "link": link, "button": self.button, "dag_id": ti.dag_id, "run_id": ti.run_id}
         key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{ti.map_index}:{ti.try_number}:{bytes_digest(self.text.encode())}"
         try:
             with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-                once(store, key, "notify", {"text": self.text}, lambda: self._deliver(message))
+                messages.add(store, key, self.slack_conn_id, self.channel, message)
+                deliver(store, self.slack_conn_id, self.channel)
         except (LedgerError, SpecError, AirflowNotFoundException) as error:  # two messages are better than none
             self.log.warning("%s Sending the message without remembering it.", error)
-            self._deliver(message)
+            deliver_unremembered(message, self.slack_conn_id)
 
     def link(self, context: Context) -> str | None:
-        """Return the address a reader should open, or None."""
-        return None
-
-    def _deliver(self, message: Mapping[str, Any]) -> dict[str, str]:
-        from airflow.providers.slack.hooks.slack import SlackHook
-
-        try:
-            hook = SlackHook(slack_conn_id=self.slack_conn_id, timeout=10)
-            hook.call("chat.postMessage", json={"channel": message["channel"], "text": message["text"], "blocks": _blocks(message)})
-        except AirflowNotFoundException:
-            return self._to_outbox(message)
-        except Exception as error:  # whatever it is: a question that can not be posted must still be asked in Airflow
-            self.log.warning("Slack did not take the message (%s); it is in the outbox.", error)
-            return self._to_outbox({**message, "problem": str(error)})
-        return {"sent_to": f"Slack {message['channel']}"}
-
-    def _to_outbox(self, message: Mapping[str, Any]) -> dict[str, str]:
-        outbox = Path(conf.get("mlops", "outbox", fallback="") or workspace() / "outbox.jsonl")
-        line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **message}, ensure_ascii=False) + "\n"
-        try:
-            outbox.parent.mkdir(parents=True, exist_ok=True)
-            with outbox.open("ab", buffering=0) as stream:
-                stream.write(line.encode())  # one write: lines of several processes do not mix
-        except OSError as error:
-            self.log.error("The outbox %s can not be written (%s); the message was: %s", outbox, error, line)
-            return {"sent_to": "the task's log"}
-        return {"sent_to": str(outbox)}
+        """Return the address a reader should open, or None where Airflow does not know its own."""
+        return task_url(context)
 
 
 class ApprovalNotifier(PipelineNotifier):
     """Post the question of an `ApprovalOperator` with the link under which a person answers it in Airflow."""
 
+    button = "Review"
+
     def link(self, context: Context) -> str | None:
-        from airflow.providers.standard.operators.hitl import HITLOperator
-
-        try:
-            return HITLOperator.generate_link_to_ui_from_context(context=context)
-        except ValueError as error:
-            self.log.warning("The question is posted without a link to it (%s). Expected the API server's address: set [api] base_url.", error)
+        if (page := task_url(context)) is None:
+            self.log.warning("The question is posted without a link to it. Expected the API server's address: set [api] base_url.")
             return None
+        return f"{page}/required_actions?map_index={context['ti'].map_index}"
 
 
-def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = [{"type": "section", "text": {"type": "mrkdwn", "text": message["text"][:3000]}}]
-    if message["link"]:
-        button = {"type": "button", "text": {"type": "plain_text", "text": "Review"}, "url": message["link"]}
-        blocks.append({"type": "actions", "elements": [button]})
-    return blocks
+def escaped(value: object) -> object:
+    """Return a template's value so that Slack shows it and follows nothing in it; see Slack's "Escaping text"."""
+    return str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

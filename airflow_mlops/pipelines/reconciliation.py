@@ -7,10 +7,12 @@ from datetime import timedelta
 from airflow.sdk import DAG, CronTriggerTimetable
 
 from airflow_mlops.notifications.slack import PipelineNotifier
+from airflow_mlops.operators.messages import DeliverMessagesOperator
 from airflow_mlops.operators.reconciliation import ReconcileModelsOperator
 
 ABOUT = """Compares for every model what the ledger, the aliases in MLflow and the model servers say. Aliases that were moved by hand are moved
-back; whatever needs a person fails the run that finds it, and is told once until it is gone. A rollout under way is no difference."""
+back; whatever needs a person fails the run that finds it, and is told once until it is gone. A rollout under way is no difference.
+Messages that Slack did not take are sent."""
 FOUND = ":mag: *{{ dag.dag_id }}*: {{ exception | default('its process died; see the log') }}"
 
 
@@ -36,4 +38,5 @@ def reconciliation_dag(
         default_args={**retrying, "on_failure_callback": PipelineNotifier(text=FOUND, channel=channel)},
     ) as dag:
         ReconcileModelsOperator(task_id="reconcile", version_label=version_label)
+        DeliverMessagesOperator(task_id="deliver")
     return dag

@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import workspace
-from airflow_mlops.ledger import history
+from airflow_mlops.ledger import history, messages
 from airflow_mlops.ui import pages, reports
 
 MAX_MESSAGES = 20
@@ -32,10 +32,10 @@ def overview(request: Request) -> HTMLResponse:
         with contextlib.closing(MlopsLedgerHook().get_conn()) as store:
             versions = history.dataset_versions(store)
             releases = history.effects(store, pages.STEPS)
-            messages = history.effects(store, ["notify"], limit=MAX_MESSAGES)
+            told = messages.latest(store, limit=MAX_MESSAGES)
     except (MlopsError, AirflowNotFoundException) as error:
         return _problem(request, 503, "The ledger can not be read", str(error))
-    found = {"versions": versions, "releases": releases, "messages": messages, "inbox": conf.get("mlops", "inbox")}
+    found = {"versions": versions, "releases": releases, "messages": told, "inbox": conf.get("mlops", "inbox")}
     return HTMLResponse(pages.render("overview.html", root=request.scope["root_path"], **found), headers=pages.HEADERS)
 
 

@@ -31,7 +31,7 @@ def render(template: str, **values: object) -> str:
 
 def mrkdwn(text: str) -> Markup:
     """Return a message written for Slack as HTML: ``*bold*``, ```code``` and a sign for each emoji that this package uses."""
-    html = str(escape(text))
+    html = str(escape(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")))  # Slack's own escapes are no HTML yet
     html = re.sub(r"`([^`\n]+)`", r"<code>\1</code>", html)
     html = re.sub(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])", r"<b>\1</b>", html)
     return Markup(re.sub(r":[a-z_]+:", lambda match: SIGNS.get(match[0], match[0]), html))  # escaped at the start

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import pytest
 
+from airflow_mlops.ledger import messages
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.tables import MESSAGES
 from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
+from airflow_mlops.operators.messages import DeliverMessagesOperator
 from tests.fakes import FakeTaskInstance, context
 from tests.servers import free_port
 
@@ -23,10 +27,14 @@ Connect = Callable[..., None]
 
 
 class FakeSlack:
-    """A server that takes Slack's ``chat.postMessage``; `answer` is what it says, `posts` what it was told."""
+    """A server that takes Slack's ``chat.postMessage``; `posts` is what it was told.
+
+    `answer` is what it says, after the `trouble`: answers of a status and headers that come first.
+    """
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {"ok": True, "ts": "1.2", "channel": "C1"}
+        self.trouble: list[tuple[int, dict[str, str]]] = []
         self.posts: list[dict[str, Any]] = []
         slack = self
 
@@ -36,6 +44,14 @@ class FakeSlack:
                 is_json = self.headers["Content-Type"].startswith("application/json")
                 data = json.loads(body) if is_json else {name: values[0] for name, values in parse_qs(body.decode()).items()}
                 slack.posts.append({"path": self.path, "token": self.headers["Authorization"], **data})
+                if slack.trouble:
+                    status, headers = slack.trouble.pop(0)
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(b'{"ok": false, "error": "ratelimited"}' if status == 429 else b"<html>Bad gateway</html>")
+                    return
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
@@ -117,9 +133,14 @@ def test_a_failure_after_a_clear_is_told_again(slack: FakeSlack) -> None:
     assert len(slack.posts) == 2
 
 
-def test_an_outbox_that_can_not_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_for_an_outbox_that_cannot_be_written_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("AIRFLOW__MLOPS__OUTBOX", str(tmp_path))  # a directory
-    PipelineNotifier(text="lost")(context())
+    PipelineNotifier(text="not lost")(context())
+    assert "not lost" in caplog.text
+    (message,) = messages.latest(ledger)
+    assert (message.text, message.sent_to) == ("not lost", "the task's log")
 
 
 def test_the_text_is_a_template(slack: FakeSlack) -> None:
@@ -188,29 +209,130 @@ def test_lines_of_several_writers_do_not_mix(workspace: Path) -> None:
     assert sorted(message["text"][0] for message in outbox(workspace)) == list("01234567")
 
 
-class LinkedNotifier(PipelineNotifier):
-    def link(self, context: Any) -> str | None:
-        return "http://airflow/dags/d"
+def blocks_of(post: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = post["blocks"] if isinstance(post["blocks"], list) else json.loads(post["blocks"])
+    return found
 
 
-def test_a_link_becomes_a_button(slack: FakeSlack) -> None:
-    LinkedNotifier(text="x" * 5000)(context())
-    blocks = slack.posts[0]["blocks"]
-    section, actions = blocks if isinstance(blocks, list) else json.loads(blocks)
-    assert len(section["text"]["text"]) == 3000  # Slack refuses longer ones
-    assert actions["elements"][0]["url"] == "http://airflow/dags/d"
+@pytest.mark.parametrize("base_url", ["http://airflow:8080", "https://example.org/team/airflow/"])
+def test_a_message_has_a_button_that_opens_its_task_under_whatever_path_airflow_lives(
+    slack: FakeSlack, monkeypatch: pytest.MonkeyPatch, base_url: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    PipelineNotifier(text="x")(context(FakeTaskInstance(run_id="manual__a/b?c#d 1+0:00", map_index=3)))
+    _, actions = blocks_of(slack.posts[0])
+    (button,) = actions["elements"]
+    assert button["text"]["text"] == "Open task"
+    run = "manual__a%2Fb%3Fc%23d%201%2B0%3A00"
+    assert button["url"] == f"{base_url.rstrip('/')}/dags/digits_on_dataset/runs/{run}/tasks/train/mapped/3"
+
+
+def test_a_message_that_is_too_long_is_cut_between_its_characters(slack: FakeSlack) -> None:
+    PipelineNotifier(text="{{ exception }}")(context(exception="x" * 2996 + "<" * 100))
+    section = blocks_of(slack.posts[0])[0]
+    assert section["text"]["text"] == "x" * 2996 + "…"  # Slack refuses more than 3000 characters
+
+
+@pytest.mark.parametrize("hostile", ["<!channel>", "<https://evil.example|Approve>", "<@U123>", "a & b", "&lt;!here&gt;"])
+def test_what_comes_from_data_mentions_nobody_and_links_nowhere(slack: FakeSlack, hostile: str) -> None:
+    PipelineNotifier(text="<https://docs.example|Docs> {{ exception }} {{ [exception] }}")(context(exception=ValueError(hostile)))
+    (post,) = slack.posts
+    shown = hostile.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert post["text"].startswith(f"<https://docs.example|Docs> {shown} [ValueError(")
+    assert post["text"].count("<") == 1  # that of the template
+    assert (post["parse"], post["link_names"], post["unfurl_links"]) == ("none", False, False)
+    assert blocks_of(post)[0]["text"] == {"type": "mrkdwn", "text": post["text"], "verbatim": True}
+
+
+@pytest.mark.parametrize("trouble", [[(429, {"Retry-After": "0"})], [(503, {"Retry-After": "0"}), (502, {"Retry-After": "0"})]])
+def test_slack_is_asked_again_when_it_is_busy_or_broken(slack: FakeSlack, workspace: Path, trouble: list[tuple[int, dict[str, str]]]) -> None:
+    slack.trouble = list(trouble)
+    PipelineNotifier(text="hello")(context())
+    assert len(slack.posts) == len(trouble) + 1
+    assert outbox(workspace) == []
+
+
+def again_now(store: Store) -> None:
+    """Let the time pass that a messenger wants to be left alone."""
+    with store.transaction() as connection:
+        connection.execute(MESSAGES.update().where(MESSAGES.c.not_before.is_not(None)).values(not_before=datetime(2020, 1, 1, tzinfo=UTC)))
+
+
+def test_a_task_does_not_wait_for_a_slack_that_wants_a_minute(slack: FakeSlack, workspace: Path, ledger: Store) -> None:
+    slack.trouble = [(429, {"Retry-After": "60"})]
+    PipelineNotifier(text="one")(context())
+    PipelineNotifier(text="two")(context())  # within that minute Slack is left alone
+    assert [post["text"] for post in slack.posts] == ["one"]
+    assert [message["text"] for message in outbox(workspace)] == ["one"]
+    assert messages.waiting(ledger) == {("slack_api_default", "#mlops"): 2}
+
+
+def test_what_slack_did_not_take_is_sent_later_and_in_order(slack: FakeSlack, workspace: Path, ledger: Store) -> None:
+    slack.answer = {"ok": False, "error": "not_in_channel"}
+    for text in ("one", "two"):
+        PipelineNotifier(text=text)(context())
+        again_now(ledger)
+    assert {post["text"].split()[-1] for post in slack.posts} == {"one"}  # a message waits for the one before it
+    PipelineNotifier(text="elsewhere", channel="#other")(context())
+    again_now(ledger)
+    slack.answer = {"ok": True}
+    del slack.posts[:]
+    PipelineNotifier(text="three")(context())
+    assert [post["text"].split()[-1] for post in slack.posts] == ["one", "two", "three"]
+    assert slack.posts[0]["text"].startswith("_Delayed, from 20")
+    assert slack.posts[2]["text"] == "three"
+    assert messages.waiting(ledger) == {("slack_api_default", "#other"): 1}
+    assert [message["text"] for message in outbox(workspace)] == ["one", "elsewhere"]
+
+
+def test_a_question_of_an_approval_is_sent_by_the_reconciliation_when_nothing_else_happens(slack: FakeSlack, ledger: Store) -> None:
+    slack.trouble = [(500, {})] * 3
+    ApprovalNotifier(text="release?")(context())
+    again_now(ledger)
+    answer = DeliverMessagesOperator(task_id="deliver").execute(context())
+    assert (answer["sent"], answer["waiting"]) == (1, 0)
+    assert slack.posts[-1]["text"].endswith("release?")
+    assert DeliverMessagesOperator(task_id="deliver").execute(context())["sent"] == 0
+
+
+def test_a_message_that_slack_never_takes_holds_up_no_other(slack: FakeSlack, workspace: Path, ledger: Store) -> None:
+    slack.answer = {"ok": False, "error": "invalid_blocks"}
+    PipelineNotifier(text="odd")(context())
+    slack.answer = {"ok": True}
+    PipelineNotifier(text="next")(context())
+    assert [post["text"] for post in slack.posts] == ["odd", "next"]
+    assert [message["text"] for message in outbox(workspace)] == ["odd"]
+
+
+def test_a_message_that_waited_for_a_week_is_not_tried_for_ever(slack: FakeSlack, ledger: Store) -> None:
+    slack.answer = {"ok": False, "error": "is_archived"}
+    PipelineNotifier(text="old")(context())
+    with ledger.transaction() as connection:
+        connection.execute(MESSAGES.update().values(asked_at=datetime(2020, 1, 1, tzinfo=UTC), not_before=None))
+    DeliverMessagesOperator(task_id="deliver").execute(context())
+    assert messages.waiting(ledger) == {}
+
+
+def test_messages_of_many_tasks_at_once_are_each_sent_once_and_one_at_a_time(slack: FakeSlack) -> None:
+    def tell(number: int) -> None:
+        PipelineNotifier(text=str(number))(context(FakeTaskInstance(run_id=f"run {number}")))
+
+    threads = [threading.Thread(target=tell, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(int(post["text"]) for post in slack.posts) == list(range(12))
 
 
 @pytest.mark.parametrize(("base_url", "place"), [("http://airflow:8080", "http://airflow:8080/dags/"), (None, None)])
 def test_a_question_links_to_the_page_on_which_it_is_answered_and_is_posted_without_a_link_when_nobody_told_airflows_address(
     monkeypatch: pytest.MonkeyPatch, workspace: Path, base_url: str | None, place: str | None
 ) -> None:
-    from airflow.providers.standard.operators.hitl import ApprovalOperator
-
     if base_url:
         monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
     ti = FakeTaskInstance(task_id="approve")
-    ApprovalNotifier(text="release?")(context(ti, task=ApprovalOperator(task_id="approve", subject="Release?"), task_instance=ti))
+    ApprovalNotifier(text="release?")(context(ti))
     (message,) = outbox(workspace)
     assert message["text"] == "release?"
-    assert message["link"] == (place and f"{place}{ti.dag_id}/runs/{ti.run_id}/tasks/approve/required_actions?map_index=-1")
+    assert message["link"] == (place and f"{place}{ti.dag_id}/runs/{quote(ti.run_id)}/tasks/approve/required_actions?map_index=-1")

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger import datasets, messages
 from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.notifications.slack import escaped
 from airflow_mlops.results import DatasetVersion
 
 HOSTILE = "<script>alert(1)</script>"
@@ -87,7 +88,7 @@ def test_the_evidence_of_a_release_is_a_link_with_its_score(client: TestClient, 
 
 def test_only_the_latest_messages_are_shown(client: TestClient, store: Store) -> None:
     for number in range(21):
-        once(store, f"notify:{number}", "notify", {"text": f":rocket: *digits* message-{number}."}, lambda: {"sent_to": "Slack #mlops"})
+        messages.add(store, f"notify:{number}", "slack_api_default", "#mlops", {"text": f":rocket: *digits* message-{number}."})
     page = client.get("/").text
     assert "message-0." not in page
     assert page.index("★ <b>digits</b> message-20.") < page.index("message-1.")
@@ -99,10 +100,13 @@ def test_hostile_names_stay_words(client: TestClient, store: Store) -> None:
     datasets.announce_broken(store, HOSTILE, "k", HOSTILE, HOSTILE)
     datasets.claim(store, version, purpose=HOSTILE, run_id='"><script>')
     once(store, "p", "promote", {"model": HOSTILE, "version": 1}, lambda: {"previous": HOSTILE})
-    once(store, "n", "notify", {"text": f"`{HOSTILE}` *{HOSTILE}*"}, lambda: {"sent_to": HOSTILE})
+    messages.add(store, "n", HOSTILE, HOSTILE, {"text": f"`{escaped(HOSTILE)}` *{HOSTILE}* {escaped('&lt;')}"})
+    messages.send(store, HOSTILE, HOSTILE, lambda waiting: messages.Delivery(HOSTILE))
     page = client.get("/").text
     assert "alert(1)" in page
     assert "<script>" not in page
+    assert "&amp;amp;" not in page  # what Slack needs escaped is shown as it was
+    assert "&amp;lt;" in page
 
 
 def test_the_page_runs_no_script_but_its_own(client: TestClient) -> None:
