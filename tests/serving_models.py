@@ -132,6 +132,29 @@ def _many(home: Path) -> None:
     _save(home, "many", module, signatures)
 
 
+def _conv(home: Path) -> None:
+    """``conv``: a convolution of x[?, 8, 8, 1] to one of 3 classes, ``scores[?, 3]``; other shapes than that end TensorFlow's process.
+
+    Signature ``open`` is the same, but leaves the shape of x open, so that nobody can tell beforehand; ``pair`` takes a[?, 2] and b[?, 2].
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.kernel = tf.Variable(tf.reshape(tf.range(9, dtype=tf.float32), (3, 3, 1, 1)) / 10)
+    module.dense = tf.Variable(tf.reshape(tf.range(108, dtype=tf.float32), (36, 3)) / 100)
+
+    def scores(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = tf.nn.relu(tf.nn.conv2d(x, module.kernel, 1, "VALID"))
+        return {"scores": tf.reshape(found, (-1, 36)) @ module.dense}
+
+    pair = tf.function(lambda a, b: {"sum": a + b}, input_signature=[tf.TensorSpec((None, 2), tf.float32, name) for name in ("a", "b")])
+    signatures = {
+        name: tf.function(scores, input_signature=[tf.TensorSpec(shape, tf.float32, "x")]).get_concrete_function()
+        for name, shape in (("serving_default", (None, 8, 8, 1)), ("open", None))
+    }
+    _save(home, "conv", module, {**signatures, "pair": pair.get_concrete_function()})
+
+
 def _trouble(home: Path) -> None:
     """``trouble``: answers what it is given; signature ``crash`` kills its process, ``hang`` never ends, ``slow`` takes x[0] seconds."""
     import tensorflow as tf
@@ -328,6 +351,7 @@ def _broken(home: Path) -> None:
 def _warmed(home: Path) -> None:
     """``warmed`` is ``many`` with 3 requests to ``count``, ``warmed_examples`` is ``examples2`` with one request of each other kind.
 
+    ``conv_cold`` is ``conv`` with a request of another shape.
     ``cold`` is ``linear1`` with a request that it can not answer, ``train_cold`` the same of ``train_only``; the warm-up file of
     ``warm_garbage`` is no TFRecord, that of ``warm_too_much`` holds 1001 requests.
     """
@@ -345,6 +369,9 @@ def _warmed(home: Path) -> None:
     wrong = protos.predict_pb2.PredictRequest()
     wrong.CopyFrom(count)
     wrong.model_spec.signature_name = "nothing"
+    flat = protos.predict_pb2.PredictRequest()
+    flat.CopyFrom(count)
+    flat.model_spec.name, flat.model_spec.signature_name = "conv", ""
     classify, regress, multi = (
         protos.classification_pb2.ClassificationRequest(),
         protos.regression_pb2.RegressionRequest(),
@@ -361,6 +388,7 @@ def _warmed(home: Path) -> None:
         home, "warmed_examples", "examples2", [logged("classify_log", classify), logged("regress_log", regress), logged("multi_inference_log", multi)]
     )
     _warm(home, "cold", "linear1", [logged("predict_log", wrong)])
+    _warm(home, "conv_cold", "conv", [logged("predict_log", flat)])
     _warm(home, "warm_too_much", "many", [logged("predict_log", count)] * 1001)
     _warm(home, "train_cold", "train_only", [logged("predict_log", wrong)])
     _warm(home, "warm_garbage", "linear1", [])
@@ -385,7 +413,7 @@ def build(home: Path) -> None:
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / COMPLETE).exists():
-            for builder in (_linear, _two, _many, _trouble, _examples2, _examples1, _at_load, _broken, _warmed):
+            for builder in (_linear, _two, _many, _conv, _trouble, _examples2, _examples1, _at_load, _broken, _warmed):
                 builder(home)
             (home / COMPLETE).touch()
 

@@ -35,6 +35,7 @@ _KNOWN: dict[int, tuple[Any, str]] = {
 }
 DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(kind) for code, (kind, _) in _KNOWN.items()}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+_SHORT = {"float16": "half", "float32": "float", "float64": "double", "object": "string"}
 # A few bytes may stand for a large tensor of one value; a request must not make the server allocate without limit.
 _MAX_REPEATED = 16 << 20  # bytes
 
@@ -42,6 +43,11 @@ _MAX_REPEATED = 16 << 20  # bytes
 def type_name(code: int) -> str:
     """Return ``DT_FLOAT`` and the like; a number that TensorFlow does not know stays one."""
     return str(_TYPES.DataType.Name(code)) if code in _TYPES.DataType.values() else str(code)
+
+
+def short_name(dtype: np.dtype[Any]) -> str:
+    """Return what TensorFlow calls a type in its errors: ``float``, ``double``, ``half``, ``string``, and NumPy's name for the others."""
+    return _SHORT.get(dtype.name, dtype.name)
 
 
 def to_array(tensor: Any) -> Array:
@@ -54,7 +60,9 @@ def to_array(tensor: Any) -> Array:
         raise ValueError(f"its type {type_name(tensor.dtype)} is not supported")
     shape = _shape(tensor)
     size, dtype = math.prod(shape), DTYPES[tensor.dtype]
-    if tensor.tensor_content and tensor.dtype != DT_STRING:
+    if tensor.tensor_content:
+        if tensor.dtype == DT_STRING:
+            return _strings(tensor.tensor_content, size).reshape(shape)
         if len(tensor.tensor_content) != size * dtype.itemsize:
             raise ValueError(
                 f"its tensor_content has {len(tensor.tensor_content)} bytes, its shape {list(shape)} of {dtype} needs {size * dtype.itemsize}"
@@ -113,6 +121,26 @@ def _values(tensor: Any, dtype: np.dtype[Any]) -> Array:
         return np.array(values, np.int32).astype(np.uint16).view(dtype)
     # The fields are wider than the small integer types: what does not fit is cut, as TensorFlow does.
     return np.array(values, np.int32).astype(dtype) if field == "int_val" else np.array(values, dtype)
+
+
+def _strings(content: bytes, size: int) -> Array:
+    """Return `size` strings as TensorFlow packs them: their lengths as varints, then one string behind the other."""
+    lengths: list[int] = []
+    place = 0
+    while len(lengths) < size:
+        value, shift, byte = 0, 0, 0x80
+        while byte & 0x80:
+            if place == len(content) or shift > 28:
+                raise ValueError(f"its tensor_content holds {len(lengths)} lengths of strings, its shape {size} strings")
+            byte = content[place]
+            value, shift, place = value | (byte & 0x7F) << shift, shift + 7, place + 1
+        lengths.append(value)
+    if sum(lengths) != len(content) - place:
+        raise ValueError(f"its tensor_content has {len(content) - place} bytes of strings, their lengths need {sum(lengths)}")
+    array: Array = np.empty(size, object)
+    for number, length in enumerate(lengths):
+        array[number], place = content[place : place + length], place + length
+    return array
 
 
 def _repeated(values: Array, size: int, dtype: np.dtype[Any]) -> Array:

@@ -530,11 +530,6 @@ class GrpcPredict:
         sent = tensor([1.0] * math.prod(shape), shape)
         assert served.prediction.Predict(predict("many", {"x": sent}), timeout=SECONDS).outputs["y"] == sent
 
-    def test_a_shape_that_the_signature_does_not_name_is_left_to_the_graph(self, served: Target) -> None:
-        sent = tensor([1.0, 2.0, 3.0], [1, 3])
-        assert served.prediction.Predict(predict("many", {"x": sent}, "narrow"), timeout=SECONDS).outputs["y"] == sent
-        assert served.post("many:predict", {"signature_name": "narrow", "inputs": [1, 2, 3]}).json() == {"outputs": [1.0, 2.0, 3.0]}
-
     def test_fewer_values_than_the_shape_holds_repeat_the_last_one(self, served: Target) -> None:
         answer = served.prediction.Predict(predict("many", {"x": tensor([1.0, 2.0], [4])}), timeout=SECONDS)
         assert tensors.to_array(answer.outputs["y"]).tolist() == [1.0, 2.0, 2.0, 2.0]

@@ -14,7 +14,7 @@ from airflow_mlops.serving import tensors
 
 from . import serving_lifecycle, serving_protocol
 from .serving_lifecycle import BOTH, ONE, TWO
-from .serving_target import SECONDS, Code, Target, predict, refusal
+from .serving_target import SECONDS, Code, Target, predict, refusal, tensor
 
 TWO_POLLS = 0.6  # seconds in which the embedded server has looked for new versions twice
 AT_ONCE = 5.0  # seconds within which an answer that waits for no load comes, on a busy machine
@@ -160,6 +160,14 @@ class TestOnPurposeOtherwise:
                 shutil.rmtree(ours.home / name, ignore_errors=True)
             ours.publish(name, {2: "linear2"})
             ours.await_states(name, {1: "END", 2: "AVAILABLE"})
+
+    def test_a_shape_that_the_signature_does_not_name_is_refused_before_the_run(self, ours: Target) -> None:
+        """The original leaves it to the graph, which may answer it, refuse it, or end the whole server."""
+        words = "has shape [1, 3]; the signature expects [-1, 2]"
+        code, details = refusal(ours.prediction.Predict, predict("many", {"x": tensor([1.0, 2.0, 3.0], [1, 3])}, "narrow"))
+        assert (code, words in details) == (Code.INVALID_ARGUMENT, True)
+        answer = ours.post("many:predict", {"signature_name": "narrow", "inputs": [[1, 2, 3]]})
+        assert (answer.status_code, words in answer.text) == (400, True)
 
 
 class TestLargeBodies:

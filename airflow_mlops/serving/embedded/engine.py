@@ -12,7 +12,7 @@ import numpy as np
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.refusal import CODES, Refusal, invalid
 from airflow_mlops.serving.embedded.tensorflow_c import Endpoint, Session, TensorFlowError
-from airflow_mlops.serving.tensors import DTYPES, Array, type_name
+from airflow_mlops.serving.tensors import DTYPES, Array, short_name, to_array, type_name
 
 _SHOWN = 10
 _VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
@@ -20,18 +20,20 @@ Tensors = Mapping[str, Array]
 
 
 class Port(NamedTuple):
-    """An input or output of a signature: where it is in the graph, its type, and its shape (-1: any size, None: any shape)."""
+    """An input or output of a signature: where it is in the graph, its type, its shape (-1: any size, None: any shape), and its tensor's name."""
 
     endpoint: Endpoint | None
     code: int
     shape: tuple[int, ...] | None
+    tensor: str = ""
 
 
 class Signature(NamedTuple):
-    """What a signature takes and gives, by name."""
+    """What a signature takes and gives, by name; `defaults` are the values of inputs that a request by gRPC need not name."""
 
     inputs: Mapping[str, Port]
     outputs: Mapping[str, Port]
+    defaults: Mapping[str, Array] = {}
 
 
 class Servable:
@@ -55,30 +57,61 @@ class Servable:
     def run(self, signature: str, inputs: Tensors, wanted: Collection[str]) -> dict[str, Array]:
         """Return the outputs `wanted` of a signature; raise `Refusal` if `inputs` do not fit it, or with what TensorFlow says."""
         definition = self.signatures[signature]
-        check_names(definition, inputs)
-        feeds = [(_placed(name, definition.inputs[name]), _typed(name, array, definition.inputs[name])) for name, array in inputs.items()]
+        check(definition, inputs)
+        given = {**definition.defaults, **inputs}
+        feeds = [(_placed(name, definition.inputs[name]), array) for name, array in given.items()]
         try:
             fetched = self._session.run(feeds, [_placed(name, definition.outputs[name]) for name in wanted])
         except TensorFlowError as error:
-            hint = _shapes_differ(definition, inputs) if error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] else ""
-            raise Refusal(CODES.get(error.code, grpc.StatusCode.UNKNOWN), f"{error.message or 'TensorFlow gave no reason'}{hint}") from error
+            raise Refusal(CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message or "TensorFlow gave no reason") from error
         return dict(zip(wanted, fetched, strict=True))
 
     def _signature(self, definition: Any) -> Signature:
-        inputs = {name: self._port(info) for name, info in definition.inputs.items()}
-        return Signature(inputs, {name: self._port(info) for name, info in definition.outputs.items()})
+        ports = {name: self._port(info) for name, info in definition.inputs.items()}
+        inputs = dict(sorted(ports.items(), key=lambda port: port[1].tensor))  # the order in which TensorFlow counts its arguments
+        outputs = {name: self._port(info) for name, info in definition.outputs.items()}
+        return Signature(inputs, outputs, {name: to_array(tensor) for name, tensor in definition.defaults.items()})
 
     def _port(self, info: Any) -> Port:
         shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
         # Sparse and other composite tensors have no single name; they are refused when asked for, as their signature's neighbours work.
-        return Port(self._session.endpoint(info.name) if info.name else None, info.dtype, shape)
+        return Port(self._session.endpoint(info.name) if info.name else None, info.dtype, shape, info.name)
 
 
 def check_names(signature: Signature, names: Iterable[str]) -> None:
-    """Raise `Refusal` unless `names` are exactly those of the signature's inputs."""
+    """Raise `Refusal` unless `names` are exactly those of the signature's inputs, but for inputs that have a default."""
     sent, expected = set(names), set(signature.inputs)
-    if sent != expected:
-        raise invalid(_names_differ(sent, expected))
+    if sent == expected:
+        return
+    if len(sent) > len(expected) or (len(sent) < len(expected) and not signature.defaults):
+        raise invalid(
+            f"input size does not match signature: {len(sent)}!={len(expected)} len({{{_shown(sent)}}}) != len({{{_shown(expected)}}}). "
+            f"Sent extra: {{{_shown(sent - expected)}}}. Missing but required: {{{_shown(expected - sent)}}}."
+        )
+    for name in sorted(expected - sent - signature.defaults.keys()):
+        raise invalid(
+            f"Signature input alias: {name}(feed name: {signature.inputs[name].tensor}) not found in request and no default value provided. "
+            f"Inputs expected to be in the request {{{_shown(sent)}}}, or default input alias set: {_shown(signature.defaults)}"
+        )
+    if not sent <= expected:
+        raise invalid(f"Inputs contains invalid name. Used request inputs: {_shown(sent & expected)}, request input: {_shown(sent)}")
+
+
+def check(signature: Signature, inputs: Tensors) -> None:
+    """Raise `Refusal` unless names, types and shapes of `inputs` are the signature's: some of TensorFlow's operations end the process otherwise.
+
+    The original looks at names alone and leaves the rest to its operations.
+    """
+    check_names(signature, inputs)
+    for number, (name, port) in enumerate(signature.inputs.items()):
+        array, expected = inputs.get(name), _dtype(name, port)
+        if array is None:
+            continue  # it has a default
+        if array.dtype != expected:
+            words = f"Expects arg[{number}] to be {short_name(expected)} but {short_name(array.dtype)} is provided"
+            raise invalid(f"{words}: input {name!r}")
+        if port.shape is not None and not _fits(array.shape, port.shape):
+            raise invalid(f"Input {name!r} has shape {list(array.shape)}; the signature expects {list(port.shape)} (-1 is any size).")
 
 
 def _placed(name: str, port: Port) -> Endpoint:
@@ -93,36 +126,9 @@ def _dtype(name: str, port: Port) -> np.dtype[Any]:
     return DTYPES[port.code]
 
 
-def _typed(name: str, array: Array, port: Port) -> Array:
-    expected = _dtype(name, port)
-    if array.dtype != expected:
-        raise invalid(f"Input {name!r} is of type {_shown(array.dtype)}; the signature expects {_shown(expected)}.")
-    return array
-
-
-def _shown(dtype: np.dtype[Any]) -> str:
-    return "string" if dtype.kind == "O" else dtype.name
-
-
-def _names_differ(sent: set[str], expected: set[str]) -> str:
-    def braces(names: set[str]) -> str:
-        shown = sorted(name[:100] for name in names)
-        return "{" + ",".join(shown[:_SHOWN]) + (",..." if len(shown) > _SHOWN else "") + "}"
-
-    return (
-        f"input size does not match signature: {len(sent)}!={len(expected)} len({braces(sent)}) != len({braces(expected)}). "
-        f"Sent extra: {braces(sent - expected)}. Missing but required: {braces(expected - sent)}."
-    )
-
-
-def _shapes_differ(definition: Signature, inputs: Tensors) -> str:
-    """Say which inputs have another shape than the signature, because TensorFlow speaks of operations that no client knows."""
-    words = ""
-    for name, array in inputs.items():
-        shape = definition.inputs[name].shape
-        if shape is not None and not _fits(array.shape, shape):
-            words += f" Input {name!r} has shape {list(array.shape)}; the signature expects {list(shape)}."
-    return words
+def _shown(names: Iterable[str]) -> str:
+    shown = sorted(name[:100] for name in names)
+    return ",".join(shown[:_SHOWN]) + (",..." if len(shown) > _SHOWN else "")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:

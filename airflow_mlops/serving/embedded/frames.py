@@ -12,16 +12,20 @@ from __future__ import annotations
 import enum
 import mmap
 import os
+import re
 import select
 import socket
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_CALL = struct.Struct("<QQBd")
+_CALL = struct.Struct("<QQB?d")
 _ANSWER = struct.Struct("<QQHI")
 _CHUNK = 1 << 18
 _SLOTS = 1 << 14  # more than may wait by default: two numbers of one slot are rare, and the worst is a run for nobody
+_BOARD = 8 * (2 * _SLOTS + 1)  # bytes: a slot for each call that was left, the beats, a slot for the thread of each call
+_REPORT = 1 << 16  # bytes for what Python tells of all threads when its process crashes
+_CRASHED = re.compile(rb"Current thread 0x([0-9a-f]+)")
 HUNG = 86  # exit status of a model's process that ended itself because a run took too long
 
 
@@ -38,12 +42,13 @@ class Kind(enum.IntEnum):
 
 
 class Call(NamedTuple):
-    """One request of one client."""
+    """One request of one client; `alone` if it must not be joined with others, because it may end the process."""
 
     number: int
     kind: Kind
     deadline: float
     payload: bytes
+    alone: bool = False
 
 
 class Answer(NamedTuple):
@@ -57,7 +62,7 @@ class Answer(NamedTuple):
 
 def pack_call(call: Call) -> bytes:
     """Return a call as one frame."""
-    return _CALL.pack(len(call.payload), call.number, call.kind, call.deadline) + call.payload
+    return _CALL.pack(len(call.payload), call.number, call.kind, call.alone, call.deadline) + call.payload
 
 
 def pack_answer(answer: Answer) -> bytes:
@@ -68,22 +73,25 @@ def pack_answer(answer: Answer) -> bytes:
 class Board:
     """Memory that the front and one model's process share: a look costs no system call, and what is written is seen before what was sent earlier.
 
-    The front writes the numbers of calls that nobody waits for any more (`in` tells), the process raises `beats` while it is alive.
+    The front writes the numbers of calls that nobody waits for any more (`in` tells). The process raises `beats` while it is alive, notes which
+    thread works on which call, and when it crashes, which thread that was.
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._slots = memoryview(mmap.mmap(descriptor, 8 * (_SLOTS + 1))).cast("Q")
+        self._whole = memoryview(mmap.mmap(descriptor, _BOARD + _REPORT))
+        self._slots = self._whole[:_BOARD].cast("Q")
 
     @staticmethod
     def descriptor() -> int:
         """Return the descriptor of a new board, which its caller closes."""
         descriptor = os.memfd_create("board")
-        os.ftruncate(descriptor, 8 * (_SLOTS + 1))
+        os.ftruncate(descriptor, _BOARD + _REPORT)
         return descriptor
 
     def close(self) -> None:
         """Give back the shared memory; what is written from now on is seen by nobody."""
-        self._slots = memoryview(bytearray(8 * (_SLOTS + 1))).cast("Q")
+        self._whole = memoryview(bytearray(_BOARD + _REPORT))
+        self._slots = self._whole[:_BOARD].cast("Q")
 
     def leave(self, number: int) -> None:
         """Nobody waits for the answer to this call."""
@@ -101,6 +109,35 @@ class Board:
         """Say that this process is alive; for one thread, which does nothing that may take long."""
         self._slots[_SLOTS] += 1
 
+    def work(self, number: int, thread: int) -> None:
+        """A thread begins to work on a call, or ends (0)."""
+        self._slots[_SLOTS + 1 + number % _SLOTS] = thread
+
+    def worker(self, number: int) -> int:
+        """Return the thread that works on a call, 0 if none does."""
+        return self._slots[_SLOTS + 1 + number % _SLOTS]
+
+    def workers(self) -> set[int]:
+        """Return the threads that work on calls, also on those that nobody waits for any more."""
+        return set(self._slots[_SLOTS + 1 :].tolist()) - {0}
+
+    def accuse(self, thread: int) -> None:
+        """The process ends because of what this thread does."""
+        self._whole[_BOARD:] = (b"Current thread 0x%x\n" % thread).ljust(_REPORT, b"\0")
+
+    @property
+    def accused(self) -> int | None:
+        """The thread that ended the process; 0 is one of TensorFlow's own, None none that said so."""
+        report = bytes(self._whole[_BOARD:])
+        found = _CRASHED.search(report)
+        return int(found[1], 16) if found else None if report.startswith(b"\0") else 0
+
+    @staticmethod
+    def report_to(descriptor: int) -> int:
+        """Return the descriptor of a board, now at the place for what Python tells of its threads when its process crashes."""
+        os.lseek(descriptor, _BOARD, os.SEEK_SET)
+        return descriptor
+
 
 class CallReader:
     """Reads calls from a blocking socket; only one thread at a time may use it."""
@@ -116,9 +153,9 @@ class CallReader:
         head = self._take(_CALL.size)
         if head is None:
             return None
-        length, number, kind, deadline = _CALL.unpack(head)
+        length, number, kind, alone, deadline = _CALL.unpack(head)
         payload = self._take(length)
-        return None if payload is None else Call(number, Kind(kind), deadline, payload)
+        return None if payload is None else Call(number, Kind(kind), deadline, payload, alone)
 
     def waiting(self, seconds: float) -> bool:
         """Return whether another call has begun to arrive within `seconds`."""

@@ -11,8 +11,9 @@ import grpc
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.metrics import Metrics
-from airflow_mlops.serving.embedded.model_process import ModelProcess
+from airflow_mlops.serving.embedded.model_process import Crashed, ModelProcess, Result
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.embedded.suspects import Asked, Suspects
 from airflow_mlops.serving.embedded.versions import Versions
 
 _ENTRYPOINTS = {
@@ -40,6 +41,7 @@ class Gateway:
     def __init__(self, versions: Versions[ModelProcess], metrics: Metrics) -> None:
         self._versions = versions
         self._metrics = metrics
+        self._suspects = Suspects()
 
     async def ask(self, kind: Kind, target: Target, payload: bytes, seconds: float | None) -> bytes:
         """Return the answer to a client's bytes; raise `Refusal`. Nobody waits for it after `seconds` (None: for ever): it need not be made then."""
@@ -47,7 +49,8 @@ class Gateway:
         version, code, micros = None, grpc.StatusCode.OK, 0
         try:
             version, process = self._versions.resolve(*target)
-            result = await process.ask(kind, payload, 0.0 if seconds is None else began + seconds)
+            asked = Asked(target.name, version, kind, payload)
+            result = await self._ask(process, asked, 0.0 if seconds is None else began + seconds)
             micros = result.run_micros
             return result.payload
         except Refusal as refusal:
@@ -60,6 +63,22 @@ class Gateway:
             # Names that are no model's are not noted: clients could fill the memory with them.
             name = target.name if self._versions.config.get(target.name) else ""
             self._metrics.count(name, version, code, *_ENTRYPOINTS[kind], (time.monotonic() - began) * 1e6, micros)
+
+    async def _ask(self, process: ModelProcess, asked: Asked, deadline: float) -> Result:
+        """Ask a process, unless this very request ended it before, time after time."""
+        suspect = self._suspects.is_one(asked, time.monotonic())
+        try:
+            result = await process.ask(asked.kind, asked.payload, deadline, alone=suspect)
+        except Crashed:
+            self._suspects.note(asked, time.monotonic())
+            raise
+        except Refusal as refusal:
+            if suspect and refusal.code is not grpc.StatusCode.UNAVAILABLE:
+                self._suspects.clear(asked)
+            raise
+        if suspect:
+            self._suspects.clear(asked)
+        return result
 
     def signatures(self, target: Target) -> tuple[int, Any]:
         """Return the version number a request is for and its `SignatureDefMap`; raise `Refusal`."""

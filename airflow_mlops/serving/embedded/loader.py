@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from airflow_mlops.serving.config import ServerConfig
 from airflow_mlops.serving.embedded import source
+from airflow_mlops.serving.embedded.model_process import End
 from airflow_mlops.serving.embedded.refusal import Refusal, Shortage, invalid
 from airflow_mlops.serving.embedded.versions import Version, Versions
 
@@ -21,10 +22,10 @@ _LISTING_SECONDS = 5.0  # a look at a base path takes milliseconds; a dead netwo
 
 
 class Servable(Protocol):
-    """What answers requests: `gone` ends with the reason when it can no longer, `retire` lets it end."""
+    """What answers requests: `gone` ends with the reason when it can no longer, and whether a request was it; `retire` lets it end."""
 
     @property
-    def gone(self) -> asyncio.Future[str]: ...
+    def gone(self) -> asyncio.Future[End]: ...
 
     def retire(self) -> None: ...
 
@@ -114,9 +115,10 @@ class Loader(Generic[S]):
             self._num_loading -= 1
             self._wake.set()
 
-    def _lost(self, entry: Version[S], servable: S, gone: asyncio.Future[str]) -> None:
+    def _lost(self, entry: Version[S], servable: S, gone: asyncio.Future[End]) -> None:
         if not gone.cancelled():
-            self._versions.lost(entry, servable, gone.result(), time.monotonic())
+            end = gone.result()
+            self._versions.lost(entry, servable, end.reason, time.monotonic(), by_request=end.by_request)
             self._wake.set()
 
     def _release(self) -> None:

@@ -16,6 +16,7 @@ from airflow_mlops.serving.embedded.refusal import CODES, Refusal, Shortage
 
 _STATUS_SECONDS = 1.0  # how long to wait for the word on how a process ended, once its socket is closed
 _MAX_UNSENT = 64 << 20  # bytes; also those of clients that have gone away
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
 _MAX_WAITING = 10_000  # requests of one version; more of them could only fill the memory
 
 
@@ -24,6 +25,17 @@ class Result(NamedTuple):
 
     payload: bytes
     run_micros: int
+
+
+class End(NamedTuple):
+    """How a process ended, and whether a request was the reason."""
+
+    reason: str
+    by_request: bool = False
+
+
+class Crashed(Refusal):
+    """The process ended because of this very request, as far as can be seen."""
 
 
 class ModelProcess(asyncio.Protocol):
@@ -35,7 +47,7 @@ class ModelProcess(asyncio.Protocol):
         self.order = order
         self.pid = 0
         self.ready: asyncio.Future[bytes] = loop.create_future()
-        self.gone: asyncio.Future[str] = loop.create_future()
+        self.gone: asyncio.Future[End] = loop.create_future()
         self.status: asyncio.Future[int] = loop.create_future()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Result]] = {}
@@ -48,8 +60,8 @@ class ModelProcess(asyncio.Protocol):
         batching = order.batching
         self._most = batching.max_enqueued_batches * batching.max_batch_size if batching else _MAX_WAITING
 
-    async def ask(self, kind: Kind, payload: bytes, deadline: float) -> Result:
-        """Return the answer to a client's bytes; raise `Refusal`. `deadline` is monotonic seconds, 0 for none."""
+    async def ask(self, kind: Kind, payload: bytes, deadline: float, *, alone: bool = False) -> Result:
+        """Return the answer to a client's bytes; raise `Refusal`. `deadline` is monotonic seconds, 0 for none; `alone`: joined with no other."""
         if self._transport is None or self._transport.is_closing():
             raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} is gone; it is started again")
         if len(self._waiting) >= self._most:
@@ -59,7 +71,7 @@ class ModelProcess(asyncio.Protocol):
         number = next(self._numbers)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        self._transport.write(pack_call(Call(number, kind, deadline, payload)))
+        self._transport.write(pack_call(Call(number, kind, deadline, payload, alone)))
         try:
             return await future
         except asyncio.CancelledError:
@@ -124,15 +136,24 @@ class ModelProcess(asyncio.Protocol):
         """Tell everybody who waits how the process ended."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.status), _STATUS_SECONDS)
-        reason = self._reason(self.status.result() if self.status.done() else None)
-        self.gone.set_result(reason)
+        status = self.status.result() if self.status.done() else None
+        reason, threads = self._reason(status), self._crashed(status)
+        crashed = {number for number in self._waiting if self._board.worker(number) in threads}
+        self.gone.set_result(End(reason, bool(threads)))
         self._board.close()
-        refusal = Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} {reason}")
-        waiting: list[asyncio.Future[Any]] = [self.ready, *self._waiting.values()]
-        for future in waiting:
+        words = f"The process of {self._name()} {reason}"
+        waiting: list[tuple[int, asyncio.Future[Any]]] = [(0, self.ready), *self._waiting.items()]
+        for number, future in waiting:
             if not future.done():
-                future.set_exception(refusal)
+                future.set_exception((Crashed if number in crashed else Refusal)(grpc.StatusCode.UNAVAILABLE, words))
         self.ready.exception()  # whoever waited has it; nobody need have
+
+    def _crashed(self, status: int | None) -> set[int]:
+        """Return the threads whose work may have ended the process: the one it happened in, or all that worked if it was none of Python's."""
+        if status != HUNG and -(status or 0) not in _CRASHES:
+            return set()
+        accused = self._board.accused
+        return {thread for thread in self._board.workers() if accused in (None, 0, thread)}
 
     def _reason(self, status: int | None) -> str:
         if self._given_up:

@@ -96,4 +96,4 @@ def _array(name: str, tensor: Any) -> Array:
     try:
         return to_array(tensor)
     except ValueError as error:
-        raise invalid(f"Input {name!r} is not a whole tensor: {error}") from error
+        raise invalid(f"tensor parsing error: {name}: {error}") from error

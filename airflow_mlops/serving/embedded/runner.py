@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 
-from airflow_mlops.serving.embedded import batching, examples, requests
+from airflow_mlops.serving.embedded import batching, engine, examples, requests
 from airflow_mlops.serving.embedded.frames import Answer, Call, Kind
 from airflow_mlops.serving.embedded.orders import BatchingParameters
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
@@ -48,19 +48,23 @@ class Runner:
     """Answers calls with `model`, joined as `parameters` say (None: each by itself). May be used by several threads at once.
 
     A call whose number is in `left`, or whose deadline has passed, is not run: nobody waits for it. A run that has begun can not be ended.
+    `work` is told which thread works on which call, and 0 when it no longer does.
     """
 
-    def __init__(self, model: Model, parameters: BatchingParameters | None, left: Container[int] = ()) -> None:
+    def __init__(
+        self, model: Model, parameters: BatchingParameters | None, left: Container[int] = (), work: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
         self._model = model
         self._parameters = parameters
         self._left = left
+        self._work = work
         self._unlike: set[str] = set()  # signatures whose outputs do not have one row per input row
         self._began: dict[int, float] = {}
 
-    def longest(self) -> float:
-        """Return for how many seconds the longest run under way has been running."""
+    def longest(self) -> tuple[float, int]:
+        """Return for how many seconds the longest run under way has been running, and in which thread."""
         now = time.monotonic()
-        return max((now - began for began in list(self._began.values())), default=0.0)
+        return max(((now - began, thread) for thread, began in list(self._began.items())), default=(0.0, 0))
 
     def answers(self, calls: Iterable[Call]) -> list[Answer]:
         """Return one answer per call, in any order; never raises."""
@@ -69,9 +73,12 @@ class Runner:
         for call in calls:
             try:
                 self._check_awaited(call)
+                self._work(call.number, threading.get_ident())
                 ready.append(Asked(call, METHODS[call.kind](self._model, call.payload)))
             except Exception as error:
                 answers.append(self._refused(call, error, 0))
+            finally:
+                self._work(call.number, 0)
         for asked, outcome in zip(ready, self._outcomes(ready), strict=True):
             answers.append(self._answered(asked, outcome))
         return answers
@@ -106,9 +113,11 @@ class Runner:
         outcomes: dict[int, Outcome] = {}
         groups: dict[Any, list[int]] = {}
         for number, (call, one) in enumerate(ready):
-            run = one.runs[0] if len(one.runs) == 1 else None
+            run = one.runs[0] if len(one.runs) == 1 and not call.alone else None
             if run is None or run.signature in self._unlike or not batching.num_rows(run.inputs):
                 outcomes[number] = self._alone(call, one.runs)
+            elif (wrong := self._wrong(run)) is not None:  # padding could make it fit
+                outcomes[number] = Outcome(error=wrong)
             else:
                 alike = batching.likeness(run.inputs, self._parameters)
                 groups.setdefault((run.signature, run.wanted, alike), []).append(number)
@@ -166,7 +175,7 @@ class Runner:
         except (ValueError, MemoryError):
             return [self._alone(member.call, member.prepared.runs) for member in members]
         total = batching.num_rows(inputs) or 0
-        done = self._run([runs[0]._replace(inputs=inputs)])
+        done = self._run([member.call for member in members], [runs[0]._replace(inputs=inputs)])
         if done.error is None:
             if (parts := batching.split(done.outputs[0], rows, total)) is not None:
                 return [Outcome([part], None, done.micros) for part in parts]
@@ -184,16 +193,27 @@ class Runner:
         return None
 
     def _alone(self, call: Call, runs: Sequence[Run]) -> Outcome:
-        return self._left_behind(call) or self._run(runs)
+        return self._left_behind(call) or self._run([call], runs)
 
-    def _run(self, runs: Sequence[Run]) -> Outcome:
+    def _wrong(self, run: Run) -> Refusal | None:
+        try:
+            engine.check(self._model.servable.signatures[run.signature], run.inputs)
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    def _run(self, calls: Sequence[Call], runs: Sequence[Run]) -> Outcome:
         thread, began = threading.get_ident(), time.monotonic()
         self._began[thread] = began
+        for call in calls:
+            self._work(call.number, thread)
         outputs: list[Outputs] = []
         error: Exception | None = None
         try:
             outputs = [self._model.servable.run(*run) for run in runs]
         except Exception as problem:
             error = problem
+        for call in calls:
+            self._work(call.number, 0)
         del self._began[thread]
         return Outcome(outputs, error, int((time.monotonic() - began) * 1e6))

@@ -37,7 +37,7 @@ class RetryPolicy(NamedTuple):
 
 @dataclass(eq=False)
 class Version(Generic[S]):
-    """One version of one model; `servable` answers its requests while there is one."""
+    """One version of one model; `servable` answers its requests while there is one. `struck`: a request ended its last process."""
 
     name: str
     number: int
@@ -49,8 +49,14 @@ class Version(Generic[S]):
     loading: bool = False
     tries: int = 0
     deaths: int = 0
+    struck: bool = False
     try_at: float = 0.0
     available_at: float = 0.0
+
+    @property
+    def returns(self) -> bool:
+        """Whether a request ended its process, and it is being started again."""
+        return self.struck and self.state == "LOADING"
 
     def enter(self, state: str, error: str = "") -> None:
         """Change the state and say so."""
@@ -98,7 +104,8 @@ class Versions(Generic[S]):
                 raise invalid(f"Unrecognized servable version label: {label}")
             version = model.labels[label]
         if version is None:
-            version = max((number for number, entry in known.items() if entry.servable is not None), default=None)
+            # What ended the process of the latest version must not go on to the one before it.
+            version = max((number for number, entry in known.items() if entry.servable is not None or entry.returns), default=None)
         entry = known.get(version) if version is not None else None
         if version is None or entry is None or entry.servable is None:
             raise _not_served(name, version, [entry] if entry else known.values() if version is None else [])
@@ -135,7 +142,7 @@ class Versions(Generic[S]):
             self.released.append(servable)
             return
         self._release(entry)
-        entry.servable, entry.available_at = servable, now
+        entry.servable, entry.available_at, entry.struck = servable, now, False
         entry.enter("AVAILABLE")
         self._unload()
 
@@ -155,18 +162,22 @@ class Versions(Generic[S]):
         entry.enter("END", error)  # what answers in its place, because it was moved, goes on
         self._unload()
 
-    def lost(self, entry: Version[S], servable: S, reason: str, now: float) -> None:
-        """Its process died while it served: it is loaded again, later and later if that goes on."""
+    def lost(self, entry: Version[S], servable: S, reason: str, now: float, *, by_request: bool = False) -> None:
+        """Its process died while it served: it is loaded again, at once if a request was the reason, otherwise later and later if that goes on."""
         entry = self._models[entry.name][entry.number]
         if entry.servable is not servable:
             return  # it was to go anyhow
         entry.servable = None
         if entry.state != "AVAILABLE":
             return  # it only stood in for one that was moved, which is loaded or failed
-        entry.deaths = 1 if now - entry.available_at > self._policy.steady_seconds else entry.deaths + 1
-        entry.tries = 0
-        pause = 0.0 if entry.deaths == 1 else 2.0 ** min(entry.deaths - 2, 30)
-        entry.try_at = now + min(self._policy.max_restart_seconds, pause)
+        steady = now - entry.available_at > self._policy.steady_seconds
+        entry.tries, entry.struck = 0, by_request
+        if by_request:
+            entry.deaths, entry.try_at = max(1, entry.deaths), now
+        else:
+            entry.deaths = 1 if steady else entry.deaths + 1
+            pause = 0.0 if entry.deaths == 1 else 2.0 ** min(entry.deaths - 2, 30)
+            entry.try_at = now + min(self._policy.max_restart_seconds, pause)
         entry.enter("LOADING", f"its process {reason}")
 
     def _check_labels(self, config: ServerConfig) -> None:

@@ -8,6 +8,7 @@ thread to thread, and what arrives while a run is under way is the next batch.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import select
@@ -31,10 +32,11 @@ _BEAT_SECONDS = 1.0
 _SWITCH_SECONDS = 0.0005  # a thread that only passes bytes on must not wait 5 ms for one that parses
 
 
-def serve(order: Order, sock: socket.socket, board: Board) -> None:
-    """Load what `order` names, say so, and answer until the other end of `sock` is closed; ends the process."""
+def serve(order: Order, sock: socket.socket, board: int) -> None:
+    """Load what `order` names, say so, and answer until the other end of `sock` is closed; ends the process. `board` is the `Board`'s descriptor."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    worker = Worker(order, sock, board)
+    worker = Worker(order, sock, Board(board))
+    faulthandler.enable(Board.report_to(board))  # so that the front knows whose request it was
     # Already while it loads: a front that is gone, or has given up, needs no model.
     threading.Thread(target=worker.watch, name="watch", daemon=True).start()
     try:
@@ -59,7 +61,7 @@ class Worker:
 
     def answer_with(self, model: Model) -> None:
         """Say that the model is ready, with its signatures, and answer calls until the front is gone."""
-        runner = self._runner = Runner(model, self._order.batching, self._board)
+        runner = self._runner = Runner(model, self._order.batching, self._board, self._board.work)
         signatures = protos.get_model_metadata_pb2.SignatureDefMap()
         for name, definition in model.servable.signature_defs.items():
             signatures.signature_def[name].CopyFrom(definition)
@@ -82,7 +84,9 @@ class Worker:
         gone.register(self._socket, select.POLLRDHUP)
         while not gone.poll(min(_BEAT_SECONDS, limit / 4 or _BEAT_SECONDS) * 1000):
             self._board.beat()
-            if limit and self._runner is not None and self._runner.longest() > limit:
+            seconds, thread = self._runner.longest() if limit and self._runner is not None else (0.0, 0)
+            if seconds > limit:
+                self._board.accuse(thread)
                 log.error("model %s version %s: a run took more than %g s", self._order.name, self._order.version, limit)
                 os._exit(HUNG)
         _leave()

@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 
 from airflow_mlops.serving.embedded import worker
-from airflow_mlops.serving.embedded.frames import Board
 from airflow_mlops.serving.embedded.orders import MAX_MESSAGE, Ended, Kill, NotStarted, Order, Start, Started
 from airflow_mlops.serving.embedded.tensorflow_c import register
 
@@ -88,7 +87,7 @@ def _become(order: Order, sock: int, board: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # if memory runs out, better one model than the front
             Path("/proc/self/oom_score_adj").write_text("500")
-        worker.serve(order, socket.socket(fileno=sock), Board(board))
+        worker.serve(order, socket.socket(fileno=sock), board)
     except BaseException:
         logging.exception("model %s version %s", order.name, order.version)
     finally:

@@ -19,7 +19,7 @@ from airflow_mlops.serving.embedded.engine import Servable
 from airflow_mlops.serving.embedded.refusal import Refusal
 from airflow_mlops.serving.embedded.tensorflow_c import Session, TensorFlowError, load_library
 from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
-from airflow_mlops.serving.tensors import Array
+from airflow_mlops.serving.tensors import Array, to_proto
 from tests.serving_models import NUMBERS, ROW
 
 CONFIG = protos.config_pb2.ConfigProto(device_count={"GPU": 0}).SerializeToString()
@@ -118,7 +118,11 @@ class TestRefusals:
         [
             ({}, "0!=2 len({}) != len({left,right}). Sent extra: {}. Missing but required: {left,right}."),
             ({"left": 1}, "1!=2 len({left}) != len({left,right}). Sent extra: {}. Missing but required: {right}."),
-            ({"left": 1, "up": 1}, "Sent extra: {up}. Missing but required: {right}."),
+            (
+                {"left": 1, "up": 1},
+                "Signature input alias: right(feed name: serving_default_right:0) not found in request and no default value provided. "
+                "Inputs expected to be in the request {left,up}, or default input alias set: ",
+            ),
             ({"left": 1, "right": 1, "up": 1}, "3!=2"),
         ],
     )
@@ -129,23 +133,39 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("array", "words"),
         [
-            (np.ones(1), "Input 'x' is of type float64; the signature expects float32."),
-            (strings(b"a"), "Input 'x' is of type string; the signature expects float32."),
-            (np.ones(1, ml_dtypes.bfloat16), "Input 'x' is of type bfloat16; the signature expects float32."),
+            (np.ones(1), "Expects arg[0] to be float but double is provided: input 'x'"),
+            (strings(b"a"), "Expects arg[0] to be float but string is provided: input 'x'"),
+            (np.ones(1, ml_dtypes.bfloat16), "Expects arg[0] to be float but bfloat16 is provided: input 'x'"),
         ],
     )
     def test_an_input_of_another_type(self, many: Servable, array: Array, words: str) -> None:
         error = refused(many, DEFAULT_SIGNATURE, {"x": array})
         assert (error.code, str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, words)
 
-    def test_an_input_of_another_shape_is_named_because_tensorflow_speaks_of_operations(self, load: Load) -> None:
-        error = refused(load("linear1"), DEFAULT_SIGNATURE, {"x": floats([1, 2, 3])}, ("output_0",))
-        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert str(error).endswith("Input 'x' has shape [1, 3]; the signature expects [-1, 4].")
+    @pytest.mark.parametrize(
+        "shape",
+        [(), (1,), (0,), (1, 3), (1, 1, 1), (1, 8, 8), (1, 8, 8, 2), (1, 8, 8, 0), (1, 2, 2, 1), (1, 8, 9, 1), (8, 8, 1, 1), (1, 8, 8, 1, 1)],
+        ids=str,
+    )
+    def test_an_input_of_another_shape_never_comes_to_tensorflow_which_would_end_this_process(self, load: Load, shape: tuple[int, ...]) -> None:
+        error = refused(load("conv"), DEFAULT_SIGNATURE, {"x": np.ones(shape, np.float32)}, ("scores",))
+        words = f"Input 'x' has shape {list(shape)}; the signature expects [-1, 8, 8, 1] (-1 is any size)."
+        assert (error.code, str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, words)
 
-    def test_a_shape_that_the_signature_does_not_expect_but_the_graph_takes_is_answered(self, many: Servable) -> None:
-        """The original does not hold feeds to the signature's static shape."""
-        assert many.run("narrow", {"x": floats([1, 2, 3])}, ("y",))["y"].tolist() == [[1.0, 2.0, 3.0]]
+    @pytest.mark.parametrize("rows", [0, 1, 5])
+    def test_a_size_that_is_open_may_be_any_also_none(self, load: Load, rows: int) -> None:
+        found = load("conv").run(DEFAULT_SIGNATURE, {"x": np.ones((rows, 8, 8, 1), np.float32)}, ("scores",))
+        assert found["scores"].shape == (rows, 3)
+
+    def test_a_shape_that_the_signature_does_not_expect_is_refused_also_where_the_graph_takes_it(self, many: Servable) -> None:
+        """Whether it would, nobody can tell beforehand."""
+        assert "has shape [1, 3]; the signature expects [-1, 2]" in str(refused(many, "narrow", {"x": floats([1, 2, 3])}))
+
+    def test_batches_of_different_sizes_are_left_to_the_graph(self, load: Load) -> None:
+        """One input may well belong to all rows of another."""
+        inputs = {"a": floats([1, 2], [3, 4]), "b": floats([10, 20])}
+        assert load("conv").run("pair", inputs, ("sum",))["sum"].tolist() == [[11.0, 22.0], [13.0, 24.0]]
+        assert refused(load("conv"), "pair", {**inputs, "b": np.ones((3, 2), np.float32)}, ("sum",)).code is grpc.StatusCode.INVALID_ARGUMENT
 
     def test_what_an_operation_says_is_passed_on(self, many: Servable) -> None:
         error = refused(many, "refuse", {"x": floats(-1)})
@@ -229,6 +249,34 @@ class TestLoading:
         for path in (tmp_path / "op.so", tmp_path / "nothing.so"):
             with pytest.raises(TensorFlowError):
                 load_library(str(path))
+
+
+class TestDefaults:
+    @pytest.fixture
+    def optional(self, serving_models: Path, tmp_path: Path) -> Servable:
+        """``two`` whose input ``right`` is 7 where a request does not name it."""
+        shutil.copytree(serving_models / "two", tmp_path / "optional")
+        path = tmp_path / "optional" / "saved_model.pb"
+        message = protos.saved_model_pb2.SavedModel.FromString(path.read_bytes())
+        message.meta_graphs[0].signature_def[DEFAULT_SIGNATURE].defaults["right"].CopyFrom(to_proto(floats([7])))
+        path.write_bytes(message.SerializeToString())
+        return Servable(tmp_path / "optional", ("serve",), CONFIG)
+
+    def test_an_input_with_a_default_need_not_be_given(self, optional: Servable) -> None:
+        assert optional.run(DEFAULT_SIGNATURE, {"left": floats([1, 2])}, ("both",))["both"].tolist() == [[1, 2, 7]]
+        assert optional.run(DEFAULT_SIGNATURE, {"left": floats([1, 2]), "right": floats([3])}, ("both",))["both"].tolist() == [[1, 2, 3]]
+
+    @pytest.mark.parametrize(
+        ("names", "words"),
+        [
+            ([], "Signature input alias: left(feed name: serving_default_left:0) not found in request and no default value provided."),
+            (["right"], "Inputs expected to be in the request {right}, or default input alias set: right"),
+            (["left", "up"], "Inputs contains invalid name. Used request inputs: left, request input: left,up"),
+            (["left", "right", "up"], "input size does not match signature: 3!=2"),
+        ],
+    )
+    def test_any_other_must_be(self, optional: Servable, names: list[str], words: str) -> None:
+        assert words in str(refused(optional, DEFAULT_SIGNATURE, dict.fromkeys(names, floats([1])), ("both",)))
 
 
 class TestWhatIsNotSupported:

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +20,7 @@ from airflow_mlops.serving.embedded.frames import Answer, AnswerParser, Board, C
 
 LARGE = (1 << 20) + 3  # several times what is received at once
 BODIES = st.one_of(st.binary(max_size=40), st.sampled_from([b"", b"x" * ((1 << 18) - 25), b"y" * (1 << 18), bytes(range(256)) * 1100]))
-CALLS = st.builds(Call, st.integers(0, 2**64 - 1), st.sampled_from(Kind), st.floats(allow_nan=False), BODIES)
+CALLS = st.builds(Call, st.integers(0, 2**64 - 1), st.sampled_from(Kind), st.floats(allow_nan=False), BODIES, st.booleans())
 ANSWERS = st.builds(Answer, st.integers(0, 2**64 - 1), st.integers(0, 16), st.integers(0, 2**32 - 1), BODIES)
 
 
@@ -180,6 +182,42 @@ class TestBoard:
         process.beat()
         assert front.beats == 2
         assert all(number in process for number in range(1, (1 << 14) + 1))
+
+    def test_which_thread_works_on_which_call_is_seen_by_the_other(self, boards: tuple[Board, Board]) -> None:
+        front, process = boards
+        process.work(7, 0x7F12_3456_7890)
+        process.work(8, 5)
+        assert (front.worker(7), front.worker(8), front.worker(9), front.workers()) == (0x7F12_3456_7890, 5, 0, {0x7F12_3456_7890, 5})
+        process.work(7, 0)
+        assert (front.worker(7), front.workers(), 7 in process) == (0, {5}, False)
+
+    def test_the_thread_that_ended_the_process_is_known_if_it_was_one_of_python_s(self, boards: tuple[Board, Board]) -> None:
+        front, process = boards
+        assert front.accused is None
+        process.accuse(0xABC)
+        assert front.accused == 0xABC
+
+    @pytest.mark.parametrize("code", ["import os; os.abort()", "import ctypes; ctypes.string_at(0)"])
+    def test_a_crash_is_written_where_the_front_reads_it(self, code: str) -> None:
+        """In a thread beside others, which is told apart from them."""
+        descriptor = Board.descriptor()
+        board = Board(descriptor)
+        script = f"""
+import faulthandler, sys, threading
+from airflow_mlops.serving.embedded.frames import Board
+faulthandler.enable(Board.report_to({descriptor}))
+board = Board({descriptor})
+for _ in range(20):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+def crash():
+    board.work(1, threading.get_ident())
+    {code}
+threading.Thread(target=crash).start()
+"""
+        done = subprocess.run([sys.executable, "-c", script], pass_fds=[descriptor], stderr=subprocess.DEVNULL)
+        os.close(descriptor)
+        assert done.returncode < 0
+        assert board.accused == board.worker(1) != 0
 
     def test_one_that_is_closed_holds_nothing_and_tells_nobody(self, boards: tuple[Board, Board]) -> None:
         front, process = boards

@@ -14,6 +14,7 @@ from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.embedded import loader as loader_module
 from airflow_mlops.serving.embedded import source
 from airflow_mlops.serving.embedded.loader import Listings, Loader, LoaderOptions
+from airflow_mlops.serving.embedded.model_process import End
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.versions import RetryPolicy, Version, Versions
 
@@ -27,13 +28,13 @@ class Process:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gone: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.times_retired = 0
 
     def retire(self) -> None:
         self.times_retired += 1
         if not self.gone.done():
-            self.gone.set_result("ended")
+            self.gone.set_result(End("ended"))
 
 
 class Starter:
@@ -318,7 +319,7 @@ async def test_a_process_that_dies_is_started_again_and_the_dead_one_is_not_reti
     await serving.configure(of(base, 1))
     await serving.until(1, "AVAILABLE")
     (first,) = serving.starter.started
-    first.gone.set_result("was killed by SIGSEGV")
+    first.gone.set_result(End("was killed by SIGSEGV"))
     await eventually(lambda: len(serving.starter.started) == 2)
     await serving.until(1, "AVAILABLE")
     assert serving.versions.resolve("m")[1] is serving.starter.started[1]
@@ -332,7 +333,7 @@ async def test_one_that_dies_again_and_again_waits_longer_and_longer(serving: Se
     for number in range(4):
         await eventually(lambda number=number: len(serving.starter.started) == number + 1)  # type: ignore[misc]
         began.append(asyncio.get_running_loop().time())
-        serving.starter.started[number].gone.set_result("was killed by SIGABRT")
+        serving.starter.started[number].gone.set_result(End("was killed by SIGABRT"))
     assert began[1] - began[0] < 0.2 <= began[3] - began[2]  # the first time at once, then `max_restart_seconds` here
     await eventually(lambda: serving.versions.states("m") == [(1, "LOADING", "its process was killed by SIGABRT")])
 

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.frames import Kind
-from airflow_mlops.serving.embedded.model_process import ModelProcess, Result
+from airflow_mlops.serving.embedded.model_process import Crashed, End, ModelProcess, Result
 from airflow_mlops.serving.embedded.orders import BatchingParameters, Order
 from airflow_mlops.serving.embedded.processes import Zygote
 from airflow_mlops.serving.embedded.refusal import Refusal
@@ -105,9 +105,9 @@ async def refusal(asking: Any) -> tuple[grpc.StatusCode, str]:
 
 async def ended(process: ModelProcess) -> str:
     """Return how a process ended, when nothing of it is there any more."""
-    reason = await asyncio.wait_for(asyncio.shield(process.gone), SECONDS)
+    end = await asyncio.wait_for(asyncio.shield(process.gone), SECONDS)
     await until(lambda: not psutil.pid_exists(process.pid))
-    return reason
+    return end.reason
 
 
 def private_bytes(pid: int) -> int:
@@ -258,12 +258,43 @@ class TestEnding:
         assert await ended(process) == "was killed by SIGABRT"
         assert await answer(trouble, 1.0) == [1.0]
 
+    async def test_of_several_requests_only_the_one_that_crashed_is_accused(self, home: Home) -> None:
+        process = await home.spawn("trouble", num_threads=4)
+        others = [asyncio.create_task(ask(process, 5.0, signature="slow")) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(Crashed, match="was killed by SIGABRT"):
+            await ask(process, 1.0, signature="crash")
+        for other in others:
+            with pytest.raises(Refusal) as refused:
+                await other
+            assert type(refused.value) is Refusal and refused.value.code is grpc.StatusCode.UNAVAILABLE
+        assert await asyncio.shield(process.gone) == End("was killed by SIGABRT", by_request=True)
+
+    @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL], ids=lambda number: number.name)
+    async def test_a_signal_from_outside_accuses_nobody_who_only_waits(self, home: Home, number: signal.Signals) -> None:
+        process = await home.spawn("trouble", num_threads=1)
+        os.kill(process.pid, number)
+        assert await asyncio.shield(process.gone) == End(f"was killed by {number.name}")
+
     async def test_a_run_that_takes_too_long_ends_the_process_with_that_reason(self, home: Home) -> None:
         process = await home.spawn("trouble", run_timeout_seconds=0.4)
         assert await answer(process, 0.1, signature="slow") == [pytest.approx(0.1)]
         _, words = await refusal(ask(process, 1.0, signature="hang"))
         assert words.endswith("was ended because a run took more than 0.4 s")
         assert (await ended(process)).startswith("was ended because")
+        assert process.gone.result().by_request
+
+    async def test_only_the_run_that_took_too_long_is_accused(self, home: Home) -> None:
+        process = await home.spawn("trouble", run_timeout_seconds=0.6, num_threads=2)
+        hanging = asyncio.create_task(ask(process, 1.0, signature="hang"))
+        await asyncio.sleep(0.3)
+        short = asyncio.create_task(ask(process, 5.0, signature="slow"))
+        with pytest.raises(Crashed):
+            await hanging
+        with pytest.raises(Refusal) as refused:
+            await short
+        assert type(refused.value) is Refusal
+        await ended(process)
 
     async def test_a_model_that_can_not_be_loaded_is_refused_with_the_reason_and_leaves_no_process(self, home: Home) -> None:
         process = await home.zygote.spawn(home.order("no_pb"))

@@ -264,6 +264,34 @@ class TestTogether:
         assert asked(joined, call(1, 1), call(2, 2, 3), call(3, 4)) == {1: [2], 2: [4, 6], 3: [8]}
         assert joined.notes.runs == [(DEFAULT_SIGNATURE, 4)]
 
+    def test_one_that_is_to_be_alone_is_joined_with_no_other(self) -> None:
+        joined = joining(BatchingParameters())
+        assert asked(joined, call(1, 1), call(2, 2)._replace(alone=True), call(3, 3)) == {1: [2], 2: [4], 3: [6]}
+        assert sorted(joined.notes.runs) == [(DEFAULT_SIGNATURE, 1), (DEFAULT_SIGNATURE, 2)]
+
+    def test_one_of_a_wrong_shape_is_refused_before_padding_makes_it_fit(self) -> None:
+        joined = joining(pad_variable_length_inputs=True)
+        port = FLOAT._replace(shape=(-1, 3))
+        joined.notes.signatures[DEFAULT_SIGNATURE] = Signature({"x": port}, {"y": FLOAT})
+        found = asked(joined, call(1, array=np.ones((1, 3), np.float32)), call(2, array=np.ones((1, 2), np.float32)))
+        assert found == {1: [[2, 2, 2]], 2: (INVALID, "Input 'x' has shape [1, 2]; the signature expects [-1, 3] (-1 is any size).")}
+        assert joined.notes.runs == [(DEFAULT_SIGNATURE, 1)]
+
+    def test_it_is_known_which_calls_are_worked_on_and_by_which_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        working: dict[int, int] = {}
+        seen: list[set[int]] = []
+
+        def look(x: Array) -> dict[str, Array]:
+            seen.append({number for number, thread in working.items() if thread == threading.get_ident()})
+            return {"y": x}
+
+        monkeypatch.setitem(FUNCTIONS, "other", look)
+        for parameters, expected in ((None, [{1}, {2}]), (BatchingParameters(), [{1, 2}])):
+            seen.clear()
+            calls = [call(1, 1, signature="other"), call(2, 2, signature="other"), call(3, 3, signature="nothing")]
+            Runner(Model("m", 3, Notes()), parameters, work=working.__setitem__).answers(calls)  # type: ignore[arg-type]
+            assert (seen, working) == (expected, {1: 0, 2: 0, 3: 0})
+
     def test_both_interfaces_are_joined(self) -> None:
         joined = joining(BatchingParameters())
         first, second = joined.runner.answers([rest(1, {"instances": [1]}), call(2, 2)])
@@ -412,20 +440,20 @@ class TestManyThreads:
 
         monkeypatch.setitem(FUNCTIONS, "other", wait)
         runner = joining().runner
-        assert runner.longest() == 0.0
+        assert runner.longest()[0] == 0.0
         threads = [threading.Thread(target=runner.answers, args=([call(number, 1, signature="other")],)) for number in range(2)]
         for thread in threads:
             thread.start()
         begun.wait(10)
-        first = runner.longest()
+        first = runner.longest()[0]
         time.sleep(0.02)
-        assert runner.longest() >= first + 0.02 > 0.0
+        assert runner.longest()[0] >= first + 0.02 > 0.0
         runner.answers([call(1, 1), call(2, 1, signature="unforeseen")])
-        assert runner.longest() >= first + 0.02  # what began and ended meanwhile changes nothing
+        assert runner.longest()[0] >= first + 0.02  # what began and ended meanwhile changes nothing
         end.set()
         for thread in threads:
             thread.join()
-        assert runner.longest() == 0.0
+        assert runner.longest()[0] == 0.0
 
     def test_threads_that_answer_at_once_do_not_mix_their_answers(self) -> None:
         runner = joining(BatchingParameters()).runner

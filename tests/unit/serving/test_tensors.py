@@ -48,6 +48,15 @@ def same(left: Array, right: Array) -> None:
     assert left.tobytes() == right.tobytes() if left.dtype.kind != "O" else left.tolist() == right.tolist()
 
 
+@pytest.mark.parametrize("strings", [[], [b""], [b"a", b"", b"\x00\xff"], [b"x" * 127, b"y" * 128, b"z" * 20_000]])
+def test_strings_may_come_as_tensorflow_packs_them(strings: list[bytes]) -> None:
+    def varint(number: int) -> bytes:
+        return bytes([number]) if number < 128 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+    content = b"".join(varint(len(string)) for string in strings) + b"".join(strings)
+    assert to_array(tensor(DT_STRING, len(strings), tensor_content=content)).tolist() == strings
+
+
 @FORMS
 @EVERY_NUMBER
 def test_every_type_comes_back_bit_by_bit(code: int, as_content: bool) -> None:
@@ -141,6 +150,10 @@ class TestFewerValuesThanTheShapeHolds:
         (tensor(TYPES.DT_STRING, 1, string_val=[b"a", b"b"]), "it has 2 values"),
         (tensor(TYPES.DT_FLOAT, 2, tensor_content=b"abc"), r"has 3 bytes, its shape \[2\] of float32 needs 8"),
         (tensor(TYPES.DT_FLOAT, 0, tensor_content=b"abcd"), "has 4 bytes"),
+        (tensor(TYPES.DT_STRING, 2, tensor_content=b"\x01"), "holds 1 lengths of strings, its shape 2 strings"),
+        (tensor(TYPES.DT_STRING, 1, tensor_content=b"\x80\x80\x80\x80\x80\x80"), "holds 0 lengths"),
+        (tensor(TYPES.DT_STRING, 2, tensor_content=b"\x01\x02ab"), "has 2 bytes of strings, their lengths need 3"),
+        (tensor(TYPES.DT_STRING, 1, tensor_content=b"\x01ab"), "has 2 bytes of strings, their lengths need 1"),
         (tensor(TYPES.DT_FLOAT, -1, float_val=[1]), r"its shape \[-1\] is not fully defined"),
         (tensor(TYPES.DT_FLOAT, 1 << 32, 1 << 32, float_val=[1]), "holds too many values"),
         (tensor(TYPES.DT_INVALID, 1), "its type DT_INVALID is not supported"),

@@ -486,6 +486,31 @@ class TestDeaths:
             assert due(versions, now) is entry
         assert states(versions) == {1: "LOADING"}
 
+    def test_a_request_that_ends_it_again_and_again_keeps_it_waiting_never(self, versions: Versions[str], serves: Version[str]) -> None:
+        for number in range(20):
+            assert serves.servable is not None
+            versions.lost(serves, serves.servable, "was killed by SIGABRT", float(number), by_request=True)
+            assert versions.due_at() == float(number)
+            load(versions, float(number))
+        assert self.die(versions, serves, 20.0) == 1.0  # what is no request's fault is one death more than before
+
+    def test_what_ended_the_latest_version_is_not_passed_on_to_the_one_before(self, versions: Versions[str]) -> None:
+        versions.configure(serving(1, 2), disk(1, 2))
+        load(versions)
+        latest = versions._models["m"][2]
+        assert latest.servable is not None
+        versions.lost(latest, latest.servable, "was killed by SIGABRT", 0.0, by_request=True)
+        with pytest.raises(Refusal, match="Version 2 of model m is being started again: its process was killed by SIGABRT") as refused:
+            versions.resolve("m")
+        assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+        assert versions.resolve("m", 1)[0] == 1  # who asks for it gets it
+        load(versions)
+        assert versions.resolve("m")[0] == 2
+        assert latest.servable is not None
+        versions.lost(latest, latest.servable, "was killed by SIGABRT", 1.0, by_request=True)
+        versions.configure(serving(1), disk(1, 2))  # nor is it waited for when it is no longer wanted
+        assert versions.resolve("m")[0] == 1
+
     def test_another_version_answers_for_the_latest_meanwhile(self, versions: Versions[str]) -> None:
         versions.configure(serving(1, 2), disk(1, 2))
         load(versions)
