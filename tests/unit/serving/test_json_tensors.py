@@ -183,10 +183,21 @@ def carefully(value: Any, dtype: np.dtype[Any]) -> Any:
         return None
 
 
+def plain(value: Any, dtype: np.dtype[Any]) -> bool:
+    """Return whether `value` is a list of numbers, nested or not, that the quick way is for: small integers, or fractions for a fraction's type."""
+    try:
+        array = np.array(value)
+    except ValueError:
+        return False
+    kinds = "i" if dtype.kind in "iu" else "if"
+    return isinstance(value, list) and array.size > 0 and array.dtype.kind in kinds and bool(np.all(np.abs(array) < 2**31))
+
+
 def agree(value: Any, dtype: np.dtype[Any]) -> None:
-    """The quick way gives what the careful one gives, or leaves it to that."""
+    """The quick way gives what the careful one gives; it leaves to that what is refused, and what is no whole block of plain numbers."""
     quick, careful = json_tensors._numbers(value, dtype), carefully(value, dtype)
     if quick is None:
+        assert careful is None or not plain(value, dtype), "the quick way left plain numbers to the careful one"
         return
     assert careful is not None, "the quick way took what is to be refused"
     assert (quick.dtype, quick.shape) == (careful.dtype, careful.shape)

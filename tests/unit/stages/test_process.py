@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -154,11 +153,9 @@ def test_what_a_stage_leaves_running_ends_with_it(stage: Scripted) -> None:
 
 
 def test_a_daemon_that_keeps_the_output_open_does_not_hold_up_the_run(stage: Scripted, ended: list[int]) -> None:
-    start = time.monotonic()
     assert stage.run("daemonise").result is not None
     ended += stage.pids()
-    assert time.monotonic() - start < 20
-    assert alive(ended[0])  # it left the group: not ours to end, but not waited for
+    assert alive(ended[0])  # it left the group and writes for ever: not ours to end, and not waited for
 
 
 def test_kill_ends_the_stage_and_its_children(stage: Scripted) -> None:
@@ -247,10 +244,10 @@ def test_an_error_while_logging_ends_the_stage(stage: Scripted) -> None:
     def log_line(_: str) -> None:
         raise InterruptedError("the task was told to stop")
 
-    start = time.monotonic()
     with pytest.raises(InterruptedError):
-        stage.process("talk", "/never/heard").run(log_line)
-    assert time.monotonic() - start < 15
+        stage.process("start_child_and_wait").run(log_line)
+    assert stage.pids()
+    wait_until(lambda: not any(map(alive, stage.pids())))
 
 
 def test_a_stage_and_its_children_die_with_whoever_started_them(stage: Scripted, ended: list[int]) -> None:
