@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.commands import exchange, reproduction
+from airflow_mlops.commands import doctor, exchange, reproduction
 from airflow_mlops.exceptions import MlopsError, SpecError
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         return serve(arguments[1:])
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "great_expectations"):  # the second tells of each of its own 200 methods
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         return int(options.run(options))
     except MlopsError as error:
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(run=_stop)
     _add_evidence(commands.add_parser("evidence", help="verify the evidence pack of a release, and print its ML Test Score"))
     _add_audit(commands.add_parser("audit", help="export and verify the audit trail, and ask it what served when, and why"))
+    doctor.add(commands)
     reproduction.add(commands)
     exchange.add(commands)
     _add_registry(commands.add_parser("registry", help="what is done to a model registry once"))

@@ -113,6 +113,7 @@ def environment(home: Path, dags: Path, settings: Settings) -> dict[str, str]:
         "AIRFLOW_HOME": str(home / "airflow"),
         MARKER: str(home),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for jobs that nothing here starts
         "DO_NOT_TRACK": "true",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction, RetryRule
 
+from airflow_mlops.hooks.preflight import Preflight
 from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
 from airflow_mlops.operators.approval import ApproveReleaseOperator
 from airflow_mlops.operators.evidence import WriteEvidencePackOperator
@@ -40,7 +41,8 @@ ANCHOR = "Audit trail `{{ ti.xcom_pull(task_ids='promote').audit_head }}`"
 
 def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
     """Add select, approve, publish, roll_out, promote and evidence to `dag`."""
-    selected = MlflowSelectCandidateOperator(task_id="select", model_name=spec.model, version=dag.param("version"))
+    ready = Preflight(("pod-worker",))
+    selected = MlflowSelectCandidateOperator(task_id="select", model_name=spec.model, version=dag.param("version"), pre_execute=ready)
     approve = ApproveReleaseOperator(
         task_id="approve",
         model=selected.output,

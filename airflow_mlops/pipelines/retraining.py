@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, TriggerRule
 
+from airflow_mlops.hooks.preflight import Preflight
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.operators.dataset import ClaimDatasetOperator
 from airflow_mlops.operators.gate import GateModelOperator
@@ -27,7 +28,9 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     """
     seed: Any = dag.param("seed")
     chosen: Any = dag.param("dataset_version")
-    claimed: Any = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version=chosen, repeat=repeat).output
+    ready = Preflight(spec.runner.extras)
+    claim = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version=chosen, repeat=repeat, pre_execute=ready)
+    claimed: Any = claim.output
     validation = _stage(spec, "validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
     training = _training(
         spec,

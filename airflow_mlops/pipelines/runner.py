@@ -19,7 +19,10 @@ _CONNECTION = ("kubernetes_conn_id", "config_file", "in_cluster")
 
 
 class Runner(Protocol):
-    """Names the operator of a stage, and what it needs beside the stage's spec."""
+    """Names the operator of a stage, and what it needs beside the stage's spec; `extras` of the package are what a worker needs for its tasks."""
+
+    @property
+    def extras(self) -> tuple[str, ...]: ...
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]: ...
 
@@ -33,6 +36,11 @@ class Local:
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise SpecError(f"num_workers is {self.num_workers}; give 1, or as many processes as shall train together.")
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The worker runs everything itself."""
+        return ("worker",)
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the operator of any stage."""
@@ -65,6 +73,11 @@ class Pod:
             if "train" in self.stages:
                 raise SpecError("Both stages and train say what trains: leave one of them out.")
             backend_of(self.train)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The images have what a stage needs."""
+        return ("pod-worker",)
 
     def operator(self, stage: str) -> tuple[type[Any], dict[str, Any]]:
         """Return the operator of a stage with its pod, or pods."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from airflow_mlops.artifacts import write_atomically
 from airflow_mlops.stages.curve import curve
+from airflow_mlops.stages.noise import readable
 from airflow_mlops.training.progress import Progress, parse
 
 REFRESH_SECONDS = 5
@@ -43,7 +44,7 @@ def page(title: str, history: Sequence[Progress], *, ended: bool) -> str:
 
 
 class ProgressLog:
-    """Takes a stage's lines: progress becomes a sentence in the task's log and the page at `path`, everything else passes.
+    """Takes a stage's lines: progress becomes a sentence in the task's log and the page at `path`, everything else but noise passes.
 
     :param path: None for no page.
     :param tell: the log.
@@ -74,9 +75,11 @@ class ProgressLog:
     def line(self, text: str) -> None:
         """Take one line."""
         progress = parse(text)
-        self._tell(text if progress is None else progress.sentence())
         if progress is None:
+            if (said := readable(text)) is not None:
+                self._tell(said)
             return
+        self._tell(progress.sentence())
         self.history = [*(self.history if len(self.history) < _MAX_POINTS else self.history[::2]), progress]
         self._has_news = True
         if time.monotonic() - self._written >= _PAUSE_SECONDS:
