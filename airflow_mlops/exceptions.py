@@ -22,7 +22,8 @@
     ├── RegistryError
     │   ├── RegistryUnavailable     retryable
     │   ├── ModelNotFound
-    │   └── PromotionConflict       the champion changed since the evaluation
+    │   ├── PromotionConflict       the champion changed since the evaluation
+    │   └── RollbackRefused         what was asked for is no earlier champion
     ├── ServingError
     │   ├── ServingUnavailable      retryable
     │   ├── PublishError
@@ -31,7 +32,8 @@
     │   ├── LedgerUnavailable       retryable
     │   ├── NotApproved             nobody agreed to this release, or to something else
     │   ├── EvidenceInvalid         an evidence pack is not as it was written, or another one is in its place
-    │   └── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
+    │   ├── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
+    │   └── LedgerAltered           a row of the ledger is not what the audit trail says
     └── StageError
         ├── StageKilled             retryable: the stage's process died without a result
         ├── StageStopped            retryable: the stage was told to stop, and did
@@ -151,6 +153,10 @@ class PromotionConflict(RegistryError):
     """The champion is no longer the one the challenger was evaluated against."""
 
 
+class RollbackRefused(RegistryError):
+    """There is no such earlier champion to go back to, or nothing that proves which files it had."""
+
+
 class ServingError(MlopsError):
     """The model server refused, or serves something else than expected."""
 
@@ -189,6 +195,10 @@ class EvidenceInvalid(LedgerError):
 
 class AuditTrailBroken(LedgerError):
     """The audit trail is not as it was written; the message names the place."""
+
+
+class LedgerAltered(LedgerError):
+    """A row of the ledger is not what the audit trail says that it is; the message names it and what was expected."""
 
 
 class StageError(MlopsError):

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from airflow_mlops.artifacts import bytes_digest, canonical_json
 from airflow_mlops.exceptions import NotApproved
 from airflow_mlops.gates import ApprovalPolicy
-from airflow_mlops.ledger import chain
+from airflow_mlops.ledger import rows
+from airflow_mlops.ledger.chain import Event
 from airflow_mlops.ledger.store import Store, insert_new, now
 from airflow_mlops.ledger.tables import APPROVAL_REQUESTS, APPROVALS
 
@@ -95,11 +96,17 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
         elif last is not None and last.outcome in (None, GRANTED) and last.subject == subject:
             return last
         said = {"subject": asdict(subject), "policy": asdict(policy), "authors": list(authors)}
-        row = {"release": release, "attempt": (last.attempt if last else 0) + 1, "binding": subject.binding, "request": said, "outcome": None}
+        row: dict[str, Any] = {
+            "release": release,
+            "attempt": (last.attempt if last else 0) + 1,
+            "binding": subject.binding,
+            "request": said,
+            "outcome": None,
+        }
         row |= {"asked_at": asked_at, "expires_at": asked_at + timedelta(days=policy.valid_days)}
         if not insert_new(connection, APPROVAL_REQUESTS, row):  # on PostgreSQL: another process of the same task asked at this moment
             return _open(connection, release)
-        request = _open(connection, release)
+        request = Request(release, row["attempt"], subject, policy.num_approvals, row["expires_at"], None, ())
         _note(connection, request, "approval asked", release, {"policy": said["policy"], "authors": list(authors)})
         if policy.num_approvals == 0:
             _end(connection, request, GRANTED, "The policy asks nobody.")
@@ -122,7 +129,8 @@ def answer(store: Store, release: str, said: Answer, subject: Subject) -> Reques
         elif said.approve:
             row = {"approver": said.user, "comment": said.comment, "answered_at": said.at}
             insert_new(connection, APPROVALS, {"release": release, "attempt": request.attempt, **row})
-            _note(connection, request, "approved", said.user, about)
+            approval = (APPROVALS, {"release": release, "attempt": request.attempt, "approver": said.user})
+            _note(connection, request, "approved", said.user, about, approval)
             request = _open(connection, release)
             outcome = GRANTED if len(request.approved_by) >= request.num_approvals else None
         else:
@@ -185,23 +193,21 @@ def _judge(connection: sa.Connection, request: Request, said: Answer, subject: S
 
 
 def _terms(connection: sa.Connection, request: Request) -> tuple[ApprovalPolicy, tuple[str, ...]]:
-    table = APPROVAL_REQUESTS.c
-    key = (table.release == request.release, table.attempt == request.attempt)
-    said = connection.execute(sa.select(table.request).where(*key)).scalar_one()
+    said = next(row["request"] for row in rows.proven(connection, APPROVAL_REQUESTS, release=request.release) if row["attempt"] == request.attempt)
     return ApprovalPolicy(**{**said["policy"], "approvers": tuple(said["policy"]["approvers"])}), tuple(said["authors"])
 
 
 def _last(connection: sa.Connection, release: str) -> Request | None:
     table = APPROVAL_REQUESTS.c
-    row = connection.execute(
-        sa.select(APPROVAL_REQUESTS).where(table.release == release).order_by(table.attempt.desc()).limit(1).with_for_update()
-    ).first()
-    if row is None:
+    connection.execute(sa.select(table.attempt).where(table.release == release).with_for_update())  # nobody else answers meanwhile
+    requests = rows.proven(connection, APPROVAL_REQUESTS, release=release)
+    if not requests:
         return None
-    by = sa.select(APPROVALS.c.approver).where(APPROVALS.c.release == release, APPROVALS.c.attempt == row.attempt)
-    approved_by = tuple(connection.scalars(by.order_by(APPROVALS.c.answered_at, APPROVALS.c.approver)))
-    subject = Subject(**row.request["subject"])
-    return Request(release, row.attempt, subject, row.request["policy"]["num_approvals"], row.expires_at, row.outcome, approved_by)
+    row = requests[-1]
+    given = [one for one in rows.proven(connection, APPROVALS, release=release) if one["attempt"] == row["attempt"]]
+    approved_by = tuple(one["approver"] for one in sorted(given, key=lambda one: (one["answered_at"], one["approver"])))
+    subject, num_approvals = Subject(**row["request"]["subject"]), row["request"]["policy"]["num_approvals"]
+    return Request(release, row["attempt"], subject, num_approvals, row["expires_at"], row["outcome"], approved_by)
 
 
 def _in_time(request: Request) -> str:
@@ -223,7 +229,11 @@ def _end(connection: sa.Connection, request: Request, outcome: str, reason: str)
     _note(connection, request, f"approval {outcome}", request.release, {"approved_by": by, "reason": reason})
 
 
-def _note(connection: sa.Connection, request: Request, kind: str, actor: str, details: Mapping[str, Any]) -> None:
+def _note(
+    connection: sa.Connection, request: Request, kind: str, actor: str, details: Mapping[str, Any], *also: tuple[sa.Table, Mapping[str, Any]]
+) -> None:
+    """Add an event that states the request as it is now, and what is new beside it."""
     subject = request.subject
     bound = {"release": request.release, "attempt": request.attempt, "binding": subject.binding, "target": subject.target, **subject.digests}
-    chain.append(connection, chain.Event(kind, f"{subject.model}@{subject.version}", actor, {**details, **bound}))
+    event = Event(kind, f"{subject.model}@{subject.version}", actor, {**details, **bound})
+    rows.state(connection, event, (APPROVAL_REQUESTS, {"release": request.release, "attempt": request.attempt}), *also)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -49,7 +49,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to `subject` (``model`` or ``model@version``), by whom, and everything that explains it."""
+    """What happened to `subject` (``model`` or ``model@version``), by whom, and everything that explains it.
+
+    `rows` are the rows of the ledger's tables that it states, as they are since then (`airflow_mlops.ledger.rows`); `scope` is what they are
+    found by.
+    """
 
     kind: str
     subject: str
@@ -57,19 +61,33 @@ class Event:
     details: Mapping[str, Any]
     number: int = 0
     at: str = ""
+    scope: str | None = None
+    rows: tuple[Mapping[str, Any], ...] = ()
+
+
+class Reader(Protocol):
+    """Follows the trail while it is read, some events at a time, and with the last of them sees the database as it is at that moment."""
+
+    def see(self, events: Sequence[Event], end: sa.Connection | None) -> None: ...
 
 
 def append(connection: sa.Connection, event: Event) -> Head:
     """Add `event` in the caller's transaction, as its last statement: what it tells of and the event are there together or not at all."""
+    hold(connection)
+    last = _head(connection)
+    body = {"actor": event.actor, "at": now().isoformat(), "details": dict(event.details), "kind": event.kind, "number": last.number + 1}
+    stated = {"rows": list(event.rows), "scope": event.scope} if event.rows else {}
+    line = f'{_BEGIN.decode()}{last.hash}",' + canonical_json({**body, **stated, "subject": event.subject})[1:].decode()
+    row = {"number": last.number + 1, "kind": event.kind, "subject": event.subject, "scope": event.scope, "line": line}
+    connection.execute(AUDIT_EVENTS.insert().values(**row))
+    return Head(last.number + 1, _hash(line))
+
+
+def hold(connection: sa.Connection) -> None:
+    """Let nobody else add an event until the end of the transaction."""
     if connection.dialect.name == "postgresql":  # SQLite's transaction has the only write lock already
         # Not LOCK TABLE: that would wait for a VACUUM, and needs the right to alter events, which nobody should have.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    last = _head(connection)
-    body = {"actor": event.actor, "at": now().isoformat(), "details": dict(event.details), "kind": event.kind, "number": last.number + 1}
-    line = f'{_BEGIN.decode()}{last.hash}",' + canonical_json({**body, "subject": event.subject})[1:].decode()
-    row = {"number": last.number + 1, "kind": event.kind, "subject": event.subject, "line": line}
-    connection.execute(AUDIT_EVENTS.insert().values(**row))
-    return Head(last.number + 1, _hash(line))
 
 
 def head(store: Store) -> Head:
@@ -88,24 +106,55 @@ def events(store: Store, *, model: str | None = None, kinds: Iterable[str] = ())
     if wanted := list(kinds):
         query = query.where(table.kind.in_(wanted))
     with store.transaction() as connection:
-        return [_event(line) for line in connection.scalars(query)]
+        return [parsed(line) for line in connection.scalars(query)]
 
 
-def lines(store: Store) -> Iterator[bytes]:
+def lines(store: Store, reader: Reader | None = None) -> Iterator[bytes]:
     """Yield the trail as it is exported, a line at a time; raise `AuditTrailBroken` where a row is missing or says something else than its line."""
     table, number = AUDIT_EVENTS.c, 0
     while True:
         query = sa.select(AUDIT_EVENTS).where(table.number > number).order_by(table.number).limit(_ROWS_AT_ONCE)
         with store.transaction() as connection:
-            rows = connection.execute(query).all()
-        for row in rows:
-            number += 1
-            event = _event(row.line)
-            if (row.number, row.kind, row.subject) != (number, event.kind, event.subject) or event.number != number:
-                raise AuditTrailBroken(f"Row {row.number} of the ledger's table audit_events stands where event {number} was written. {_ADVICE}")
-            yield row.line.encode() + b"\n"
-        if len(rows) < _ROWS_AT_ONCE:
+            if reader is not None:
+                hold(connection)
+            events = [_whole(row, expected) for expected, row in enumerate(connection.execute(query), number + 1)]
+            at_end = len(events) < _ROWS_AT_ONCE
+            if reader is not None:
+                reader.see([event for event, _ in events], connection if at_end else None)
+        yield from (line.encode() + b"\n" for _, line in events)
+        number += len(events)
+        if at_end:
             return
+
+
+def stating(connection: sa.Connection, scope: str) -> list[Event]:
+    """Return the events that state rows of `scope`, oldest first; raise `AuditTrailBroken` where one is not as the event after it says."""
+    following = AUDIT_EVENTS.alias()
+    query = sa.select(AUDIT_EVENTS, following.c.line.label("following")).outerjoin(following, following.c.number == AUDIT_EVENTS.c.number + 1)
+    found = []
+    for row in connection.execute(query.where(AUDIT_EVENTS.c.scope == scope).order_by(AUDIT_EVENTS.c.number)):
+        found.append(_whole(row, row.number)[0])
+        if row.following is not None and not row.following.startswith(f'{_BEGIN.decode()}{_hash(row.line)}"'):
+            raise AuditTrailBroken(f"Event {row.number} was altered, or event {row.number + 1}: they do not fit together. {_ADVICE}")
+    return found
+
+
+def num_last(connection: sa.Connection, scope: str) -> int:
+    """Return the number of the last event that states rows of `scope`, 0 if none does."""
+    return connection.scalar(sa.select(sa.func.max(AUDIT_EVENTS.c.number)).where(AUDIT_EVENTS.c.scope == scope)) or 0
+
+
+def at(connection: sa.Connection, number: int) -> Event:
+    """Return one event."""
+    return parsed(connection.execute(sa.select(AUDIT_EVENTS.c.line).where(AUDIT_EVENTS.c.number == number)).scalar_one())
+
+
+def _whole(row: sa.Row[Any], number: int) -> tuple[Event, str]:
+    """Return the event in a row and its line; raise `AuditTrailBroken` if the row says something else than its line, or is not event `number`."""
+    event = parsed(row.line)
+    if not row.number == event.number == number or (row.kind, row.subject, row.scope) != (event.kind, event.subject, event.scope):
+        raise AuditTrailBroken(f"Row {row.number} of the ledger's table audit_events stands where event {number} was written. {_ADVICE}")
+    return event, row.line
 
 
 def verify(trail: Iterable[bytes], anchors: Iterable[Head] = ()) -> Head:
@@ -170,10 +219,12 @@ def _number(line: bytes) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def _event(line: str) -> Event:
+def parsed(line: str) -> Event:
+    """Return the event that a line of the trail tells; raise `AuditTrailBroken` if it is none."""
     try:
         data = json.loads(line)
-        return Event(data["kind"], data["subject"], data["actor"], data["details"], data["number"], data["at"])
+        stated = data.get("scope"), tuple(data.get("rows", ()))
+        return Event(data["kind"], data["subject"], data["actor"], data["details"], data["number"], data["at"], *stated)
     except (ValueError, KeyError, TypeError) as error:
         raise AuditTrailBroken(f"The ledger holds something that is no event: {line[:80]!r}. {_ADVICE}") from error
 

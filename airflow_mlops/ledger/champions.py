@@ -15,9 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import LedgerError, PromotionConflict
-from airflow_mlops.ledger import chain
+from airflow_mlops.ledger import chain, rows
 from airflow_mlops.ledger.store import Store, insert_new, now
-from airflow_mlops.ledger.tables import REIGNS
+from airflow_mlops.ledger.tables import AUDIT_EVENTS, REIGNS
+
+CHAMPION_KINDS = ("adopted", "promoted", "taken back", "rolled back")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Claim:
 
     * `intent`: what makes a repetition the same wish, for instance ``promote:digits:7:<run id>``.
     * `token`: fencing token of the reign that was seen when the version was compared, 0 for none; None compares only the version.
-    * `kind`: of the audit event: ``promoted``, ``rolled back`` or ``adopted``.
+    * `kind`: of the audit event: one of `CHAMPION_KINDS`.
     * `actor` and `details`: who wants it and why, for the audit trail.
     """
 
@@ -57,19 +59,22 @@ class Claim:
 def current(store: Store, model: str) -> Reign | None:
     """Return the reign of now, None if the model never had a champion."""
     with store.transaction() as connection:
-        return _current(connection, model)
+        reigns = _reigns(connection, model)
+    return reigns[-1] if reigns else None
 
 
 def history(store: Store, model: str) -> list[Reign]:
     """Return every reign, oldest first."""
     with store.transaction() as connection:
-        return [_reign(row) for row in connection.execute(sa.select(REIGNS).where(REIGNS.c.model == model).order_by(REIGNS.c.token))]
+        return _reigns(connection, model)
 
 
 def models(store: Store) -> list[str]:
-    """Return every model that ever had a champion, by name."""
+    """Return every model that ever had a champion, by name, also one whose reigns are gone from the table."""
     with store.transaction() as connection:
-        return list(connection.scalars(sa.select(REIGNS.c.model).distinct().order_by(REIGNS.c.model)))
+        crowned = connection.scalars(sa.select(AUDIT_EVENTS.c.subject).where(AUDIT_EVENTS.c.kind.in_(CHAMPION_KINDS)).distinct())
+        told = {subject.rpartition("@")[0] for subject in crowned}
+        return sorted(told | set(connection.scalars(sa.select(REIGNS.c.model).distinct())))
 
 
 def crown(store: Store, claim: Claim) -> Reign:
@@ -80,32 +85,33 @@ def crown(store: Store, claim: Claim) -> Reign:
     """
     while True:
         with store.transaction() as connection:
-            if (known := _known(connection, claim)) is not None:
-                return known
-            reign = _current(connection, claim.model)
+            _check_intent(connection, claim)
+            reigns = _reigns(connection, claim.model)
+            if known := [reign for reign in reigns if reign.intent == claim.intent]:
+                return known[0]
+            reign = reigns[-1] if reigns else None
             if reign is not None and reign.version == claim.version:
                 return reign
             _check(claim, reign)
             following = {**_row(claim), "token": (reign.token if reign else 0) + 1, "previous": reign.version if reign else None, "since": now()}
             if insert_new(connection, REIGNS, following):
-                chain.append(connection, _event(claim, following))
+                rows.state(connection, _event(claim, following), (REIGNS, following))
                 return Reign(**following)
         # On PostgreSQL another one inserted between our look and our insert: look again, at what it was.
 
 
-def _current(connection: sa.Connection, model: str) -> Reign | None:
-    row = connection.execute(sa.select(REIGNS).where(REIGNS.c.model == model).order_by(REIGNS.c.token.desc()).limit(1)).first()
-    return _reign(row) if row else None
+def _reigns(connection: sa.Connection, model: str) -> list[Reign]:
+    """Return every reign, oldest first, each as the audit trail says: who reigns decides what is served."""
+    return [Reign(**row) for row in rows.proven(connection, REIGNS, model=model)]
 
 
-def _known(connection: sa.Connection, claim: Claim) -> Reign | None:
-    row = connection.execute(sa.select(REIGNS).where(REIGNS.c.intent == claim.intent)).first()
+def _check_intent(connection: sa.Connection, claim: Claim) -> None:
+    row = connection.execute(sa.select(REIGNS.c.model, REIGNS.c.version).where(REIGNS.c.intent == claim.intent)).first()
     if row is not None and (row.model, row.version) != (claim.model, claim.version):
         raise LedgerError(
             f"The intent {claim.intent!r} made version {row.version} of {row.model!r} champion, and is now used for version {claim.version} of "
             f"{claim.model!r}. One intent is one request: start a new run instead of changing the old one."
         )
-    return _reign(row) if row is not None else None
 
 
 def _check(claim: Claim, reign: Reign | None) -> None:
@@ -113,10 +119,11 @@ def _check(claim: Claim, reign: Reign | None) -> None:
     if version == claim.expected and claim.token in (None, token):
         return
     since = f" since {reign.since:%Y-%m-%d %H:%M:%S} UTC" if reign else ""
+    seen = "was to come back in place of" if claim.kind == "rolled back" else "was evaluated against"
+    todo = "Look whether it still shall, and ask again." if claim.kind == "rolled back" else "Evaluate it again, against the present champion."
     raise PromotionConflict(
-        f"Champion of {claim.model!r} is {spoken(version)}{since}, but version {claim.version} was evaluated against {spoken(claim.expected)}"
-        f"{f' in reign {claim.token}, and this is reign {token}' if version == claim.expected else ''}. "
-        "Evaluate it again, against the present champion."
+        f"Champion of {claim.model!r} is {spoken(version)}{since}, but version {claim.version} {seen} {spoken(claim.expected)}"
+        f"{f' in reign {claim.token}, and this is reign {token}' if version == claim.expected else ''}. {todo}"
     )
 
 
@@ -127,10 +134,6 @@ def _row(claim: Claim) -> dict[str, Any]:
 def _event(claim: Claim, row: Mapping[str, Any]) -> chain.Event:
     about = {"token": row["token"], "previous": row["previous"], "digest": claim.digest, "intent": claim.intent, **(claim.details or {})}
     return chain.Event(claim.kind, f"{claim.model}@{claim.version}", claim.actor, about)
-
-
-def _reign(row: sa.Row[Any]) -> Reign:
-    return Reign(row.model, row.token, row.version, row.previous, row.intent, row.digest, row.since)
 
 
 def spoken(version: int | None) -> str:

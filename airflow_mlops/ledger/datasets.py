@@ -7,6 +7,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import DatasetAlreadyClaimed
+from airflow_mlops.ledger import rows
+from airflow_mlops.ledger.chain import Event
 from airflow_mlops.ledger.store import Store, insert_new, now
 from airflow_mlops.ledger.tables import CLAIMS, DATASET_VERSIONS, REJECTIONS
 from airflow_mlops.results import DatasetVersion
@@ -51,9 +53,13 @@ def record_verdict(store: Store, version: DatasetVersion, *, rejected_because: s
     """Remember why validation rejected `version`; None when it did not, which takes an earlier rejection back (its suite was mended)."""
     key = {"dataset": version.dataset, "digest": version.digest}
     with store.transaction() as connection:
-        connection.execute(sa.delete(REJECTIONS).filter_by(**key))
+        rows.proven(connection, REJECTIONS, **key)
+        found = connection.execute(sa.delete(REJECTIONS).filter_by(**key)).rowcount
         if rejected_because is not None:
             insert_new(connection, REJECTIONS, {**key, "reason": _quoted(rejected_because), "rejected_at": now()})
+        if found or rejected_because is not None:
+            kind = "dataset accepted" if rejected_because is None else "dataset rejected"
+            rows.state(connection, Event(kind, _subject(version.dataset), "", {"name": version.name}), (REJECTIONS, key))
 
 
 def rejected(store: Store, dataset: str) -> dict[str, str]:
@@ -67,10 +73,13 @@ def claim(store: Store, version: DatasetVersion, *, purpose: str, run_id: str) -
     """Give `version` to the run `run_id` for `purpose`; claiming again for the same run changes nothing.
 
     :raises DatasetAlreadyClaimed: another run has it.
+    :raises LedgerAltered: who has it is not what the audit trail says.
     """
     key = {"dataset": version.dataset, "digest": version.digest, "purpose": purpose}
     with store.transaction() as connection:
-        insert_new(connection, CLAIMS, {**key, "run_id": run_id, "claimed_at": now()})
+        rows.proven(connection, CLAIMS, dataset=version.dataset, digest=version.digest)
+        if insert_new(connection, CLAIMS, {**key, "run_id": run_id, "claimed_at": now()}):
+            rows.state(connection, Event("dataset claimed", _subject(version.dataset), purpose, {"name": version.name}), (CLAIMS, key))
         owner = connection.scalar(sa.select(CLAIMS.c.run_id).filter_by(**key))
         if owner != run_id:
             raise DatasetAlreadyClaimed(
@@ -88,7 +97,16 @@ def claimed(store: Store, dataset: str, *, purpose: str) -> dict[str, str]:
 
 def _remember(store: Store, dataset: str, key: str, row: dict[str, str]) -> bool:
     with store.transaction() as connection:
-        return insert_new(connection, DATASET_VERSIONS, {"dataset": dataset, "key": key, "announced_at": now(), **row})
+        rows.proven(connection, DATASET_VERSIONS, dataset=dataset, key=key)
+        new = insert_new(connection, DATASET_VERSIONS, {"dataset": dataset, "key": key, "announced_at": now(), **row})
+        if new:
+            event = Event("dataset announced", _subject(dataset), "", {"name": row["name"]})
+            rows.state(connection, event, (DATASET_VERSIONS, {"dataset": dataset, "key": key}))
+        return new
+
+
+def _subject(dataset: str) -> str:
+    return f"dataset {dataset}"  # a model may have the same name
 
 
 def _quoted(words: str) -> str:

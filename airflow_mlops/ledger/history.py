@@ -40,13 +40,14 @@ class SeenVersion:
 
 @dataclass(frozen=True)
 class Effect:
-    """One effect on the outside; `result` and `applied_at` (UTC) are None while it is unfinished."""
+    """One effect on the outside; `result` and `applied_at` (UTC) are None while it is unfinished, or failed for the reason `problem`."""
 
     kind: str
     request: dict[str, Any]
     result: dict[str, Any] | None
     asked_at: datetime
     applied_at: datetime | None
+    problem: str | None = None
 
 
 def dataset_versions(store: Store, *, limit: int = 50) -> list[SeenVersion]:
@@ -63,7 +64,7 @@ def effects(store: Store, kinds: Collection[str], *, limit: int = 50) -> list[Ef
     query = sa.select(EFFECTS).where(EFFECTS.c.kind.in_(kinds)).order_by(EFFECTS.c.asked_at.desc(), EFFECTS.c.key).limit(limit)
     with store.transaction() as connection:
         rows = connection.execute(query).all()
-    return [Effect(row.kind, row.request, row.result, row.asked_at, row.applied_at) for row in rows]
+    return [Effect(row.kind, row.request, row.result, row.asked_at, row.applied_at, row.problem) for row in rows]
 
 
 def _seen() -> sa.CompoundSelect[Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from airflow_mlops.exceptions import LedgerError, SpecError
 from airflow_mlops.ledger import chain
 from airflow_mlops.ledger.chain import Event, Head
+from airflow_mlops.ledger.champions import CHAMPION_KINDS
 from airflow_mlops.ledger.store import Store
 
-CHAMPION_KINDS = ("adopted", "promoted", "rolled back")
 SERVED = "served"
 _ANCHOR = re.compile(r"\b\d+:[0-9a-f]{64}\b")
 

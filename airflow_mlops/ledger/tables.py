@@ -1,4 +1,7 @@
-"""The ledger's tables. A change here needs a migration in ``migrations/versions``; a test compares the two."""
+"""The ledger's tables. A change here needs a migration in ``migrations/versions``; a test compares the two.
+
+A table that decides something names its `SCOPE`: the columns by which its rows are looked for in the audit trail, which states each of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 METADATA = sa.MetaData()
+SCOPE = "scope"
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -31,6 +35,7 @@ DATASET_VERSIONS = sa.Table(
     sa.Column("uri", sa.Text, nullable=False),
     sa.Column("problem", sa.Text, nullable=True),  # why a version that arrived broken was announced as broken
     sa.Column("announced_at", UtcDateTime, nullable=False),
+    info={SCOPE: ("dataset", "key")},
 )
 
 CLAIMS = sa.Table(
@@ -41,6 +46,7 @@ CLAIMS = sa.Table(
     sa.Column("purpose", sa.String(501), primary_key=True),  # the DAG id of who wants the version; of a repeated run "DAG id/run id"
     sa.Column("run_id", sa.String(250), nullable=False),
     sa.Column("claimed_at", UtcDateTime, nullable=False),
+    info={SCOPE: ("dataset", "digest")},
 )
 
 REJECTIONS = sa.Table(
@@ -50,6 +56,7 @@ REJECTIONS = sa.Table(
     sa.Column("digest", sa.String(80), primary_key=True),
     sa.Column("reason", sa.Text, nullable=False),  # in the words of the validation that saw it last
     sa.Column("rejected_at", UtcDateTime, nullable=False),
+    info={SCOPE: ("dataset", "digest")},
 )
 
 EFFECTS = sa.Table(
@@ -62,6 +69,8 @@ EFFECTS = sa.Table(
     sa.Column("asked_at", UtcDateTime, nullable=False),
     sa.Column("applied_at", UtcDateTime, nullable=True),
     sa.Column("read_back_at", UtcDateTime, nullable=True),  # when what was applied was also seen
+    sa.Column("problem", sa.Text, nullable=True),  # why the last try to apply it failed; None again while another one is under way
+    info={SCOPE: ("key",)},
 )
 
 REIGNS = sa.Table(
@@ -74,6 +83,7 @@ REIGNS = sa.Table(
     sa.Column("intent", sa.String(500), nullable=False, unique=True),
     sa.Column("digest", sa.String(80), nullable=True),  # of the model's files, as they were evaluated
     sa.Column("since", UtcDateTime, nullable=False),
+    info={SCOPE: ("model",)},
 )
 
 AUDIT_EVENTS = sa.Table(
@@ -82,6 +92,7 @@ AUDIT_EVENTS = sa.Table(
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("kind", sa.String(80), nullable=False, index=True),
     sa.Column("subject", sa.String(300), nullable=False, index=True),
+    sa.Column("scope", sa.String(80), nullable=True, index=True),  # digest of the scope of the rows that the event states, if it does
     sa.Column("line", sa.Text, nullable=False),  # the event as it is exported; what else this row says is for searching
 )
 
@@ -95,6 +106,7 @@ APPROVAL_REQUESTS = sa.Table(
     sa.Column("asked_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     sa.Column("outcome", sa.String(20), nullable=True),  # None while it is open
+    info={SCOPE: ("release",)},
 )
 
 APPROVALS = sa.Table(
@@ -105,6 +117,7 @@ APPROVALS = sa.Table(
     sa.Column("approver", sa.String(250), primary_key=True),  # so that nobody counts twice
     sa.Column("comment", sa.Text, nullable=False),
     sa.Column("answered_at", UtcDateTime, nullable=False),
+    info={SCOPE: ("release",)},
 )
 
 MESSAGES = sa.Table(

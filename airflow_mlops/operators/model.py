@@ -196,7 +196,7 @@ class MlflowPromoteModelOperator(BaseOperator):
         from airflow_mlops.registry.promotion import project, promote
 
         name, version, claim = self.model["name"], int(self.model["version"]), self._claim(context)
-        request = {"model": name, "version": version, "expected": claim.expected}
+        request = {"model": name, "version": version}
 
         def make_champion() -> dict[str, Any]:
             done = promote(store, registry, claim)
@@ -204,10 +204,9 @@ class MlflowPromoteModelOperator(BaseOperator):
 
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            # In the journal each try is an effect of its own: a memory of an earlier one would be no proof that the aliases are still so.
-            key = f"{claim.intent}:{context['ti'].try_number}"
-            done = once(store, key, "promote", request, make_champion)
-            read_back(store, key, lambda: project(store, registry, name))
+            # Each try looks again: a memory of an earlier one would be no proof that the aliases are still so.
+            done = once(store, claim.intent, "promote", request, make_champion, again=True)
+            read_back(store, claim.intent, lambda: project(store, registry, name))
             head = anchor(store, registry, name, version)
         kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
         headline = f"{name} version {version} is the champion{kept}"

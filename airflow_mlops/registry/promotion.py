@@ -15,6 +15,7 @@ from airflow_mlops.ledger.store import Store
 from airflow_mlops.registry.base import CANDIDATE, CHAMPION, PREVIOUS, ModelRegistry
 
 DIGEST_TAG = "model_digest"
+DIGEST_TAGS = ("saved_model_digest", "golden_digest")
 _TURNS = 20  # of projecting: more changes of champion than that in a moment are somebody else's loop
 
 
@@ -46,8 +47,8 @@ def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
     latest = champions.current(store, claim.model)
     if latest is not None and latest.token != reign.token:
         raise PromotionConflict(
-            f"This release made version {reign.version} of {claim.model!r} champion on {reign.since:%Y-%m-%d %H:%M:%S} UTC, and version "
-            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. That one stays; start a new release to bring the other back."
+            f"This run made version {reign.version} of {claim.model!r} champion on {reign.since:%Y-%m-%d %H:%M:%S} UTC, and version "
+            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. That one stays. {way_back(claim.model, reign.version)}"
         )
     return Promotion(reign.model, reign.version, reign.previous, reign.token)
 
@@ -80,7 +81,7 @@ def _take_back(store: Store, registry: ModelRegistry, claim: Claim, error: Model
     before = champions.history(store, claim.model)[-2]
     why = {"reason": f"version {reign.version} was deleted while it was made champion: {error}"}
     back = Claim(f"take back:{claim.intent}", claim.model, before.version, reign.version, reign.token, before.digest)
-    champions.crown(store, replace(back, kind="rolled back", actor=claim.actor, details=why))
+    champions.crown(store, replace(back, kind="taken back", actor=claim.actor, details=why))
     project(store, registry, claim.model)
 
 
@@ -89,7 +90,10 @@ def reigning(store: Store, registry: ModelRegistry, model: str) -> Reign | None:
     reign = champions.current(store, model)
     if reign is not None or (version := registry.aliases(model).get(CHAMPION)) is None:
         return reign
-    claim = Claim(f"adopt:{model}", model, version, None, kind="adopted", actor="the alias 'champion' in the registry")
+    tags = registry.get(model, version).tags
+    why = {name: tags[name] for name in DIGEST_TAGS if name in tags}  # by which a rollback knows its files
+    who = "the alias 'champion' in the registry"
+    claim = Claim(f"adopt:{model}", model, version, None, digest=tags.get(DIGEST_TAG), kind="adopted", actor=who, details=why)
     try:
         return champions.crown(store, claim)
     except PromotionConflict:  # a first champion came meanwhile
@@ -136,6 +140,14 @@ def _wanted(registry: ModelRegistry, reign: Reign, aliases: dict[str, int]) -> d
     if aliases.get(CANDIDATE) == reign.version:
         wanted[CANDIDATE] = None
     return wanted
+
+
+def way_back(model: str, version: int) -> str:
+    """Return how a person makes an earlier champion the champion again."""
+    return (
+        f"To bring version {version} back, start the DAG '{model}_rollback' with it, or run 'airflow-mlops rollback {model} --to {version} "
+        "--reason WHY --airflow URL'."
+    )
 
 
 def exists(registry: ModelRegistry, model: str, version: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from airflow_mlops.exceptions import ModelNotFound, RegistryError
+from airflow_mlops.exceptions import AuditTrailBroken, LedgerAltered, ModelNotFound, RegistryError
 from airflow_mlops.ledger import chain, champions, history, journal
 from airflow_mlops.ledger.champions import Reign
 from airflow_mlops.ledger.store import Store, now
@@ -43,12 +43,16 @@ def reconcile(
     """
     found: list[Difference] = []
     for model in champions.models(store):
-        reign = champions.current(store, model)
+        try:
+            reign = champions.current(store, model)
+        except (LedgerAltered, AuditTrailBroken) as error:  # what the aliases must say is not known then
+            found.append(Difference(model, str(error), repaired=False))
+            continue
         if reign is not None:
             found += _registry(store, registry, reign)
             if served is not None and model in served and served[model] != reign.version:
                 found += _not_served(store, registry, reign, served[model], at or now())
-    return found
+    return found + _open_effects(store, (at or now()) - ROLLOUT)
 
 
 def untold(store: Store, watcher: str, reported: Sequence[str]) -> list[str]:
@@ -85,6 +89,14 @@ def delete_version(store: Store, registry: ModelRegistry, model: str, version: i
 
     event = chain.Event("deleted", f"{model}@{version}", actor, {})
     journal.once(store, intent, "delete", {"model": model, "version": version}, delete, event=event)
+
+
+def _open_effects(store: Store, before: datetime) -> list[Difference]:
+    message = (
+        "The effect {!r} was begun and never ended: its process died, and no retry followed. Clear the task that it names, which does it or closes "
+        "it with its problem."
+    )
+    return [Difference("journal", message.format(key), repaired=False) for key in journal.open_effects(store, before)]
 
 
 def _registry(store: Store, registry: ModelRegistry, reign: Reign) -> list[Difference]:

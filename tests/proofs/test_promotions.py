@@ -53,7 +53,7 @@ def test_a_server_that_crashes_at_any_step_promotes_nobody_by_half(ledger_url: s
         postgresql.stop()
         postgresql.start()
 
-    assert cut(ledger_url, crash) == 8  # limits, intent, champion, reign, lock, head, event, commit
+    assert cut(ledger_url, crash) == 11  # limits, intent, reigns with their events (3), reign, the same as it is, lock, head, event, commit
 
 
 def test_ten_thousand_attacks_on_an_exported_trail_are_all_found(tmp_path: Path) -> None:

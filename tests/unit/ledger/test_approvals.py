@@ -6,14 +6,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-import sqlalchemy as sa
 
 from airflow_mlops.exceptions import NotApproved
 from airflow_mlops.gates import ApprovalPolicy
 from airflow_mlops.ledger import approvals, chain
 from airflow_mlops.ledger.approvals import Answer, Request, Subject
 from airflow_mlops.ledger.store import Store, now
-from airflow_mlops.ledger.tables import APPROVAL_REQUESTS
 
 RELEASE = "digits_release/run-1"
 SUBJECT = Subject(
@@ -136,13 +134,12 @@ def test_asking_again_is_the_same_request_until_it_ended_without_approval(store:
     assert kinds(store).count("approval asked") == 2
 
 
-def test_a_request_that_nobody_answered_is_asked_anew_after_it_expired(store: Store) -> None:
+def test_a_request_that_nobody_answered_is_asked_anew_after_it_expired(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(store)
     assert approvals.expire(store, RELEASE).outcome == "expired"
     assert approvals.expire(store, RELEASE).outcome == "expired" and kinds(store).count("approval expired") == 1
     ask(store)
-    with store.transaction() as connection:
-        connection.execute(APPROVAL_REQUESTS.update().where(sa.true()).values(expires_at=now()))
+    monkeypatch.setattr(approvals, "now", lambda: now() + timedelta(days=ONE.valid_days))
     assert ask(store).attempt == 3 and kinds(store).count("approval expired") == 2
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from airflow_mlops.exceptions import LedgerError
-from airflow_mlops.ledger.journal import once
-from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.history import effects
+from airflow_mlops.ledger.journal import known, once, open_effects
+from airflow_mlops.ledger.store import Store, now
 
 REQUEST = {"model": "digits", "version": 7, "expected": None}
 
@@ -98,3 +101,51 @@ def test_a_process_killed_between_the_effect_and_its_record_is_followed_by_one_m
     for _ in range(2):
         assert once(store, "k", "promote", {"version": 7}, target) == {"champion": 7}
     assert target.count == 1
+
+
+def later() -> datetime:
+    return now() + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no answer"), ValueError("no\0t"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
+def test_an_effect_that_failed_is_closed_with_its_problem_until_it_is_tried_again(store: Store, error: BaseException) -> None:
+    def effect() -> dict[str, Any]:
+        assert open_effects(store, later()) == ["k"]
+        raise error
+
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            once(store, "k", "promote", REQUEST, effect)
+        assert open_effects(store, later()) == []
+        (row,) = effects(store, ["promote"])
+        assert row.problem == f"{type(error).__name__}: {error}".replace("\0", "\\0") and row.applied_at is None
+    once(store, "k", "promote", REQUEST, lambda: {"done": True})
+    (row,) = effects(store, ["promote"])
+    assert (row.problem, row.result) == (None, {"done": True}) and row.applied_at is not None
+
+
+def test_an_effect_whose_process_died_is_open_until_somebody_tries_again(store: Store, ledger_url: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", DIE_IN_BETWEEN, ledger_url, str(tmp_path / "applied")], check=False)
+    assert open_effects(store, later()) == ["k"] and open_effects(store, now() - timedelta(hours=1)) == []
+    with pytest.raises(ConnectionError):
+        once(store, "k", "promote", {"version": 7}, Target(ConnectionError("no answer")))
+    assert open_effects(store, later()) == []
+
+
+def test_an_effect_that_is_applied_again_keeps_its_first_result_and_is_never_open(store: Store) -> None:
+    once(store, "k", "promote", REQUEST, lambda: {"n": 1})
+    assert once(store, "k", "promote", REQUEST, lambda: {"n": len(open_effects(store, later()))}, again=True) == {"n": 0}
+    with pytest.raises(ConnectionError):
+        once(store, "k", "promote", REQUEST, Target(ConnectionError("no answer")), again=True)
+    assert known(store, "k") == {"n": 1} and open_effects(store, later()) == []
+
+
+def test_a_failure_that_can_not_be_noted_either_is_the_failure_that_is_told(store: Store) -> None:
+    def effect() -> dict[str, Any]:
+        with store.transaction() as connection:
+            connection.execute(sa.text("DROP TABLE effects"))
+        raise ConnectionError("no answer")
+
+    with pytest.raises(ConnectionError) as caught:
+        once(store, "k", "promote", REQUEST, effect)
+    assert "could not note that 'k' failed" in "".join(caught.value.__notes__)

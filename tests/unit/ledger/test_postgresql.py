@@ -23,7 +23,7 @@ from tests.promotions import cut
 ROOT = Path(__file__).parents[3]
 on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 CLAIM = Claim("promote:1", "digits", 1, None)
-NUM_STATEMENTS = 8  # of a promotion: limits, intent, champion, reign, lock, head, event, commit
+NUM_STATEMENTS = 11  # of a promotion: limits, intent, reigns with their events (3), reign, the same as it is, lock, head, event, commit
 CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'ledger_%'"
 
 

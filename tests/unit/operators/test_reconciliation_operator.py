@@ -17,7 +17,7 @@ from airflow_mlops.exceptions import RegistryUnavailable, ServingUnavailable
 from airflow_mlops.ledger import champions, journal
 from airflow_mlops.ledger.champions import Claim
 from airflow_mlops.ledger.store import Store, now
-from airflow_mlops.ledger.tables import EFFECTS, REIGNS
+from airflow_mlops.ledger.tables import REIGNS
 from airflow_mlops.operators.reconciliation import ReconcileModelsOperator
 from airflow_mlops.serving import config
 from airflow_mlops.serving.availability import VersionStatus
@@ -75,10 +75,10 @@ class Scene:
 def scene(prepared: Path, tmp_path: Path, connect: Callable[..., None], ledger: Store) -> Iterator[Scene]:
     shelf = Shelf(MODEL, shutil.copy(prepared, tmp_path / "mlflow.db"))
     connect("mlflow_default", "mlflow", host=shelf.uri)
-    champions.crown(ledger, Claim("release 1", MODEL, 1, None))
-    champions.crown(ledger, Claim("release 2", MODEL, 2, 1))
-    with ledger.transaction() as connection:
-        connection.execute(REIGNS.update().values(since=now() - timedelta(days=1)))
+    with pytest.MonkeyPatch.context() as yesterday:
+        yesterday.setattr(champions, "now", lambda: now() - timedelta(days=1))
+        champions.crown(ledger, Claim("release 1", MODEL, 1, None))
+        champions.crown(ledger, Claim("release 2", MODEL, 2, 1))
     shelf.put("champion", 2)
     shelf.put("previous", 1)
     with replica(versions={2: AVAILABLE}) as first, replica(versions={2: AVAILABLE}) as second:
@@ -130,16 +130,35 @@ def test_a_served_champion_that_was_deleted_is_told(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plan-rollout", "switch"])
-def test_a_rollout_under_way_is_no_difference_for_an_hour(scene: Scene, kind: str) -> None:
+def test_a_rollout_under_way_is_no_difference_for_an_hour(scene: Scene, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.label(stable=3)
     for one in scene.replicas:
         one.versions = {3: AVAILABLE}
     journal.once(scene.ledger, "this rollout", kind, {"model": MODEL, "version": 3}, dict)
     assert scene.run() == AGREE
-    with scene.ledger.transaction() as connection:
-        long_ago = now() - timedelta(minutes=61)
-        connection.execute(EFFECTS.update().values(asked_at=long_ago, applied_at=long_ago))
+    monkeypatch.setattr("airflow_mlops.ledger.store.now", lambda: now() + timedelta(minutes=61))
     assert "The servers serve version 3; the champion is version 2" in scene.told()
+
+
+def test_a_reign_that_was_changed_by_hand_is_told_and_the_aliases_stay_as_they_are(scene: Scene) -> None:
+    with scene.ledger.transaction() as connection:
+        connection.execute(REIGNS.update().where(REIGNS.c.token == 2).values(version=3))
+    assert (
+        "The row of table reigns with model 'm', token 2 was changed since event 2 (promoted, m@2) wrote it: version is 3 and was 2" in scene.told()
+    )
+    assert scene.shelf.registry.aliases(MODEL) == {"champion": 2, "previous": 1}
+
+
+def test_an_effect_that_lost_its_process_is_told_after_an_hour(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed() -> dict[str, Any]:
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as dead, pytest.raises(SystemExit):
+        dead.setattr(journal, "_close", lambda *_: None)  # a killed process notes nothing
+        journal.once(scene.ledger, "promote:m:3:m_release:run 9", "promote", {"model": MODEL, "version": 3}, killed)
+    assert scene.run() == AGREE
+    monkeypatch.setattr("airflow_mlops.ledger.store.now", lambda: now() + timedelta(minutes=61))
+    assert "The effect 'promote:m:3:m_release:run 9' was begun and never ended" in scene.told()
 
 
 def test_a_champion_of_this_minute_is_not_compared_with_what_served_before_it(scene: Scene) -> None:

@@ -193,7 +193,7 @@ def test_a_candidate_that_is_deleted_before_its_alias_leaves_the_champion_everyw
     for _ in range(2):
         with pytest.raises(ModelNotFound):
             promote(store, registry, release(name))
-        trail = [f"promoted {name}@{version}" for version in (1, 2, 3)] + [f"rolled back {name}@2"]
+        trail = [f"promoted {name}@{version}" for version in (1, 2, 3)] + [f"taken back {name}@2"]
         assert seen(store, registry, name) == {"reigns": [1, 2, 3, 2], "trail": trail, "aliases": {"champion": 2, "previous": 1}}
     assert champions.current(store, name).digest == "sha256:2"  # type: ignore[union-attr]
 
