@@ -40,8 +40,8 @@ def _mlflow() -> dict[str, Any]:
         "hook-class-name": "airflow_mlops.hooks.mlflow.MlflowHook",
         "hook-name": "MLflow",
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "login", "port", "extra"],
-            "relabeling": {"host": "Tracking URI", "password": "Token"},
+            "hidden-fields": ["schema", "port", "extra"],
+            "relabeling": {"host": "Tracking URI", "login": "User, for basic authentication", "password": "Token, or the user's password"},
             "placeholders": {"host": "http://mlflow:5000"},
         },
     }
@@ -111,7 +111,7 @@ def _ledger() -> dict[str, Any]:
             "relabeling": {"schema": "Database"},
             "placeholders": {"schema": "/srv/mlops/ledger.db, or the database's name"},
         },
-        "conn-fields": {"driver": {**_field("Driver", "sqlite, or postgresql+psycopg2"), "schema": {"type": "string", "default": "sqlite"}}},
+        "conn-fields": {"driver": _field("Driver", "Empty: postgresql+psycopg2 with a host, sqlite without one")},
     }
 
 

@@ -57,11 +57,13 @@ class Proxy:
     """Passes requests on to the server at `behind`, except where its fields say otherwise.
 
     Each is by ``(method, end of the path)``. `lost` counts requests that are applied and answered 500 all the same; `late` holds an answer back
-    for seconds; `first` is done before a request is passed on, once. `seen` keeps every request that came.
+    for seconds; `first` is done before a request is passed on, once. `seen` keeps every request that came. With a `token` every request must bring
+    that one.
     """
 
     behind: int
     port: int = 0
+    token: str = ""
     lost: dict[tuple[str, str], int] = field(default_factory=dict)
     late: dict[tuple[str, str], float] = field(default_factory=dict)
     first: dict[tuple[str, str], Callable[[], object]] = field(default_factory=dict)
@@ -82,7 +84,8 @@ class Proxy:
         self.seen.append(asked)
         for about in [about for about in self.first if _about(asked, about)]:
             self.first.pop(about)()
-        status, headers, body = self._passed_on(request)
+        allowed = not self.token or request.headers.get("Authorization") == f"Bearer {self.token}"
+        status, headers, body = self._passed_on(request) if allowed else (401, {}, b"Unauthorized")
         for about, seconds in self.late.items():
             if _about(asked, about):
                 self.stopping.wait(seconds)

@@ -1,9 +1,9 @@
-"""The one place where `retryable` becomes Airflow's decision to retry or to fail."""
+"""The one place where this package's errors become what Airflow asks for: a retry or a failure, and the answer of a connection's button."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -19,3 +19,15 @@ def airflow_errors() -> Iterator[None]:
         if error.retryable:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def tested(ask: Callable[[], str]) -> tuple[bool, str]:
+    """Return what the button that tests a connection answers: what `ask` says, or why it could not; it runs in the API server."""
+    from airflow_mlops.installation import advice
+
+    try:
+        return True, ask()
+    except ImportError as error:
+        return False, f"{error}: the API server cannot try this connection. Run there: pip install '{advice('webserver')}'"
+    except MlopsError as error:
+        return False, str(error)

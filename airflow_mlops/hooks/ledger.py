@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
+
+from airflow_mlops.hooks.errors import tested
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -17,7 +20,7 @@ class MlopsLedgerHook(BaseHook):
     """Opens the ledger that a connection names.
 
     Connection fields: `schema` is the database name, for SQLite the file; `host`, `port`, `login`, `password` as usual; the extra `driver`
-    is SQLAlchemy's driver name (``sqlite``, ``postgresql+psycopg2``).
+    is SQLAlchemy's driver name: without one, ``postgresql+psycopg2`` where there is a host, else ``sqlite``.
     """
 
     conn_name_attr = "ledger_conn_id"
@@ -48,7 +51,7 @@ class MlopsLedgerHook(BaseHook):
         if not connection.schema:  # SQLite would keep a ledger without a name in memory, and forget it
             raise SpecError(f"Connection {connection.conn_id!r} has no schema; put the database's name there, for SQLite the path of its file.")
         url = URL.create(
-            drivername=connection.extra_dejson.get("driver") or "sqlite",
+            drivername=connection.extra_dejson.get("driver") or ("postgresql+psycopg2" if connection.host else "sqlite"),
             username=connection.login or None,
             password=connection.password or None,
             host=connection.host or None,
@@ -59,10 +62,9 @@ class MlopsLedgerHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the ledger can be written, for the button in Airflow's connection form."""
-        from airflow_mlops.exceptions import MlopsError
+        return tested(self._write)
 
-        try:
-            self.get_conn().close()
-        except MlopsError as error:
-            return False, str(error)
-        return True, "The ledger can be written."
+    def _write(self) -> str:
+        with contextlib.closing(self.get_conn()) as store:
+            store.check_writable()
+        return "The ledger can be written."

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
+
+from airflow_mlops.hooks.errors import tested
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from airflow_mlops.registry.mlflow import MlflowRegistry
 
-TOKEN = "MLFLOW_TRACKING_TOKEN"
+TOKEN, USERNAME, PASSWORD = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
 class MlflowHook(BaseHook):
     """Finds the MLflow server that a connection names.
 
-    Connection fields: `host` is the tracking URI (``http://mlflow:5000``), `password` a bearer token, optional. The token reaches MLflow only
-    through the environment of the process that needs it, never through a spec file or a log.
+    Connection fields: `host` is the tracking URI (``http://mlflow:5000``); `password` alone is a bearer token, with `login` it is that user's
+    password (HTTP basic authentication, as in ``mlflow server --app-name basic-auth``); both are optional. They reach MLflow only through the
+    environment of the process that needs them, never through a spec file or a log.
     """
 
     conn_name_attr = "mlflow_conn_id"
@@ -37,7 +41,7 @@ class MlflowHook(BaseHook):
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables by which MLflow's client authenticates."""
-        return self._token(self.get_connection(self.mlflow_conn_id))
+        return self._credentials(self.get_connection(self.mlflow_conn_id))
 
     def get_conn(self) -> MlflowRegistry:
         """Return the registry of this connection, for use in this process."""
@@ -45,11 +49,12 @@ class MlflowHook(BaseHook):
 
     @classmethod
     def open(cls, connection: Connection) -> MlflowRegistry:
-        """Return the registry that `connection` names; from now on this process authenticates with its token, and with no other."""
+        """Return the registry that `connection` names; from now on this process authenticates with its credentials, and with no others."""
         import os
 
-        os.environ.pop(TOKEN, None)  # that of another connection
-        os.environ.update(cls._token(connection))
+        for name in (TOKEN, USERNAME, PASSWORD):
+            os.environ.pop(name, None)  # that of another connection
+        os.environ.update(cls._credentials(connection))
         from airflow_mlops.registry.mlflow import MlflowRegistry
 
         return MlflowRegistry(cls._uri(connection))
@@ -63,17 +68,18 @@ class MlflowHook(BaseHook):
         return connection.host
 
     @staticmethod
-    def _token(connection: Connection) -> dict[str, str]:
+    def _credentials(connection: Connection) -> dict[str, str]:
+        if connection.login:
+            return {USERNAME: connection.login, PASSWORD: connection.password or ""}
         return {TOKEN: connection.password} if connection.password else {}
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the server answers, for the button in Airflow's connection form."""
-        from airflow_mlops.exceptions import MlopsError, ModelNotFound
+        return tested(self._ask)
 
-        try:
+    def _ask(self) -> str:
+        from airflow_mlops.exceptions import ModelNotFound
+
+        with contextlib.suppress(ModelNotFound):  # there need not be any
             self.get_conn().get_by_alias("airflow-mlops-connection-test", "champion")
-        except ModelNotFound:
-            return True, f"MLflow at {self.tracking_uri} answers."
-        except MlopsError as error:
-            return False, str(error)
-        return True, f"MLflow at {self.tracking_uri} answers."
+        return f"MLflow at {self.tracking_uri} answers."

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.log import mask_secret
 
-from airflow_mlops.exceptions import MlopsError, SpecError
+from airflow_mlops.exceptions import MlopsError, ServingError, SpecError
+from airflow_mlops.hooks.errors import tested
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -91,9 +92,12 @@ class TFServingHook(BaseHook):
                 return str(error)
             return ""
 
-        try:
+        def ask() -> str:
             with self.get_conn() as fleet:
                 problems = fleet.ask_all(said)
-        except MlopsError as error:
-            return False, str(error)
-        return not any(problems.values()), " ".join(problem or f"The replica {address} answers." for address, problem in problems.items())
+            words = " ".join(problem or f"The replica {address} answers." for address, problem in problems.items())
+            if any(problems.values()):
+                raise ServingError(words)
+            return words
+
+        return tested(ask)

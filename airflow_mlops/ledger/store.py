@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 
 from airflow_mlops.exceptions import LedgerError, LedgerUnavailable, SpecError
 from airflow_mlops.ledger import migrations
+from airflow_mlops.ledger.tables import METADATA
 
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 DRIVERS = ("sqlite+pysqlite", "postgresql+psycopg2", "postgresql+psycopg")
@@ -62,12 +63,28 @@ class Store:
                 "check the connection of type mlops_ledger, and restore the database if it is damaged."
             ) from error
 
+    def check_writable(self) -> None:
+        """Write a row of every table to which rows are added, and take all of it back; raise `LedgerError` or `LedgerUnavailable` if that fails."""
+        with contextlib.suppress(_TakeBack), self.transaction() as connection:
+            for table in METADATA.sorted_tables:
+                columns = (column for column in table.columns if column is not table.autoincrement_column)
+                connection.execute(table.insert().values({column.name: _SAMPLES[column.type.python_type] for column in columns}))
+            raise _TakeBack
+
     def close(self) -> None:
         """Close every database connection."""
         self.engine.dispose()
 
     def _where(self) -> str:
         return self.engine.url.set(query={}).render_as_string(hide_password=True)  # a query may hold a password too
+
+
+class _TakeBack(Exception):
+    """Rolls a transaction back that did nothing wrong."""
+
+
+# Values that no real row has: they only show that a row can be written.
+_SAMPLES: dict[type, object] = {str: "connection-test", int: -1, object: {}, datetime: datetime(1970, 1, 1, tzinfo=UTC)}
 
 
 def insert_new(connection: Connection, table: sa.Table, row: dict[str, Any]) -> bool:

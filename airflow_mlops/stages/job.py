@@ -197,7 +197,7 @@ def _train_job_host(name: str, index: int) -> str:
 
 
 _ALONE = ("keep_failed_pod",)
-_EXCHANGE = ("exchange", "exchange_secret", "places")
+_EXCHANGE = ("environment_secret", "exchange", "exchange_secret", "places")
 _RUNTIME_S = ("shm_size", "node_selector", "tolerations", "priority_class", "service_account", "volume_claim", "mount_path", "grace_seconds")
 BACKENDS: dict[str, Backend] = {
     "job": Backend(Place("batch", "v1", "jobs"), _job, _ALONE, CONTAINER),

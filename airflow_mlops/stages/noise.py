@@ -16,10 +16,12 @@ _INFORMATION = re.compile(r"I\d{4} \d\d:\d\d:[\d.]+\s+\d+ [\w./-]+:\d+\] ")
 _HEADER = "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR"
 # 303 is CUDA_ERROR_SHARED_OBJECT_INIT_FAILED: the driver's library is not there. Every other code is about a GPU that should work.
 _NO_DRIVER = re.compile(r"E\d{4} \d\d:\d\d:.*\bfailed call to cuInit: .*\(303\)\s*$")
+# A node of its own optimizer that its own registry does not know: nothing is lost, and nothing can be done.
+_OWN_GRAPH = re.compile(r"E\d{4} \d\d:\d\d:.*\bNodeDef mentions attribute use_unbounded_threadpool ")
 
 
 def readable(line: str) -> str | None:
     """Return a line of a stage as a person should read it, None where it says nothing."""
-    if line.rstrip() == _HEADER or _INFORMATION.match(line):
+    if line.rstrip() == _HEADER or _INFORMATION.match(line) or _OWN_GRAPH.match(line):
         return None
     return NO_DRIVER if _NO_DRIVER.match(line) else line

@@ -30,6 +30,8 @@ class PodSpec(NamedTuple):
     * `num_gpus` of `gpu_resource`; `shm_size` of ``/dev/shm`` (the default of 64 MB is too little for data loaders), counted as memory.
     * `queue`: Kueue's local queue; `priority_class`, `node_selector`, `tolerations` as Kubernetes has them.
     * `volume_claim`: persistent volume claim, mounted at `mount_path`, that workers and pods share: workspace, inbox and code lie in it.
+    * `environment_secret`: secret whose keys become variables of the stage's environment: ``MLFLOW_TRACKING_TOKEN``, or ``MLFLOW_TRACKING_USERNAME``
+      and ``MLFLOW_TRACKING_PASSWORD``. What the connection holds does not reach a pod, whose manifest many may read.
     * `exchange`: URL of an object storage in the place of a shared volume, such as ``s3://bucket/exchange``. `exchange_secret`: secret whose key
       ``options.json`` holds fsspec's options for it, where the pod has no identity of its own. `places`: directories of workers, beside the
       workspace, that hold datasets and code; pods get what they need of them.
@@ -55,6 +57,7 @@ class PodSpec(NamedTuple):
     service_account: str = ""
     volume_claim: str = ""
     mount_path: str = ""
+    environment_secret: str = ""
     exchange: str = ""
     exchange_secret: str = ""
     places: Sequence[str] = ()
@@ -116,6 +119,7 @@ def manifest(spec: PodSpec, name: str, command: Sequence[str], spec_digest: str,
         "command": list(command),
         "resources": {"requests": {"cpu": spec.cpu, **limits}, "limits": limits},
         "volumeMounts": mounts,
+        "envFrom": [{"secretRef": {"name": spec.environment_secret}}] if spec.environment_secret else [],
         "terminationMessagePolicy": "FallbackToLogsOnError",  # the last lines of the log say why it ended
     }
     about: dict[str, Any] = {"restartPolicy": "Never", "containers": [container], "volumes": volumes}

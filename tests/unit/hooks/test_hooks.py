@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from airflow.sdk.log import redact
 
 from airflow_mlops.exceptions import SpecError
@@ -20,6 +23,7 @@ from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.hooks.workspace import report_url, try_directory, workspace
 from airflow_mlops.ledger import datasets
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.tables import METADATA
 from tests.certificates import Authority
 from tests.fakes import FakeTaskInstance, context, dataset_version
 from tests.replicas import ServerTls, nobody, replica
@@ -46,6 +50,42 @@ def test_sqlite_is_the_ledgers_driver_unless_the_connection_says_otherwise(conne
     connect("my_ledger", "mlops_ledger", schema=str(tmp_path / "other.db"))
     MlopsLedgerHook("my_ledger").get_conn().close()
     assert (tmp_path / "other.db").exists()
+
+
+def test_a_ledger_with_a_host_is_looked_for_on_postgresql(connect: Connect) -> None:
+    connect("my_ledger", "mlops_ledger", host="127.0.0.1", port=free_port(), schema="mlops")
+    answers, said = MlopsLedgerHook("my_ledger").test_connection()
+    assert not answers
+    assert "postgresql+psycopg2://127.0.0.1" in said and "did not answer" in said
+
+
+def test_a_ledger_that_can_only_be_read_fails_its_test_which_leaves_nothing_behind(ledger: Store) -> None:
+    assert MlopsLedgerHook().test_connection()[0]
+    with ledger.transaction() as connection:
+        for table in METADATA.sorted_tables:
+            assert connection.execute(sa.select(sa.func.count()).select_from(table)).scalar() == 0, table.name
+        connection.exec_driver_sql("CREATE TRIGGER refused BEFORE INSERT ON messages BEGIN SELECT RAISE(ABORT, 'read only'); END")
+    answers, said = MlopsLedgerHook().test_connection()
+    assert not answers
+    assert "read only" in said
+
+
+@pytest.mark.parametrize(
+    ("hook", "module"), [(MlflowHook, "mlflow"), (TFServingHook, "grpc"), (MlopsLedgerHook, "sqlalchemy")], ids=["mlflow", "tf_serving", "ledger"]
+)
+def test_a_button_in_an_api_server_that_lacks_a_client_says_what_to_install(hook: type[Any], module: str) -> None:
+    code = f"""if True:
+        import importlib, os, sys
+        from airflow.sdk import BaseHook
+        os.environ["AIRFLOW_CONN_C"] = '{{"conn_type": "x", "host": "h", "port": 1, "schema": "s"}}'
+        hook = importlib.import_module({hook.__module__!r}).{hook.__name__}("c")
+        BaseHook.get_connection("c")
+        sys.modules[{module!r}] = None
+        print(hook.test_connection())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "(False, " in done.stdout, done.stderr
+    assert "pip install 'airflow-mlops[webserver]'" in done.stdout
 
 
 def test_a_ledger_without_a_name_is_not_kept_in_memory(connect: Connect) -> None:
@@ -86,6 +126,11 @@ def test_mlflows_token_is_handed_on_in_the_environment_alone(connect: Connect, m
 def test_without_a_token_nothing_is_put_into_the_environment(connect: Connect) -> None:
     connect("mlflow_default", "mlflow", host="http://mlflow:5000")
     assert MlflowHook().environment() == {}
+
+
+def test_a_user_and_a_password_are_for_basic_authentication(connect: Connect) -> None:
+    connect("mlflow_default", "mlflow", host="http://mlflow:5000", login="ann", password="s3cret-word")
+    assert MlflowHook().environment() == {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "s3cret-word"}
 
 
 def test_an_mlflow_connection_without_a_host_is_named(connect: Connect) -> None:
