@@ -33,8 +33,11 @@ def try_directory(context: Context) -> Path:
 
 
 def evidence_directory(context: Context, model: str, version: int) -> Path:
-    """Return the directory of the evidence pack that this run writes about a version; it stays when the run's files are removed."""
-    return workspace() / "evidence" / model / f"{version}-{_file_name(context['ti'].run_id)}"
+    """Return the directory of the evidence pack that this run writes about a version; it stays when the run's files are removed.
+
+    The DAG is in it: who may read the DAG may read the pack.
+    """
+    return workspace() / "evidence" / context["ti"].dag_id / model / f"{version}-{_file_name(context['ti'].run_id)}"
 
 
 def _file_name(run_id: str) -> str:

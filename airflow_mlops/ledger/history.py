@@ -27,7 +27,8 @@ class Claim:
 class SeenVersion:
     """One dataset version: announced and perhaps taken by runs, or taken before it was announced (`name` is None).
 
-    `problem` is why it is unusable: validation rejected it, or it arrived broken (`digest` is None).
+    `problem` is why it is unusable: validation rejected it, or it arrived broken (`digest` is None). `taken` is whether a run took it, also where
+    `claims` does not say which.
     """
 
     dataset: str
@@ -36,11 +37,15 @@ class SeenVersion:
     problem: str | None
     seen_at: datetime
     claims: tuple[Claim, ...]
+    taken: bool
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One effect on the outside; `result` and `applied_at` (UTC) are None while it is unfinished, or failed for the reason `problem`."""
+    """One effect on the outside; `result` and `applied_at` (UTC) are None while it is unfinished, or failed for the reason `problem`.
+
+    Its request names the `run` that asked for it.
+    """
 
     kind: str
     request: dict[str, Any]
@@ -49,6 +54,12 @@ class Effect:
     applied_at: datetime | None
     problem: str | None = None
 
+    @property
+    def dag_id(self) -> str | None:
+        """The DAG whose run asked for it; None where a command did."""
+        run: str = self.request.get("run") or ""
+        return run.partition("/")[0] or None
+
 
 def dataset_versions(store: Store, *, limit: int = 50) -> list[SeenVersion]:
     """Return the `limit` versions seen last; raise `LedgerUnavailable` when the database does not answer."""
@@ -56,7 +67,11 @@ def dataset_versions(store: Store, *, limit: int = 50) -> list[SeenVersion]:
         rows = connection.execute(_seen().order_by(sa.desc("seen_at"), sa.desc("name")).limit(limit)).all()
         digests = {row.digest for row in rows if row.digest}
         taken = connection.execute(sa.select(CLAIMS).where(CLAIMS.c.digest.in_(digests)).order_by(CLAIMS.c.claimed_at.desc())).all()
-    return [SeenVersion(row.dataset, row.name, row.digest, row.problem, row.seen_at, _claims_of(row, taken)) for row in rows]
+    claims = [_claims_of(row, taken) for row in rows]
+    return [
+        SeenVersion(row.dataset, row.name, row.digest, row.problem, row.seen_at, taken_by, bool(taken_by))
+        for row, taken_by in zip(rows, claims, strict=True)
+    ]
 
 
 def effects(store: Store, kinds: Collection[str], *, limit: int = 50) -> list[Effect]:

@@ -31,9 +31,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Message:
-    """One message, for people to read: `sent_to` is None while it waits, `problem` says why."""
+    """One message, for people to read: `sent_to` is None while it waits, `problem` says why; `dag_id` is whose run wrote it, None for a command."""
 
     text: str
+    dag_id: str | None
     asked_at: datetime
     sent_to: str | None
     problem: str | None
@@ -79,7 +80,7 @@ def latest(store: Store, *, limit: int = 50) -> list[Message]:
     """Return the `limit` newest messages, the newest first."""
     with store.transaction() as connection:
         rows = connection.execute(sa.select(MESSAGES).order_by(MESSAGES.c.number.desc()).limit(limit)).all()
-    return [Message(row.message["text"], row.asked_at, row.sent_to, row.problem) for row in rows]
+    return [Message(row.message["text"], row.message.get("dag_id"), row.asked_at, row.sent_to, row.problem) for row in rows]
 
 
 def _lease(store: Store, messenger: str, channel: str) -> Waiting | None:

@@ -74,4 +74,4 @@ class WriteEvidencePackOperator(BaseOperator):
             "headline": f"{pack.score.headline()}{missing}; evidence of {name} version {version} is at {path}",
         }
         event = Event(PACKED, f"{name}@{version}", run, {**about, "missing": dict(pack.missing)})
-        return once(store, key, PACKED, {"model": name, "version": version}, lambda: done, event=event)
+        return once(store, key, PACKED, {"model": name, "version": version, "run": run}, lambda: done, event=event)

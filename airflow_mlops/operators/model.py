@@ -196,7 +196,7 @@ class MlflowPromoteModelOperator(BaseOperator):
         from airflow_mlops.registry.promotion import project, promote
 
         name, version, claim = self.model["name"], int(self.model["version"]), self._claim(context)
-        request = {"model": name, "version": version}
+        request = {"model": name, "version": version, "run": claim.actor}
 
         def make_champion() -> dict[str, Any]:
             done = promote(store, registry, claim)

@@ -101,7 +101,7 @@ class TFServingRolloutOperator(BaseOperator):
 
         hook = TFServingHook(self.tf_serving_conn_id)
         config_path, base_path = hook.extra("config_path"), hook.base_path(self.model["name"])
-        name, request = self.model["name"], self._request()
+        name, request = self.model["name"], self._request(context)
 
         def serving_now() -> dict[str, Any]:
             return {"previous": rollout.labelled(Path(config_path), name, self.version_label)}
@@ -121,10 +121,10 @@ class TFServingRolloutOperator(BaseOperator):
         with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             done = {"version": plan.version, "previous": plan.previous}
             event = Event("served", f"{plan.model}@{plan.version}", run_of(context), {"label": plan.label, "previous": plan.previous})
-            once(store, self._key("switch", context), "switch", self._request(), lambda: done, event=event)
+            once(store, self._key("switch", context), "switch", self._request(context), lambda: done, event=event)
 
-    def _request(self) -> dict[str, Any]:
-        return {"model": self.model["name"], "version": int(self.model["version"])}
+    def _request(self, context: Context) -> dict[str, Any]:
+        return {"model": self.model["name"], "version": int(self.model["version"]), "run": run_of(context)}
 
     def _key(self, what: str, context: Context) -> str:
         return f"{what}:{self.model['name']}:{self.model['version']}:{self.version_label}:{context['ti'].dag_id}:{context['ti'].run_id}"

@@ -11,7 +11,8 @@ class MlopsPlugin(AirflowPlugin):
     """Adds the page "MLOps" to Airflow's navigation and serves the reports that tasks link to."""
 
     name = "mlops"
-    external_views = [{"name": "MLOps", "href": "/mlops/", "destination": "nav", "url_route": "mlops", "icon": "/mlops/static/icon.svg"}]
+    # Relative: Airflow's pages resolve both against the address they are served under, whatever path a proxy puts before it.
+    external_views = [{"name": "MLOps", "href": "mlops/", "destination": "nav", "url_route": "mlops", "icon": "mlops/static/icon.svg"}]
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -4,53 +4,68 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Annotated
 
 from airflow.api_fastapi.core_api.security import requires_authenticated
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import workspace
-from airflow_mlops.ledger import history, messages
-from airflow_mlops.ui import pages, reports
+from airflow_mlops.ui import overview, pages, reports
+from airflow_mlops.ui.access import Access, access_of
 
-MAX_MESSAGES = 20
+TITLES = {401: "Log in first", 403: "This is not for your role", 404: "No such page"}
+LOG_IN = "This page is shown to who is logged in to Airflow. Log in there, then open this address again."
 
 app = FastAPI(title="MLOps", dependencies=[Depends(requires_authenticated())], docs_url=None, redoc_url=None, openapi_url=None)
 # Public, because Airflow's navigation fetches the icon without a login; nothing in it is a secret.
 app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
 
+Reader = Annotated[Access, Depends(access_of)]
+
 
 @app.get("/", response_class=HTMLResponse)
-def overview(request: Request) -> HTMLResponse:
-    """Show dataset versions, releases and messages; 503 with the error's words when the ledger does not answer."""
+def show_overview(request: Request, reader: Reader) -> HTMLResponse:
+    """Show the dataset versions, releases and messages that the reader may see; 503 with the error's words when the ledger does not answer."""
+    if not (reader.reads_anything() or reader.reads_assets()):
+        raise HTTPException(403, "Your role in Airflow may read no DAG and no asset, so there is nothing here to show. Ask for a role that may.")
     try:
         with contextlib.closing(MlopsLedgerHook().get_conn()) as store:
-            versions = history.dataset_versions(store)
-            releases = history.effects(store, pages.STEPS)
-            told = messages.latest(store, limit=MAX_MESSAGES)
+            found = overview.collect(store, reader)
     except (MlopsError, AirflowNotFoundException) as error:
-        return _problem(request, 503, "The ledger can not be read", str(error))
-    found = {"versions": versions, "releases": releases, "messages": told, "inbox": conf.get("mlops", "inbox")}
-    return HTMLResponse(pages.render("overview.html", root=request.scope["root_path"], **found), headers=pages.HEADERS)
+        return _page(request, 503, "The ledger can not be read", str(error))
+    page = pages.render("overview.html", root=request.scope["root_path"], inbox=conf.get("mlops", "inbox"), **found._asdict())
+    return HTMLResponse(page, headers=pages.HEADERS)
 
 
-@app.get("/reports/{path:path}", response_class=Response)
-def report(request: Request, path: str) -> Response:
-    """Send one file of a run or of an evidence pack; nothing else is ever sent."""
-    file = reports.find(workspace(), path)
+@app.get("/reports/{area}/{dag_id}/{path:path}", response_class=Response)
+def report(request: Request, area: str, dag_id: str, path: str, reader: Reader) -> Response:
+    """Send one file of a run or of an evidence pack to who may see it; nothing else is ever sent."""
+    if not reader.reads(dag_id):
+        raise HTTPException(403, f"Your role in Airflow may not read the runs of the DAG {dag_id}. Ask for one that may.")
+    file = reports.find(workspace(), f"{area}/{dag_id}/{path}")
     if file is None:
-        return _problem(request, 404, "No such report", f"There is no report {path}. Reports are removed with their run's files.")
+        raise HTTPException(404, f"There is no report {path} of the DAG {dag_id}. Reports are removed with their run's files.")
+    if not reports.is_page(area, file) and not reader.edits(dag_id):
+        raise HTTPException(403, f"Models, specs and records are for who may edit the DAG {dag_id}; your role may read its reports only.")
     media_type = reports.MEDIA_TYPES.get(file.suffix.lower())
     if media_type is None:
         return FileResponse(file, media_type="application/octet-stream", filename=file.name, headers=reports.HEADERS)
     return FileResponse(file, media_type=media_type, headers=reports.HEADERS)
 
 
-def _problem(request: Request, status: int, title: str, words: str) -> HTMLResponse:
+@app.exception_handler(HTTPException)
+def refuse(request: Request, refusal: HTTPException) -> HTMLResponse:
+    """Say a refusal, Airflow's own included, as a page."""
+    words = LOG_IN if refusal.status_code == 401 else str(refusal.detail)
+    return _page(request, refusal.status_code, TITLES.get(refusal.status_code, "Airflow refused this"), words)
+
+
+def _page(request: Request, status: int, title: str, words: str) -> HTMLResponse:
     page = pages.render("problem.html", root=request.scope["root_path"], title=title, words=words)
     return HTMLResponse(page, status, headers=pages.HEADERS)

@@ -49,7 +49,7 @@ def run_url(dag_id: str, run_id: str) -> str:
 
 def evidence_url(path: str) -> str:
     """Return the address of the page of the evidence pack at `path`, relative to the overview."""
-    return f"reports/evidence/{quote('/'.join(PurePosixPath(path).parts[-2:]))}/index.html"
+    return f"reports/evidence/{quote('/'.join(PurePosixPath(path).parts[-3:]))}/index.html"
 
 
 def short_digest(digest: str) -> str:

@@ -10,6 +10,7 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.ui.access import access_of
 from airflow_mlops.ui.app import app
 
 
@@ -34,8 +35,34 @@ def anonymous(home: Path) -> TestClient:
     return TestClient(app)
 
 
+class Reader:
+    """A user who may read and edit the DAGs named, None among them for rows without a DAG; without names every one."""
+
+    def __init__(self) -> None:
+        self.readable: set[str | None] | None = None
+        self.editable: set[str] | None = None
+        self.assets = True
+
+    def reads(self, dag_id: str | None) -> bool:
+        return self.readable is None or dag_id in self.readable
+
+    def edits(self, dag_id: str) -> bool:
+        return self.editable is None or dag_id in self.editable
+
+    def reads_assets(self) -> bool:
+        return self.assets
+
+    def reads_anything(self) -> bool:
+        return self.readable is None or bool(self.readable)
+
+
 @pytest.fixture
-def client(anonymous: TestClient) -> Iterator[TestClient]:
-    app.dependency_overrides[get_user] = lambda: object()  # any user at all: the pages ask for a login and nothing more
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def client(anonymous: TestClient, reader: Reader) -> Iterator[TestClient]:
+    app.dependency_overrides.update({get_user: lambda: object(), access_of: lambda: reader})
     yield anonymous
     app.dependency_overrides.clear()

@@ -10,6 +10,7 @@ from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.notifications.slack import escaped
 from airflow_mlops.results import DatasetVersion
+from tests.unit.ui.conftest import Reader
 
 HOSTILE = "<script>alert(1)</script>"
 V1 = DatasetVersion(dataset="digits", name="v1", digest="sha256:" + "ab" * 32, uri="/inbox/v1")
@@ -17,7 +18,8 @@ V1 = DatasetVersion(dataset="digits", name="v1", digest="sha256:" + "ab" * 32, u
 
 def test_a_stranger_sees_nothing_but_the_icon(anonymous: TestClient) -> None:
     assert anonymous.get("/").status_code == 401
-    assert anonymous.get("/reports/runs/a.html").status_code == 401
+    assert anonymous.get("/reports/runs/dag/a.html").status_code == 401
+    assert "Log in" in anonymous.get("/").text
     for page in ("/docs", "/redoc", "/openapi.json"):
         assert anonymous.get(page).status_code == 404
     icon = anonymous.get("/static/icon.svg")
@@ -79,10 +81,10 @@ def test_releases_tell_what_was_replaced_and_what_is_unfinished(client: TestClie
 
 
 def test_the_evidence_of_a_release_is_a_link_with_its_score(client: TestClient, store: Store) -> None:
-    written = {"path": "/srv/workspace/evidence/digits/7-manual__2026+00_00", "score": 0.5, "previous": 6}
+    written = {"path": "/srv/workspace/evidence/digits_release/digits/7-manual__2026+00_00", "score": 0.5, "previous": 6}
     once(store, "evidence:7", "evidence", {"model": "digits", "version": 7}, lambda: written)
     page = client.get("/").text
-    assert 'href="reports/evidence/digits/7-manual__2026%2B00_00/index.html" target="_top">ML Test Score 0.5</a>' in page
+    assert 'href="reports/evidence/digits_release/digits/7-manual__2026%2B00_00/index.html" target="_top">ML Test Score 0.5</a>' in page
     assert "<td>6</td>" in page
 
 
@@ -92,6 +94,43 @@ def test_only_the_latest_messages_are_shown(client: TestClient, store: Store) ->
     page = client.get("/").text
     assert "message-0." not in page
     assert page.index("★ <b>digits</b> message-20.") < page.index("message-1.")
+
+
+def test_a_reader_of_one_dag_sees_its_rows_and_nothing_of_the_others(client: TestClient, store: Store, reader: Reader) -> None:
+    """A row belongs to the DAG whose run wrote it; that the newest ones are others' hides none."""
+    reader.readable, reader.assets = {"mine"}, False
+    other = DatasetVersion(dataset="secret", name="s1", digest="sha256:" + "ef" * 32, uri="/inbox/s1")
+    for version, dags in ((V1, ("mine", "theirs")), (other, ("theirs",))):
+        datasets.announce(store, version)
+        for dag_id in dags:
+            datasets.claim(store, version, purpose=dag_id, run_id=f"run of {dag_id}")
+    datasets.announce(store, DatasetVersion(dataset="secret", name="s2", digest="sha256:" + "12" * 32, uri="/inbox/s2"))
+    once(store, "mine", "promote", {"model": "digits", "version": 1, "run": "mine/r"}, lambda: {"previous": None})
+    once(store, "by hand", "promote", {"model": "hidden-model", "version": 1}, lambda: {"previous": None})
+    messages.add(store, "note", "slack", "#mlops", {"text": "message of mine", "dag_id": "mine"})
+    messages.add(store, "note by hand", "slack", "#mlops", {"text": "hidden-message"})
+    for number in range(60):
+        messages.add(store, f"n{number}", "slack", "#mlops", {"text": "hidden-message", "dag_id": "theirs"})
+        once(store, f"p{number}", "promote", {"model": "hidden-model", "version": number, "run": "theirs/r"}, lambda: {"previous": None})
+    page = client.get("/").text
+    assert "message of mine" in page and "run of mine" in page and "<b>digits</b>" in page
+    assert not [word for word in ("hidden", "secret", "theirs") if word in page]
+
+
+def test_who_may_read_assets_sees_arrivals_but_no_verdict_of_a_dag_that_is_hidden(client: TestClient, store: Store, reader: Reader) -> None:
+    reader.readable = {"other"}
+    datasets.announce(store, V1)
+    datasets.claim(store, V1, purpose="digits_on_dataset", run_id="run 1")
+    datasets.record_verdict(store, V1, rejected_because="pixel_3 goes up to 17")
+    page = client.get("/").text
+    assert "abababababab" in page and "The reason is shown to who may read the DAG" in page
+    assert not [word for word in ("pixel_3", "digits_on_dataset", "waiting for a run") if word in page]
+
+
+def test_a_role_that_may_read_nothing_is_told_so(client: TestClient, reader: Reader) -> None:
+    reader.readable, reader.assets = set(), False
+    answer = client.get("/")
+    assert (answer.status_code, "may read no DAG" in answer.text) == (403, True)
 
 
 def test_hostile_names_stay_words(client: TestClient, store: Store) -> None:

@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from airflow_mlops.hooks.workspace import report_url
+from tests.unit.ui.conftest import Reader
 
 
 @pytest.fixture
@@ -16,9 +17,9 @@ def runs(home: Path) -> Path:
     (runs / "dag" / ".hidden").mkdir(parents=True)
     (runs / "dag" / "report.html").write_text("<h1>Robüst</h1>", encoding="utf-8")
     (runs / "dag" / ".env").write_text("secret")
-    (home / "workspace" / "evidence" / "digits").mkdir(parents=True)
-    (home / "workspace" / "evidence" / "digits" / "model_card.md").write_text("# Card")
-    (home / "workspace" / "evidence" / "out.html").symlink_to(home / "secret.html")
+    (home / "workspace" / "evidence" / "dag" / "digits" / "1-r").mkdir(parents=True)
+    (home / "workspace" / "evidence" / "dag" / "digits" / "1-r" / "model_card.md").write_text("# Card")
+    (home / "workspace" / "evidence" / "dag" / "out.html").symlink_to(home / "secret.html")
     (runs / "dag" / ".hidden" / "page.html").write_text("secret")
     (runs / "dag" / "out.html").symlink_to(home / "secret.html")
     (runs / "dag" / "up").symlink_to(home)
@@ -55,8 +56,12 @@ def runs(home: Path) -> Path:
         "runs/dag/circle",
         "runs/dag/inside.html",
         "evidence",
-        "evidence/out.html",
+        "evidence/dag/out.html",
         "evidence/../outbox.jsonl",
+        "evidence/dag/../../outbox.jsonl",
+        "models/dag/report.html",
+        "~/dag/report.html",
+        "runs/~/report.html",
     ],
 )
 def test_nothing_but_a_plain_file_of_a_run_is_sent(client: TestClient, runs: Path, path: str) -> None:
@@ -73,6 +78,28 @@ def test_a_report_is_sent_and_its_scripts_are_nobody(client: TestClient, runs: P
     policy = answer.headers["content-security-policy"]
     assert "sandbox allow-scripts" in policy
     assert "allow-same-origin" not in policy
+    assert "default-src 'none'" in policy and "http" not in policy
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("page.html", 200), ("model.keras", 403), ("spec.json", 403), ("saved_model.pb", 403), ("notes.txt", 403)]
+)
+def test_who_may_only_read_a_dag_gets_its_pages_and_no_model(client: TestClient, runs: Path, reader: Reader, name: str, status: int) -> None:
+    reader.readable, reader.editable = {"dag"}, {"other"}
+    (runs / "dag" / name).write_text("content")
+    answer = client.get(f"/reports/runs/dag/{name}")
+    assert (answer.status_code, answer.text == "content") == (status, status == 200)
+    assert client.get("/reports/evidence/dag/digits/1-r/model_card.md").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/dag/report.html", "runs/dag/missing.html", "evidence/dag/digits/1-r/model_card.md", "runs/other/../dag/report.html"]
+)
+def test_who_may_not_read_a_dag_learns_nothing_of_its_files(client: TestClient, runs: Path, reader: Reader, path: str) -> None:
+    reader.readable = {"other"}
+    answer = client.get(f"/reports/{path.replace('..', '%2e%2e')}")
+    assert answer.status_code in (403, 404)
+    assert "Robüst" not in answer.text and "Card" not in answer.text
 
 
 @pytest.mark.parametrize(
@@ -113,12 +140,12 @@ def test_a_workspace_behind_a_link_is_still_served(client: TestClient, runs: Pat
 
 
 def test_a_file_of_an_evidence_pack_is_shown(client: TestClient, runs: Path) -> None:
-    answer = client.get("/reports/evidence/digits/model_card.md")
+    answer = client.get("/reports/evidence/dag/digits/1-r/model_card.md")
     assert (answer.status_code, answer.text) == (200, "# Card")
     assert answer.headers["content-type"].startswith("text/plain")
 
 
 def test_a_missing_report_says_so_in_words_that_are_escaped(client: TestClient, runs: Path) -> None:
-    answer = client.get("/reports/runs/<script>alert(1)</script>.html")
+    answer = client.get("/reports/runs/dag/<script>alert(1)</script>.html")
     assert "Reports are removed with their run" in answer.text
     assert "<script>alert" not in answer.text
