@@ -15,11 +15,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from airflow_mlops.ledger import datasets
+from airflow_mlops.ledger import datasets, messages
 from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.results import DatasetVersion
+from airflow_mlops.ui.access import access_of
 from airflow_mlops.ui.app import app
+from tests.unit.ui.conftest import Reader
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 # The sandbox is the one that Airflow 3.3 gives to a plugin's page in its navigation.
 AIRFLOW = """<!doctype html><html class="dark"><body>
 <iframe src="/mlops/" sandbox="allow-scripts allow-same-origin allow-forms allow-downloads" width="1200" height="800"></iframe></body></html>"""
-REPORT = """<!doctype html><title>report</title><p id="origin"></p><p id="answer"></p><script>
+REPORT = """<!doctype html><title>report</title><p id="origin"></p><p id="cookie"></p><p id="answer"></p><script>
 document.getElementById("origin").textContent = self.origin;
+try { document.getElementById("cookie").textContent = document.cookie; } catch (e) { document.getElementById("cookie").textContent = e.name; }
 fetch("/whoami", {credentials: "include"}).then((r) => r.text()).then((t) => "got " + t, () => "refused")
   .then((t) => { document.getElementById("answer").textContent = t; });
 </script>"""
@@ -46,6 +49,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         environment.setenv("AIRFLOW__MLOPS__WORKSPACE", str(home / "workspace"))
         environment.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", f'{{"conn_type": "mlops_ledger", "schema": "{home}/ledger.db"}}')
         environment.setitem(app.dependency_overrides, get_user, lambda: object())
+        environment.setitem(app.dependency_overrides, access_of, Reader)
         thread.start()
         try:
             yield f"http://127.0.0.1:{_port(server)}"
@@ -100,26 +104,30 @@ def test_inside_airflow_the_page_takes_its_colours_and_a_link_leaves_the_iframe(
     expect(page.locator("h1")).to_have_text("Run asset__2026-01-01T00:00+00:00")
 
 
-def test_a_reports_scripts_run_but_not_as_the_reader(page: Page, url: str) -> None:
+def test_a_reports_scripts_run_but_as_nobody_and_reach_nothing(browser: Browser, url: str) -> None:
+    page = browser.new_page()
     page.context.add_cookies([{"name": "_token", "value": "secret", "url": url, "sameSite": "Lax"}])
     page.goto(f"{url}/whoami")
     expect(page.locator("body")).to_have_text("secret")
-    with page.expect_request("**/whoami") as asked:
-        page.goto(f"{url}/mlops/reports/runs/report.html")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{url}/mlops/reports/runs/dag/report.html")
     expect(page.locator("#origin")).to_have_text("null")
-    expect(page.locator("#answer")).to_have_text("got nobody")
-    assert "cookie" not in asked.value.all_headers()
+    expect(page.locator("#answer")).to_have_text("refused")
+    expect(page.locator("#cookie")).to_have_text("SecurityError")
+    assert [address for address in asked if "whoami" in address] == []
+    page.close()
 
 
 def _fill(home: Path) -> None:
-    (home / "workspace" / "runs").mkdir(parents=True)
-    (home / "workspace" / "runs" / "report.html").write_text(REPORT)
+    (home / "workspace" / "runs" / "dag").mkdir(parents=True)
+    (home / "workspace" / "runs" / "dag" / "report.html").write_text(REPORT)
     version = DatasetVersion(dataset="digits", name="v1", digest="sha256:" + "ab" * 32, uri="/inbox/v1")
     store = Store(f"sqlite:///{home}/ledger.db")
     datasets.announce(store, version)
     datasets.claim(store, version, purpose="digits_on_dataset", run_id="asset__2026-01-01T00:00+00:00")
     once(store, "promote", "promote", {"model": "digits", "version": 1}, lambda: {"previous": None})
-    once(store, "notify", "notify", {"text": "digits version 1 serves"}, lambda: {"sent_to": "Slack"})
+    messages.add(store, "notify", "slack_api_default", "#mlops", {"text": "digits version 1 serves"})
     store.close()
 
 

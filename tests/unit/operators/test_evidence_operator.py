@@ -28,7 +28,7 @@ class Desk:
 
     def __init__(self, released: Released, workspace: Path) -> None:
         self.released, self.workspace = released, workspace
-        self.path = workspace / "evidence" / MODEL / DIRECTORY
+        self.path = workspace / "evidence" / "digits_release" / MODEL / DIRECTORY
 
     def write(self, run_id: str = RUN_ID, statements: str = "", **ti: Any) -> dict[str, Any]:
         model = {**self.released.tags, "name": MODEL, "version": VERSION, "expected_champion": 6, "previous": 6}
@@ -52,7 +52,7 @@ def test_a_release_leaves_one_pack_that_the_trail_vouches_for(desk: Desk) -> Non
         "ML Test Score 0 (data 1, model 0, infrastructure 1, monitoring 1); missing: differential report, model-test report; "
         f"evidence of digits version 7 is at {desk.path}"
     )
-    assert desk.ti.pushed == {"report_url": f"/mlops/reports/evidence/digits/{quote(DIRECTORY)}/index.html"}
+    assert desk.ti.pushed == {"report_url": f"/mlops/reports/evidence/digits_release/digits/{quote(DIRECTORY)}/index.html"}
     [event] = desk.events()
     assert (event.actor, event.details["digest"], event.details["score"]) == (f"digits_release/{RUN_ID}", verify(desk.path), 0)
     assert verify(desk.path, event.details["digest"]) == answer["digest"]
