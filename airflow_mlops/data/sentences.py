@@ -16,20 +16,48 @@ MAX_ITEMS = 12
 
 def does_not_hold(expectation: str, kwargs: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return the sentence for an expectation that failed; `result` is Great Expectations', made plain."""
-    facts = []
-    if "unexpected_count" in result:
-        facts.append(_unexpected(result))
-    if "observed_value" in result:
-        facts.append(f"observed {_short(result['observed_value'])}")
-    details = result.get("details")
-    if isinstance(details, Mapping) and details.get("mismatched"):
-        facts.append(f"mismatched {_short(details['mismatched'])}")
-    return f"{_subject(expectation, kwargs)}: {'; '.join(facts) or 'it is not there'}; {_expected(expectation, kwargs)}."
+    return f"{subject(expectation, kwargs)}: {found(result) or 'it is not there'}; expected {expected(expectation, kwargs)}."
 
 
 def could_not_be_evaluated(expectation: str, kwargs: Mapping[str, Any], problems: Sequence[str]) -> str:
     """Return the sentence for an expectation whose metrics raised: that is no statement about the data."""
-    return f"{_subject(expectation, kwargs)}: could not be evaluated ({_cut('; '.join(problems).rstrip('.'))}); {_expected(expectation, kwargs)}."
+    raised = cut("; ".join(problems).rstrip("."))
+    return f"{subject(expectation, kwargs)}: could not be evaluated ({raised}); expected {expected(expectation, kwargs)}."
+
+
+def found(result: Mapping[str, Any]) -> str:
+    """Return what was found in the data, empty where Great Expectations says nothing; `result` is its own, made plain."""
+    facts = []
+    if "unexpected_count" in result:
+        facts.append(_unexpected(result))
+    if result.get("observed_value") is not None:
+        facts.append(f"observed {_short(result['observed_value'])}")
+    details = result.get("details")
+    if isinstance(details, Mapping) and details.get("mismatched"):
+        facts.append(f"mismatched {_short(details['mismatched'])}")
+    return "; ".join(facts)
+
+
+def subject(expectation: str, kwargs: Mapping[str, Any]) -> str:
+    """Return which column or columns an expectation is about, or that it is the table."""
+    if expectation.startswith("expect_table_"):
+        return "Table"
+    if "column" in kwargs:
+        return f"Column {kwargs['column']!r}"
+    columns = kwargs.get("column_list") or [kwargs[key] for key in ("column_A", "column_B") if key in kwargs]
+    return f"Columns {', '.join(map(repr, columns))}" if columns else "Table"
+
+
+def expected(expectation: str, kwargs: Mapping[str, Any]) -> str:
+    """Return what an expectation asks for, in its own terms."""
+    arguments = ", ".join(f"{name}={_short(value)}" for name, value in kwargs.items() if name != "column")
+    return expectation.removeprefix("expect_") + (f" with {arguments}" if arguments else "")
+
+
+def cut(text: str) -> str:
+    """Return `text` in one line of at most `MAX_TEXT` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
 
 
 def plain(value: Any) -> Any:
@@ -53,28 +81,9 @@ def _unexpected(result: Mapping[str, Any]) -> str:
     return f"{text}, for example {', '.join(texts[:MAX_EXAMPLES])}" if texts else text
 
 
-def _subject(expectation: str, kwargs: Mapping[str, Any]) -> str:
-    if expectation.startswith("expect_table_"):
-        return "Table"
-    if "column" in kwargs:
-        return f"Column {kwargs['column']!r}"
-    columns = kwargs.get("column_list") or [kwargs[key] for key in ("column_A", "column_B") if key in kwargs]
-    return f"Columns {', '.join(map(repr, columns))}" if columns else "Table"
-
-
-def _expected(expectation: str, kwargs: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{name}={_short(value)}" for name, value in kwargs.items() if name != "column")
-    return f"expected {expectation.removeprefix('expect_')}" + (f" with {arguments}" if arguments else "")
-
-
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list) and len(value) > MAX_ITEMS:
         return f"[{', '.join(map(_short, value[:3]))}, ..., {_short(value[-1])}] ({len(value)} in all)"
-    return _cut(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
+    return cut(json.dumps(value, ensure_ascii=False, default=str))

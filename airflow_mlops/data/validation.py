@@ -2,14 +2,13 @@
 
 Great Expectations stores a result as JSON and fails on NumPy's booleans, which some of its own expectations return; it reports the results in
 another order than the suite's; and it reports a metric that raised like one that failed. So the batch is validated without storing,
-the results are put in order, made plain and told apart, and only then stored for Data Docs.
+the results are put in order, made plain and told apart, and only then written down as Data Docs, which are pages of our own.
 """
 
 from __future__ import annotations
 
-import datetime
-import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +16,49 @@ import great_expectations as gx
 import pandas as pd
 from great_expectations.core.expectation_suite import ExpectationSuite
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult, ExpectationValidationResult
-from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
-from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 from great_expectations.exceptions.exceptions import ExpectationNotFoundError
 from great_expectations.expectations.expectation import Expectation as GxExpectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 from great_expectations.expectations.registry import get_expectation_impl, list_registered_expectation_implementations
 
 from airflow_mlops.artifacts import Artifact
-from airflow_mlops.data.sentences import could_not_be_evaluated, does_not_hold, plain
+from airflow_mlops.data import data_docs
+from airflow_mlops.data.sentences import could_not_be_evaluated, cut, does_not_hold, expected, found, plain, subject
 from airflow_mlops.data.suites import Expectation, Suite
 from airflow_mlops.exceptions import DatasetError, SpecError, nearest
 from airflow_mlops.results import DatasetVersion, Finding, ValidationResult
 
-SITE = "docs"
 POSITION = "position"
 
 
-def validate(frame: pd.DataFrame, suite: Suite, *, dataset: DatasetVersion, docs_dir: Path) -> ValidationResult:
-    """Return what `suite` says about `frame` (N rows), in the suite's order, and write Data Docs with an ``index.html`` to `docs_dir`.
+def validate(frame: pd.DataFrame, suite: Suite, *, dataset: DatasetVersion, docs_dir: Path, run_url: str = "") -> ValidationResult:
+    """Return what `suite` says about `frame` (N rows), in the suite's order, and write Data Docs, an ``index.html``, to `docs_dir`.
 
     Expectations of severity critical that fail, or that can not be evaluated, are critical findings; those of severity warning or info are
     warnings. Raises `SpecError`, naming file and line, for a type or kwargs that Great Expectations does not accept; data that fail are a result,
-    not an error.
+    not an error. `run_url` is where the Data Docs lead back to.
     """
-    context = _context(docs_dir)
+    context = _context()
     gx_suite = context.suites.add(ExpectationSuite(name=suite.name, expectations=[_build(*item) for item in enumerate(suite.expectations)]))
     batches = context.data_sources.add_pandas("frames").add_dataframe_asset(dataset.dataset).add_batch_definition_whole_dataframe("all")
     result = batches.get_batch(batch_parameters={"dataframe": frame}).validate(gx_suite, result_format="SUMMARY")
     _make_plain(result)
-    _write_docs(context, result, dataset, docs_dir)
-    failed = [(suite.expectations[_position(one)], one) for one in result.results if not one.success]
-    return ValidationResult(
-        dataset=dataset,
-        num_rows=len(frame),
-        num_expectations=len(suite.expectations),
-        critical=tuple(_finding(expectation, one) for expectation, one in failed if expectation.severity == "critical"),
-        warnings=tuple(_finding(expectation, one) for expectation, one in failed if expectation.severity != "critical"),
-        data_docs=Artifact.of(docs_dir),
-    )
+    told = [(suite.expectations[_position(one)], one) for one in result.results]
+    failed = [(expectation, one) for expectation, one in told if not one.success]
+    findings = {critical: tuple(_finding(*item) for item in failed if (item[0].severity == "critical") is critical) for critical in (True, False)}
+    counts = (len(frame), len(suite.expectations))
+    summary = ValidationResult(dataset, *counts, critical=findings[True], warnings=findings[False], data_docs=Artifact("", "", 0))
+    about = data_docs.About(dataset, len(frame), suite.name, summary.headline(), bool(summary.critical), run_url)
+    data_docs.write(docs_dir, about, [_check(*item) for item in told])
+    return replace(summary, data_docs=Artifact.of(docs_dir))
 
 
-def _context(docs_dir: Path) -> EphemeralDataContext:
-    """Return a context in memory: no progress bars in the log, no analytics, no temporary site of its own."""
-    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir.absolute())}
-    index = {"class_name": "DefaultSiteIndexBuilder"}
-    site = {"class_name": "SiteBuilder", "show_how_to_buttons": False, "store_backend": store, "site_index_builder": index}
+def _context() -> EphemeralDataContext:
+    """Return a context in memory: no progress bars in the log, no analytics, no pages."""
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
-        data_docs_sites={SITE: site},
         progress_bars=ProgressBarsConfig(globally=False),
         analytics_enabled=False,
     )
@@ -100,17 +91,12 @@ def _make_plain(result: ExpectationSuiteValidationResult) -> None:
     result.success = all(one.success for one in result.results)
 
 
-def _write_docs(context: EphemeralDataContext, result: ExpectationSuiteValidationResult, dataset: DatasetVersion, docs_dir: Path) -> None:
-    # Pages have the time in their path: those of an earlier try would stay beside the new ones.
-    shutil.rmtree(docs_dir / "validations", ignore_errors=True)
-    run = RunIdentifier(run_name=dataset.digest.removeprefix("sha256:"), run_time=datetime.datetime.now(datetime.UTC))
-    suite_id = ExpectationSuiteIdentifier(name=result.suite_name)
-    result_id = ValidationResultIdentifier(expectation_suite_identifier=suite_id, run_id=run, batch_identifier=dataset.name)
-    result.meta |= {"run_id": run, "validation_time": run.run_time}
-    context.validation_results_store.store_validation_results(result, result_id, suite_id)
-    context.build_data_docs(site_names=[SITE])
-    if not (docs_dir / "index.html").is_file():
-        raise DatasetError(f"Great Expectations wrote no Data Docs to {docs_dir}: expected an index.html. Look at the log above and run it again.")
+def _check(expectation: Expectation, one: ExpectationValidationResult) -> data_docs.Check:
+    kind, kwargs = expectation.type, expectation.kwargs
+    problems = sorted(set(_exception_messages(one.exception_info)))
+    outcome = data_docs.HOLDS if one.success else data_docs.UNKNOWN if problems else data_docs.FAILS
+    words = cut("; ".join(problems)) if problems else found(one.result)
+    return data_docs.Check(subject(kind, kwargs), expected(kind, kwargs), words, expectation.severity, outcome)
 
 
 def _finding(expectation: Expectation, one: ExpectationValidationResult) -> Finding:

@@ -16,6 +16,7 @@ from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
 
 MIN_ISLANDS = 4
+TASK_URL = "{{ ti.log_url }}"
 TRACKING_URI = "{{ conn.mlflow_default.host }}"
 DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ ti.xcom_pull(task_ids='gate')['headline'] }}"
 
@@ -31,7 +32,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     ready = Preflight(spec.runner.extras)
     claim = ClaimDatasetOperator(task_id="claim", dataset=spec.dataset, inbox=spec.inbox, version=chosen, repeat=repeat, pre_execute=ready)
     claimed: Any = claim.output
-    validation = _stage(spec, "validate", validate.Spec(claimed, str(spec.code_path / spec.suite)))
+    validation = _stage(spec, "validate", validate.Spec(claimed, str(spec.code_path / spec.suite), TASK_URL))
     training = _training(
         spec,
         train.Spec(

@@ -9,10 +9,11 @@ from airflow_mlops.results import DatasetVersion, ValidationResult
 
 
 class Spec(NamedTuple):
-    """`suite` is the path of a Great Expectations suite in JSON."""
+    """`suite` is the path of a Great Expectations suite in JSON; `run_url` is where the Data Docs lead back to, empty for nowhere."""
 
     dataset: DatasetVersion
     suite: str
+    run_url: str = ""
 
 
 Result = ValidationResult
@@ -24,4 +25,6 @@ def run(spec: Spec, out_dir: Path) -> ValidationResult:
     from airflow_mlops.data.suites import load_suite
     from airflow_mlops.data.validation import validate
 
-    return validate(read_frame(spec.dataset), load_suite(Path(spec.suite)), dataset=spec.dataset, docs_dir=out_dir / "data_docs")
+    return validate(
+        read_frame(spec.dataset), load_suite(Path(spec.suite)), dataset=spec.dataset, docs_dir=out_dir / "data_docs", run_url=spec.run_url
+    )

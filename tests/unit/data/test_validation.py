@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,33 @@ def test_findings_come_in_the_suites_order_and_twice_the_same(tmp_path: Path) ->
 def test_a_second_try_in_the_same_directory_leaves_one_page(tmp_path: Path) -> None:
     for _ in range(2):
         result = run(tmp_path, SMALL, expectation("column_to_exist", column="x"))
-    assert len(list((tmp_path / "docs" / "validations").rglob("*.html"))) == 1
+    assert [path.name for path in (tmp_path / "docs").rglob("*")] == ["index.html"]
     result.data_docs.verify()
+
+
+def test_data_docs_are_the_result_itself_and_need_nothing_from_elsewhere(tmp_path: Path) -> None:
+    expectations = (
+        expectation("column_to_exist", column="x"),
+        expectation("column_values_to_be_between", column="x", max_value=16),
+        expectation("column_mean_to_be_between", "warning", column="missing", max_value=1),
+        expectation("column_values_to_be_in_set", column="text", value_set=["<b>bold</b>"]),
+    )
+    frame = SMALL.assign(text=["<script>alert(1)</script>", "<b>bold</b>", "", ""])
+    task = "https://airflow.example.org/team/dags/d/runs/a%2Bb/tasks/validate?try_number=1"
+    result = validate(frame, Suite("the suite", expectations), dataset=DATASET, docs_dir=tmp_path / "docs", run_url=task)
+    page = (result.data_docs.path / "index.html").read_text()
+    assert f'<a href="{task}" rel="noreferrer">' in page and page.count("http") == 1
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\(|src=", page)
+    assert result.headline().replace("'", "&#39;") in page and "the suite" in page and DATASET.digest in page
+    places = [page.index(word) for word in ("<h2>Does not hold", "values are unexpected", "<h2>Could not", "&#39;missing&#39;", "<h2>Holds", "column_to_exist")]
+    assert places == sorted(places)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+@pytest.mark.parametrize("address", ["", "javascript:alert(1)", "//evil", "data:text/html,x"])
+def test_data_docs_lead_nowhere_but_to_a_page(tmp_path: Path, address: str) -> None:
+    result = validate(SMALL, Suite("s", (expectation("column_to_exist", column="x"),)), dataset=DATASET, docs_dir=tmp_path, run_url=address)
+    assert "href" not in (result.data_docs.path / "index.html").read_text()
 
 
 def test_strings_dates_and_infinities_in_the_data_are_told_and_stored(tmp_path: Path) -> None:

@@ -57,5 +57,4 @@ def test_the_environment_names_every_package_that_the_training_could_import(pack
 def test_the_reports_are_the_ones_that_the_stages_wrote(pack: Pack) -> None:
     assert "Robustness campaign" in (pack.path / "reports" / "robustness.html").read_text()
     assert (pack.path / "reports" / "validation" / "index.html").is_file()
-    assert list((pack.path / "reports" / "validation").rglob("validations/**/*.html"))
     assert sum(file.stat().st_size for file in pack.path.rglob("*") if file.is_file()) < 20 << 20

@@ -70,13 +70,13 @@ def test_a_version_that_validation_rejected_says_why(client: TestClient, store: 
     assert "/runs/run%201" in page
 
 
-def test_releases_tell_what_was_replaced_and_what_is_unfinished(client: TestClient, store: Store) -> None:
+def test_releases_tell_what_was_replaced_and_what_failed(client: TestClient, store: Store) -> None:
     once(store, "plan:7", "plan-rollout", {"model": "digits", "version": 7}, lambda: {"previous": 41})
     with pytest.raises(ConnectionError):
         once(store, "switch:7", "switch", {"model": "digits", "version": 7}, _crash)
     page = client.get("/").text
     assert "<td>41</td>" in page
-    assert page.count("unfinished") == 1
+    assert page.count(">failed</span> ") == 1 and "the server went away" in page
     assert page.index(">serve</span>") < page.index(">begin rollout</span>")
 
 
