@@ -136,6 +136,10 @@ class Replica:
     def _fail(self, context: grpc.ServicerContext, method: str) -> None:
         code = self.next_failure(method)
         if code is not None:
+            if isinstance(code, tuple):
+                context.abort(*code)
+            if isinstance(code, tuple):
+                context.abort(*code)
             context.abort(code, NOT_LOADED if code is REFUSED else "as the test wishes")
 
 

@@ -27,8 +27,8 @@ class TFServingHook(BaseHook):
     whichever pod it likes. REST, the extra `rest_url` (``http://serving:8501``) of a single replica, may be left out: only who asks for
     predictions of JSON rows needs it, and the form's button looks whether it answers. Extras: `base_path` (directory the server
     loads versions from, below which each model has its own), `config_path` (the server's ``--model_config_file``), `storage_options` (what
-    fsspec needs to write to `base_path`, where that is an object store), `deadline_seconds` of each call (10: a reload answers in well under a
-    second, a loaded machine may take a few), `unsafe_models_allowed` (false; whether models that run Python or reach files may be published there),
+    fsspec needs to write to `base_path`, where that is an object store), `deadline_seconds` of each call (10: a reload answers when each new
+    model is available, or shortly before that time), `unsafe_models_allowed` (false; whether models that run Python or reach files may be published there),
     and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it), `tls_server_name`,
     and `plain_rest_allowed` (false), which lets a REST URL be http:// all the same: TensorFlow Serving's own has no TLS.
     """

@@ -32,6 +32,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
 )
 _UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_NOT_YET = "did not become available"  # how a server says that it has the configuration, and not yet the model (server_core.cc)
 _PROBE = "airflow-mlops-connection-test"  # a model that nobody serves
 
 
@@ -89,11 +90,16 @@ class ServingClient:
         return self._status(model, lambda ask: retry.call(ask, self.deadline_seconds))
 
     def reload(self, config: ServerConfig) -> None:
-        """Make the server serve exactly `config`; versions load afterwards, so ask `status` for them. Is sent once."""
+        """Make the server serve exactly `config`. Is sent once.
+
+        A server waits for models that are new to it, but for no other version: ask `status`, also when it says that one is not available yet.
+        """
         request = protos.model_management_pb2.ReloadConfigRequest(config=config.to_proto())
         try:
             answer = self._models.HandleReloadConfigRequest(request, timeout=self.deadline_seconds)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNKNOWN and _NOT_YET in (error.details() or ""):
+                return  # it serves this configuration; the model's own state says why it is not available, or is soon
             raise self._grpc_error("a new configuration", error) from error
         if answer.status.error_code:
             raise ServingError(

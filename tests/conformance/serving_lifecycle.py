@@ -112,6 +112,40 @@ class Reloads:
         served.reload(served.config(name))
         assert served.answer(name) == TWO
 
+    @pytest.mark.parametrize("versions", [{1: "linear1"}, LINEAR], ids=["one", "two"])
+    def test_when_a_reload_is_answered_its_new_models_can_be_asked(self, served: Target, name: str, versions: dict[int | str, str]) -> None:
+        names = [name, f"{name}b", f"{name}c"]
+        try:
+            for one in names:
+                served.publish(one, versions)
+            served.reload(*map(served.config, names))
+            assert [served.answer(one) for one in names] == [TWO if len(versions) > 1 else ONE] * 3
+            assert served.post(f"{name}:predict", {"instances": [ROW]}).status_code == 200
+            served.reload(drop=names)
+            served.reload(served.config(name))  # new again
+            assert served.answer(name) in (ONE, TWO)
+        finally:
+            served.forget(*names)
+
+    def test_a_reload_whose_new_model_can_not_be_loaded_says_which_and_why(self, served: Target, name: str) -> None:
+        served.publish(name, {3: "no_pb"})
+        code, details = refusal(served.models.HandleReloadConfigRequest, served.request(*served.configs.values(), served.config(name)))
+        assert code is Code.UNKNOWN
+        assert details.startswith(f"1 model(s) did not become available: {{{{{{name: {name} version: 3}} due to error: "), details
+        assert "Could not find SavedModel .pb" in details
+        assert served.status(name)[3][0] == "END"  # it is configured all the same
+        assert served.answer(label="stable") == ONE
+
+    def test_a_reload_waits_for_a_version_that_is_brought_meanwhile(self, served: Target, name: str) -> None:
+        (served.home / name).mkdir()
+        with ThreadPoolExecutor(1) as pool:
+            reloading = pool.submit(served.reload, served.config(name))
+            time.sleep(0.5)
+            assert not reloading.done()
+            served.publish(name, {1: "linear1"})
+            reloading.result(SECONDS)
+        assert served.answer(name) == ONE
+
     def test_a_model_that_is_no_longer_named_is_unloaded_and_stays_listed_as_ended(self, served: Target, name: str) -> None:
         with served.serving(name, LINEAR, policy=BOTH):
             served.reload(drop=[name])

@@ -190,6 +190,14 @@ class Target:
         self.models.HandleReloadConfigRequest(self.request(*configs.values()), timeout=timeout)
         self.configs = configs
 
+    def configure(self, *changes: Any) -> str:
+        """Make the server serve some models more that will not be available soon; return what it says of them."""
+        self.configs |= {config.name: config for config in changes}
+        with pytest.raises(grpc.RpcError) as refused:
+            self.models.HandleReloadConfigRequest(self.request(*self.configs.values()), timeout=1.0)
+        assert refused.value.code() in (Code.UNKNOWN, Code.DEADLINE_EXCEEDED)
+        return str(refused.value.details())
+
     def request(self, *configs: Any) -> Any:
         """Return a ReloadConfigRequest of exactly these models."""
         request = protos.model_management_pb2.ReloadConfigRequest()

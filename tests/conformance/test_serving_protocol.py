@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
+import pytest
 
 from airflow_mlops.serving import tensors
 
@@ -100,27 +102,57 @@ class TestOnPurposeOtherwise:
         ours.reload(ours.config(name))
         ours.await_states(name, {1: "AVAILABLE"})
 
-    def test_a_reload_answers_at_once_whatever_its_new_models_do(self, ours: Target, name: str) -> None:
-        """T3: the original waits for them without limit, and holds up every later reload."""
-        names = [f"{name}missing", f"{name}empty", f"{name}hangs"]
-        (ours.home / names[1]).mkdir()
-        ours.publish(names[2], {1: "hang_at_load"})
+    def test_a_reload_waits_no_longer_than_its_client_and_holds_up_nobody(self, ours: Target, name: str) -> None:
+        """T3: the original waits without limit, and holds up every later reload."""
+        empty, hangs, other = (f"{name}{kind}" for kind in ("empty", "hangs", "other"))
+        (ours.home / empty).mkdir()
+        ours.publish(hangs, {1: "hang_at_load"})
+        ours.publish(other, {1: "linear1"})
+        configs = [*ours.configs.values(), *map(ours.config, (empty, hangs))]
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(ours.models.HandleReloadConfigRequest, ours.request(*configs), timeout=6.0)
+            ours.await_states(hangs, {1: "LOADING"})
+            started = time.monotonic()
+            ours.models.HandleReloadConfigRequest(ours.request(*configs, ours.config(other)), timeout=SECONDS)
+            assert ours.answer(other) == ONE
+            assert not waiting.done() and time.monotonic() - started < AT_ONCE
+            with pytest.raises(grpc.RpcError) as late:
+                waiting.result()
+        assert late.value.code() is Code.UNKNOWN and "2 model(s) did not become available" in late.value.details()
+        assert f"{{{{name: {hangs} version: 1}} due to error: it is LOADING}}" in late.value.details()
+        ours.configs |= {config.name: config for config in (*configs, ours.config(other))}
+        ours.forget(empty, hangs, other)
+
+    @pytest.mark.parametrize("timeout", [SECONDS, None], ids=["deadline", "no deadline"])
+    def test_a_missing_base_path_is_an_error_at_once_and_the_model_is_found_when_it_comes(self, ours: Target, name: str, timeout: float) -> None:
+        ours.configs |= {name: ours.config(name)}
         started = time.monotonic()
-        try:
-            ours.reload(*map(ours.config, names))
-            ours.reload()
-            assert time.monotonic() - started < AT_ONCE
-            assert [ours.states(one) for one in names[:2]] == [{}, {}] and ours.states(names[2])[1] in ("START", "LOADING")
-            ours.publish(names[0], {1: "linear1"})  # and once it is there, it is found
-            ours.await_states(names[0], {1: "AVAILABLE"})
-        finally:
-            ours.forget(*names)
+        with pytest.raises(grpc.RpcError) as refused:
+            ours.models.HandleReloadConfigRequest(ours.request(*ours.configs.values()), timeout=timeout)
+        assert time.monotonic() - started < AT_ONCE
+        words = f"Could not find base path {ours.home / name} for servable {name}: it does not exist"
+        assert (refused.value.code(), words in refused.value.details()) == (Code.UNKNOWN, True), refused.value.details()
+        ours.publish(name, {1: "linear1"})
+        ours.await_states(name, {1: "AVAILABLE"})
+
+    def test_an_empty_base_path_is_an_error_at_once_if_the_client_sets_no_deadline(self, ours: Target, name: str) -> None:
+        (ours.home / name).mkdir()
+        with pytest.raises(grpc.RpcError) as refused:
+            ours.models.HandleReloadConfigRequest(ours.request(*ours.configs.values(), ours.config(name)))
+        assert refused.value.code() is Code.UNKNOWN and "No versions of servable" in refused.value.details()
+
+    def test_one_model_that_does_not_come_holds_up_no_other_of_its_reload(self, ours: Target, name: str) -> None:
+        missing = f"{name}missing"
+        ours.publish(name, {1: "linear1"})
+        assert missing in ours.configure(ours.config(name), ours.config(missing))
+        ours.await_states(name, {1: "AVAILABLE"})
+        ours.forget(missing)
 
     def test_a_missing_base_path_of_one_model_holds_up_no_other(self, ours: Target, name: str) -> None:
         """T4: in the original, no model finds new versions while one base path is missing."""
         missing = f"{name}missing"
         with ours.serving(name, {1: "linear1"}):
-            ours.reload(ours.config(missing), ours.config(name))
+            ours.configure(ours.config(missing))
             ours.publish(name, {2: "linear2"})
             ours.await_states(name, {1: "END", 2: "AVAILABLE"})
         ours.forget(missing)
@@ -130,7 +162,7 @@ class TestOnPurposeOtherwise:
         stuck = f"{name}stuck"
         ours.publish(stuck, {1: "hang_at_load"})
         try:
-            ours.reload(ours.config(stuck))
+            ours.configure(ours.config(stuck))
             ours.await_states(stuck, {1: "LOADING"})
             with ours.serving(name, {1: "linear1"}):
                 ours.publish(name, {2: "linear2"})

@@ -6,7 +6,7 @@ Requests for a model stay bytes here: which version they are for is read off the
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import grpc
@@ -84,12 +84,12 @@ class PredictionService:
         message = wire.parsed(protos.get_model_metadata_pb2.GetModelMetadataRequest, request)
         if not message.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
-        target = target_of(message.model_spec)
         if not message.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in message.metadata_field:
             if field != "signature_def":
                 raise invalid(f"Metadata field {field} is not supported")
+        target = target_of(message.model_spec)
         version, signatures = self._gateway.signatures(target)
         response = protos.get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.name, response.model_spec.version.value = target.name, version
@@ -113,27 +113,54 @@ class ModelService:
         return bytes(self._gateway.status(target.name, target.version).SerializeToString())
 
     async def reload(self, request: bytes, context: Any) -> bytes:
-        """Serve the request's configuration, or refuse it and keep the present one; does not wait for models to load."""
+        """Serve the request's configuration, or refuse it and keep the present one; answers when each new model is available, or will not be.
+
+        The answer comes a little before the client's deadline, so that it still arrives.
+        """
         message = wire.parsed(protos.model_management_pb2.ReloadConfigRequest, request)
         if message.config.WhichOneof("config") != "model_config_list":
-            raise invalid("ServerRequest config must be a model_config_list")
-        await self._loader.configure(server_config(message.config))
+            raise invalid("ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported")
+        left = context.time_remaining()
+        config = server_config(message.config, self._loader.names())
+        await self._loader.reload(config, None if left is None else left - min(1.0, max(0.1, left / 10)))
         return bytes(protos.model_management_pb2.ReloadConfigResponse().SerializeToString())
 
 
-def server_config(message: Any) -> ServerConfig:
-    """Return the configuration of a `ModelServerConfig` as a client may send it; raise `Refusal` where the original does."""
-    for model in message.model_config_list.config:
-        if model.model_platform and model.model_type:
-            raise invalid(f"Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform: {model.name}")
-        if not (model.model_platform or model.model_type):
-            raise invalid(f"Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform: {model.name}")
-        if model.model_platform not in ("", _PLATFORM) or model.model_type not in (0, protos.model_server_config_pb2.ModelType.TENSORFLOW):
-            raise invalid(f"Model {model.name} has platform {model.model_platform or model.model_type!r}; expected model_platform: '{_PLATFORM}'")
+def server_config(message: Any, known: Collection[str] = ()) -> ServerConfig:
+    """Return the configuration of a `ModelServerConfig` as a client may send it; raise `Refusal` where, and as, the original does.
+
+    Models that are `known` have the one platform that this server has.
+    """
+    models = message.model_config_list.config
+    for number, model in enumerate(models):
+        if any(model.name == other.name for other in models[:number]):
+            raise invalid(f"Illegal to list model {model.name} multiple times in config list")
+    for model in models:
+        if not (model.base_path.startswith("/") or "://" in model.base_path):
+            raise invalid(f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}")
+    for model in models:
+        platform = _platform(model)
+        if platform != _PLATFORM and model.name in known:
+            words = f"Illegal to change a model's platform. For model {model.name} platform was {_PLATFORM}"
+            raise invalid(f"{words} and new platform requested is {platform}")
+        if platform != _PLATFORM:
+            raise invalid(f"Model {model.name} requests unsupported platform {platform}; expected model_platform: '{_PLATFORM}'")
     try:
         return ServerConfig.from_proto(message)
     except SpecError as error:
         raise invalid(str(error)) from error
+
+
+def _platform(model: Any) -> str:
+    if model.model_platform and model.model_type:
+        words = "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform"
+        raise invalid(f"{words}, model name is {model.name}")
+    if model.model_type not in (0, protos.model_server_config_pb2.ModelType.TENSORFLOW):
+        raise invalid(f"ModelServerConfig::model_type choice {model.model_type} not supported, model name is {model.name}.")
+    if not (model.model_platform or model.model_type):
+        words = "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform"
+        raise invalid(f"{words}, model name is {model.name}")
+    return str(model.model_platform or _PLATFORM)
 
 
 def _single_spec(request: bytes) -> bytes | None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from airflow_mlops.serving.config import ServerConfig
-from airflow_mlops.serving.embedded import source
+from airflow_mlops.serving.embedded import arrivals, source
 from airflow_mlops.serving.embedded.model_process import End
 from airflow_mlops.serving.embedded.refusal import Refusal, Shortage, invalid
 from airflow_mlops.serving.embedded.versions import Version, Versions
 
 log = logging.getLogger(__name__)
+_WAIT_SECONDS = 0.02  # between two looks whether a new model is available
 _LISTING_SECONDS = 5.0  # a look at a base path takes milliseconds; a dead network disk must not hold up the others
 
 
@@ -53,15 +54,34 @@ class Loader(Generic[S]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_loading = 0
 
-    async def configure(self, config: ServerConfig, *, at_start: bool = False) -> None:
-        """Serve `config`, or raise `Refusal` and change nothing; does not wait for versions to load."""
+    async def reload(self, config: ServerConfig, seconds: float | None) -> None:
+        """Serve `config`, or raise `Refusal` and change nothing; then wait until each model that is new has an available version.
+
+        If one will have none, or has none yet after `seconds` (None: for as long as something loads), the `Refusal` is UNKNOWN in the words of
+        server_core.cc, and `config` is served all the same. Nothing is held up meanwhile.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        new = await self.configure(config)
+        while missing := arrivals.missing(new, self._versions, self._listings.wrong):
+            if (until is not None and time.monotonic() >= until) or any(arrival.is_final(until) for arrival in missing):
+                raise arrivals.refusal(missing)
+            await asyncio.sleep(_WAIT_SECONDS)
+
+    def names(self) -> set[str]:
+        """Return the models that are configured."""
+        return {model.name for model in self._versions.config.models}
+
+    async def configure(self, config: ServerConfig, *, at_start: bool = False) -> set[str]:
+        """Serve `config`, or raise `Refusal` and change nothing; return the models that are new, without waiting for their versions."""
         for model in config.models:
             if source.local_path(model.base_path) is None:
                 raise invalid(f"base_path of model {model.name} is {model.base_path}; this server reads directories of its own machine only")
         async with self._configuring:
             listings = await self._listings.of(config)
+            before = self.names()
             self._versions.configure(config, listings, at_start=at_start)
         self._wake.set()
+        return {model.name for model in config.models} - before
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -75,10 +95,9 @@ class Loader(Generic[S]):
                 self._begin(self._load(entry))
             due_at = self._versions.due_at() if self._num_loading < self._options.num_load_threads else None
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), None if due_at is None else max(0.01, due_at - time.monotonic()))
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):  # `wait_for` could lose a cancellation
+                async with asyncio.timeout(None if due_at is None else max(0.01, due_at - time.monotonic())):
+                    await self._wake.wait()
 
     def stop(self) -> None:
         """Cancel what is under way."""
@@ -147,6 +166,11 @@ class Listings:
         found = {path: self._taken(path) for path in paths}
         self._wrong = {path: reason for path, reason in self._wrong.items() if path in paths}
         return {model.name: found[path] for model in config.models if (path := source.local_path(model.base_path))}
+
+    def wrong(self, base_path: str) -> str | None:
+        """Return why a base path could not be listed when it was last looked at, None if it could."""
+        path = source.local_path(base_path)
+        return self._wrong.get(path) if path else None
 
     def _look(self, path: Path) -> asyncio.Future[dict[int, Path] | str]:
         loop = asyncio.get_running_loop()

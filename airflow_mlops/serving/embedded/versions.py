@@ -120,6 +120,10 @@ class Versions(Generic[S]):
             raise not_found(f"Could not find {what} of model {name}")
         return found
 
+    def wanted(self, name: str) -> list[Version[S]]:
+        """Return the versions of a model that are to be served, the latest first."""
+        return sorted((entry for entry in self._models.get(name, {}).values() if entry.aspired), key=lambda entry: -entry.number)
+
     def due(self, now: float) -> Version[S] | None:
         """Return what to load now: least tried first, so that a broken version holds nothing up, then the highest number."""
         due = [entry for entry in self._to_load() if entry.try_at <= now]

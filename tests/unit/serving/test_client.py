@@ -87,6 +87,16 @@ def test_a_reload_is_sent_once_whatever_becomes_of_it(served: Replica, failure: 
     assert served.calls["HandleReloadConfigRequest"] == 2
 
 
+def test_a_model_that_is_not_available_yet_is_no_refusal_of_the_configuration(served: Replica) -> None:
+    """The server serves it from then on; what becomes of the model its state tells."""
+    served.failures["HandleReloadConfigRequest"] = [(grpc.StatusCode.UNKNOWN, "1 model(s) did not become available: {{{name: m version: 1}}, }")]
+    with served.client() as client:
+        client.reload(ServerConfig())
+        served.failures["HandleReloadConfigRequest"] = [(grpc.StatusCode.UNKNOWN, "anything else")]
+        with pytest.raises(ServingError, match="anything else"):
+            client.reload(ServerConfig())
+
+
 def test_a_slow_server_is_given_up_at_the_deadline_and_not_asked_again(served: Replica) -> None:
     served.delay_seconds = 30.0
 

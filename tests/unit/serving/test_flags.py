@@ -175,9 +175,12 @@ class TestInitialConfig:
             (b"nonsense", "is not a model_config_list in protobuf text format"),
             (b"\xff", "is not a model_config_list in protobuf text format"),
             (b"model_config_list { config { name: 'm' base_path: '/m' } }", "neither ModelServerConfig::model_type"),
-            (b"model_config_list { config { name: 'm' base_path: '/m' model_platform: 'x' } }", "has platform 'x'"),
-            (b"model_config_list { config { name: 'm' base_path: 'm' model_platform: 'tensorflow' } }", "absolute path or a URI"),
-            (b"model_config_list { " + b"config { name: 'm' base_path: '/m' model_platform: 'tensorflow' } " * 2 + b"}", "more than once"),
+            (b"model_config_list { config { name: 'm' base_path: '/m' model_platform: 'x' } }", "requests unsupported platform x"),
+            (b"model_config_list { config { name: 'm' base_path: 'm' model_platform: 'tensorflow' } }", "absolute path or URI"),
+            (
+                b"model_config_list { " + b"config { name: 'm' base_path: '/m' model_platform: 'tensorflow' } " * 2 + b"}",
+                "multiple times in config list",
+            ),
             (b"custom_model_config { }", "custom_model_config"),
         ],
     )

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
@@ -336,6 +337,57 @@ async def test_one_that_dies_again_and_again_waits_longer_and_longer(serving: Se
         serving.starter.started[number].gone.set_result(End("was killed by SIGABRT"))
     assert began[1] - began[0] < 0.2 <= began[3] - began[2]  # the first time at once, then `max_restart_seconds` here
     await eventually(lambda: serving.versions.states("m") == [(1, "LOADING", "its process was killed by SIGABRT")])
+
+
+class TestReloads:
+    """What a reload waits for; the rest of it, the conformance suite asks of a whole server."""
+
+    async def test_it_waits_for_new_models_alone(self, serving: Serving, base: Path) -> None:
+        publish(base, 1)
+        await serving.loader.reload(of(base, 1), SECONDS)
+        assert serving.state(1) == "AVAILABLE"
+        publish(base, 2, kind="slow")
+        await serving.loader.reload(of(base, 1, 2), SECONDS)
+        assert serving.state(2) != "AVAILABLE"
+
+    async def test_one_available_version_is_enough(self, serving: Serving, base: Path) -> None:
+        publish(base, 1)
+        publish(base, 2, kind="slow")
+        publish(base, 3, kind="refused")
+        await serving.loader.reload(of(base, 1, 2, 3), SECONDS)
+        assert serving.versions.resolve("m")[0] == 1
+
+    @pytest.mark.parametrize("seconds", [SECONDS, None])
+    async def test_a_model_none_of_whose_versions_can_be_loaded_ends_the_wait(self, serving: Serving, base: Path, seconds: float | None) -> None:
+        publish(base, 1, 2, kind="refused")
+        with pytest.raises(Refusal) as refused:
+            await serving.loader.reload(of(base, 1, 2), seconds)
+        assert (refused.value.code, str(refused.value)) == (
+            grpc.StatusCode.UNKNOWN,
+            "1 model(s) did not become available: {{{name: m version: 2} due to error: no graph in it}, }",
+        )
+
+    async def test_it_waits_no_longer_than_it_may(self, serving: Serving, base: Path) -> None:
+        publish(base, 1, kind="slow")
+        with pytest.raises(Refusal, match="version: 1} due to error: it is LOADING"):
+            await serving.loader.reload(of(base, 1), 0.1)
+        serving.starter.released.set()
+        await serving.until(1, "AVAILABLE")
+
+    async def test_a_model_that_another_reload_drops_is_waited_for_no_longer(self, serving: Serving, base: Path) -> None:
+        publish(base, 1, kind="slow")
+        waiting = asyncio.create_task(serving.loader.reload(of(base, 1), None))
+        await serving.until(1, "LOADING")
+        await serving.loader.reload(ServerConfig(), None)
+        await asyncio.wait_for(waiting, SECONDS)
+
+    async def test_who_goes_away_stops_the_waiting_and_not_the_loading(self, serving: Serving, base: Path) -> None:
+        publish(base, 1, kind="slow")
+        waiting = asyncio.create_task(serving.loader.reload(of(base, 1), None))
+        await serving.until(1, "LOADING")
+        waiting.cancel()
+        serving.starter.released.set()
+        await serving.until(1, "AVAILABLE")
 
 
 async def test_the_loader_only_looks_on_a_reload_when_it_is_told_not_to_poll(base: Path) -> None:
