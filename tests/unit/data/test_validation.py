@@ -148,7 +148,8 @@ def test_data_docs_are_the_result_itself_and_need_nothing_from_elsewhere(tmp_pat
     assert f'<a href="{task}" rel="noreferrer">' in page and page.count("http") == 1
     assert not re.search(r"<(script|link|img|iframe)|@import|url\(|src=", page)
     assert result.headline().replace("'", "&#39;") in page and "the suite" in page and DATASET.digest in page
-    places = [page.index(word) for word in ("<h2>Does not hold", "values are unexpected", "<h2>Could not", "&#39;missing&#39;", "<h2>Holds", "column_to_exist")]
+    words = ("<h2>Does not hold", "values are unexpected", "<h2>Could not", "&#39;missing&#39;", "<h2>Holds", "column_to_exist")
+    places = [page.index(word) for word in words]
     assert places == sorted(places)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
