@@ -28,8 +28,8 @@ class TFServingHook(BaseHook):
     predictions of JSON rows needs it, and the form's button looks whether it answers. Extras: `base_path` (directory the server
     loads versions from, below which each model has its own), `config_path` (the server's ``--model_config_file``), `storage_options` (what
     fsspec needs to write to `base_path`, where that is an object store), `deadline_seconds` of each call (10: a reload answers when each new
-    model is available, or shortly before that time), `unsafe_models_allowed` (false; whether models that run Python or reach files may be published there),
-    and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it), `tls_server_name`,
+    model is available, or shortly before that time), `unsafe_models_allowed` (false; whether models that run Python or reach files may be
+    published there), and for TLS `tls`, `ca_cert`, `client_cert`, `client_key` (PEM text, or the path of a file with it), `tls_server_name`,
     and `plain_rest_allowed` (false), which lets a REST URL be http:// all the same: TensorFlow Serving's own has no TLS.
     """
 
