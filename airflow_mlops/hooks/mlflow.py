@@ -20,9 +20,10 @@ TOKEN, USERNAME, PASSWORD = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME",
 class MlflowHook(BaseHook):
     """Finds the MLflow server that a connection names.
 
-    Connection fields: `host` is the tracking URI (``http://mlflow:5000``); `password` alone is a bearer token, with `login` it is that user's
-    password (HTTP basic authentication, as in ``mlflow server --app-name basic-auth``); both are optional. They reach MLflow only through the
-    environment of the process that needs them, never through a spec file or a log.
+    Connection fields: `host` is the tracking URI (``http://mlflow:5000``), or its parts are host, port and schema (the scheme, or the path).
+    `password` alone is a bearer token, with `login` it is that user's password (HTTP basic authentication, as in ``mlflow server --app-name
+    basic-auth``); both are optional. They reach MLflow only through the environment of the process that needs them, never through a spec file
+    or a log.
     """
 
     conn_name_attr = "mlflow_conn_id"
@@ -61,11 +62,16 @@ class MlflowHook(BaseHook):
 
     @staticmethod
     def _uri(connection: Connection) -> str:
+        """Put together what Airflow takes apart when it reads a connection from a URL, such as ``mlflow://https://mlflow.example.org:5000/path``."""
         from airflow_mlops.exceptions import SpecError
 
         if not connection.host:
             raise SpecError(f"Connection {connection.conn_id!r} has no host; put the tracking URI there, for instance http://mlflow:5000.")
-        return connection.host
+        host, schema = connection.host, connection.schema or ""
+        if "://" not in host:
+            host = f"{schema if schema in ('http', 'https') else 'http'}://{host}"
+        port = f":{connection.port}" if connection.port else ""
+        return f"{host}{port}{f'/{schema}' if schema not in ('', 'http', 'https') else ''}"
 
     @staticmethod
     def _credentials(connection: Connection) -> dict[str, str]:

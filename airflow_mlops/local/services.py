@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 
@@ -72,19 +73,12 @@ def free_port(wanted: int = 0, *, taken: Collection[int] = ()) -> int:
 def environment(home: Path, dags: Path, settings: Settings) -> dict[str, str]:
     """Return the environment variables that all processes share, without those of the caller."""
     airflow, ports = settings.url("airflow"), settings.ports
+    serving = {"rest_url": settings.url("serving_rest"), "base_path": home / "models", "config_path": home / "models.config"}
+    # As URLs, for Airflow complains of a connection type with an underscore in JSON each time it is looked up.
     connections = {
-        "mlflow_default": {"conn_type": "mlflow", "host": settings.url("mlflow")},
-        "mlops_ledger_default": {"conn_type": "mlops_ledger", "schema": str(home / "ledger.db"), "extra": {"driver": "sqlite"}},
-        "tf_serving_default": {
-            "conn_type": "tf_serving",
-            "host": "127.0.0.1",
-            "port": ports["serving_grpc"],
-            "extra": {
-                "rest_url": settings.url("serving_rest"),
-                "base_path": str(home / "models"),
-                "config_path": str(home / "models.config"),
-            },
-        },
+        "mlflow_default": f"mlflow://{settings.url('mlflow')}",
+        "mlops_ledger_default": f"mlops-ledger:///{quote(str(home / 'ledger.db'), safe='')}",
+        "tf_serving_default": f"tf-serving://127.0.0.1:{ports['serving_grpc']}/?{urlencode(serving)}",
     }
     options = {
         "CORE__DAGS_FOLDER": str(dags),
@@ -120,7 +114,7 @@ def environment(home: Path, dags: Path, settings: Settings) -> dict[str, str]:
     return {
         **variables,
         **{f"AIRFLOW__{name}": value for name, value in options.items()},
-        **{f"AIRFLOW_CONN_{name.upper()}": json.dumps(connection) for name, connection in connections.items()},
+        **{f"AIRFLOW_CONN_{name.upper()}": connection for name, connection in connections.items()},
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetWatcher, CronTriggerTimetable, Param
 
+from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.pipelines.release import release_tasks
 from airflow_mlops.pipelines.retraining import retraining_tasks
@@ -48,6 +49,11 @@ def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG]:
     return on_dataset, nightly, release
 
 
+def mlflow_tracking_uri() -> str:
+    """Return the tracking URI that the tasks' connection names; a macro of the templates."""
+    return MlflowHook().tracking_uri
+
+
 def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params: dict[str, Param]) -> DAG:
     return DAG(
         f"{spec.model}_{name}",
@@ -58,6 +64,7 @@ def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params:
         max_active_runs=1,
         params=params,
         tags=["mlops", spec.model],
+        user_defined_macros={"mlflow_tracking_uri": mlflow_tracking_uri},
         default_args={
             "retries": 2,
             "retry_delay": timedelta(seconds=10),

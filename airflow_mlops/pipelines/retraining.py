@@ -17,7 +17,7 @@ from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, 
 
 MIN_ISLANDS = 4
 TASK_URL = "{{ ti.log_url }}"
-TRACKING_URI = "{{ conn.mlflow_default.host }}"
+TRACKING_URI = "{{ mlflow_tracking_uri() }}"  # see factory.py
 DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ ti.xcom_pull(task_ids='gate')['headline'] }}"
 
 

@@ -128,6 +128,23 @@ def test_without_a_token_nothing_is_put_into_the_environment(connect: Connect) -
     assert MlflowHook().environment() == {}
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("mlflow://http://mlflow:5000", "http://mlflow:5000"),
+        ("mlflow://mlflow:5000", "http://mlflow:5000"),
+        ("mlflow://https://mlflow.example.org/team", "https://mlflow.example.org/team"),
+        ('{"conn_type": "mlflow", "host": "http://mlflow", "port": 5000}', "http://mlflow:5000"),
+        ('{"conn_type": "mlflow", "host": "mlflow.example.org", "schema": "https"}', "https://mlflow.example.org"),
+        ('{"conn_type": "mlflow", "host": "sqlite:////srv/mlflow.db"}', "sqlite:////srv/mlflow.db"),
+        ('{"conn_type": "mlflow", "host": "https://mlflow.example.org:8443/team"}', "https://mlflow.example.org:8443/team"),
+    ],
+)
+def test_the_tracking_uri_is_whole_however_the_connection_is_written(monkeypatch: pytest.MonkeyPatch, written: str, expected: str) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", written)
+    assert MlflowHook().tracking_uri == expected
+
+
 def test_a_user_and_a_password_are_for_basic_authentication(connect: Connect) -> None:
     connect("mlflow_default", "mlflow", host="http://mlflow:5000", login="ann", password="s3cret-word")
     assert MlflowHook().environment() == {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "s3cret-word"}
