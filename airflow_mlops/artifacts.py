@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,18 @@ def _alive(pid: int) -> bool:
     except OSError:  # it is somebody else's
         return True
     return True
+
+
+def artifacts(record: Any) -> Iterator[Artifact]:
+    """Yield every `Artifact` inside a record."""
+    if isinstance(record, Artifact):
+        yield record
+    elif dataclasses.is_dataclass(record):
+        for item in dataclasses.fields(record):
+            yield from artifacts(getattr(record, item.name))
+    elif isinstance(record, Mapping):
+        for value in record.values():
+            yield from artifacts(value)
+    elif isinstance(record, tuple | list):
+        for value in record:
+            yield from artifacts(value)

@@ -17,6 +17,7 @@
     │   ├── NonFiniteModel          NaN or Inf in weights or metrics
     │   └── WorkerLost              retryable: another worker of the same training is gone
     ├── EvaluationError
+    │   └── NotComparable           challenger and champion take other inputs, or held out no row in common
     ├── UnsafeModel                 its files bring code of their own, or are none that Keras or TensorFlow wrote
     ├── RobustnessError
     ├── RegistryError
@@ -125,6 +126,10 @@ class WorkerLost(TrainingError):
 
 class EvaluationError(MlopsError):
     """The challenger could not be measured."""
+
+
+class NotComparable(EvaluationError):
+    """Challenger and champion take other inputs, or held out no row in common; the message says which."""
 
 
 class UnsafeModel(MlopsError):

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from airflow_mlops import exceptions
-from airflow_mlops.artifacts import bytes_digest, canonical_json, file_digest
+from airflow_mlops.artifacts import artifacts, bytes_digest, canonical_json, file_digest
 from airflow_mlops.exceptions import MlopsError, ResultInvalid
-from airflow_mlops.results import STRICT, artifacts, from_data
+from airflow_mlops.results import STRICT, from_data
 from airflow_mlops.usage import Usage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 R = TypeVar("R")
 
 

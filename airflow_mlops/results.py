@@ -5,9 +5,8 @@ Records are plain standard-library dataclasses; pydantic does the JSON and the t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.exceptions import DatasetRejected, MlopsError, ResultInvalid
+from airflow_mlops.splits import JudgedRows, SplitDefinition
 from airflow_mlops.usage import TrainingEnvironment
 
 STRICT = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -96,14 +96,14 @@ class ValidationResult(StageResult):
 class TrainingResult(StageResult):
     """A trained model: Keras file, SavedModel directory, golden answers (JSON: ``{"inputs": [...], "outputs": [...]}``) and its origin.
 
-    `code_version` is a Git commit (with ``+dirty``) or a source digest; `mlflow_source` is the
-    URI of the run's artefacts; `warm_started_from` names the champion's version or is None; `code_authors` wrote and committed the last change of
-    the code (``Ann Lee <ann@example.org>``), empty where Git does not know. `formats` are the further ones it was converted into,
-    `format_problems` says why others are missing. `features`, or None, is
-    the graph from raw rows to what `model` takes, which the SavedModel holds already. `stopped_early`: its time was over before it was done;
-    `resumed_from_step`: the batch after which it went on from a checkpoint, or None. `weights_digest` is that of the numbers in `model`, whose file
-    holds the time too; it and `environment` are None in older records. `seconds_before` were trained by the attempts before this one, which went on
-    from their checkpoint.
+    `code_version` is a Git commit (with ``+dirty``) or a source digest; `mlflow_source` is the URI of the run's artefacts. `split` is what it learned
+    from; `warm_started_from` names the champion's version or is None, `start_problem` why it is not the one that was asked for; `notes` are
+    sentences on what else was asked for and not done. `code_authors` wrote and committed the last change of the code
+    (``Ann Lee <ann@example.org>``), empty where Git does not know. `formats` are the further ones it was converted into, `format_problems` says
+    why others are missing. `features`, or None, is the graph from raw rows to what `model` takes, which the SavedModel holds already.
+    `stopped_early`: its time was over before it was done; `resumed_from_step`: the batch after which it went on from a checkpoint, or None.
+    `weights_digest` is that of the numbers in `model`, whose file holds the time too. `seconds_before` were trained by the attempts before this
+    one, which went on from their checkpoint.
     """
 
     dataset: DatasetVersion
@@ -119,7 +119,10 @@ class TrainingResult(StageResult):
     packages: Mapping[str, str]
     num_train_rows: int
     num_held_out_rows: int
+    split: SplitDefinition
     warm_started_from: str | None
+    start_problem: str | None = None
+    notes: tuple[str, ...] = ()
     code_authors: tuple[str, ...] = ()
     formats: Mapping[str, Artifact] = field(default_factory=dict)
     format_problems: Mapping[str, str] = field(default_factory=dict)
@@ -131,27 +134,45 @@ class TrainingResult(StageResult):
     resumed_from_step: int | None = None
 
     def headline(self) -> str:
+        return " ".join([self.figures(), *self.undone()])
+
+    def figures(self) -> str:
+        """Return how it began and what it came to, as one line."""
         figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))
         start = f"warm from champion v{self.warm_started_from}" if self.warm_started_from else "from scratch"
         return f"{self.num_train_rows} rows, {start}: {figures}"
+
+    def undone(self) -> tuple[str, ...]:
+        """Return a sentence for each thing that was asked for and not done, or that a release should know of; the most important one first."""
+        ended = ("Its time was over before it was done: the model is as it was then.",) if self.stopped_early else ()
+        return (*filter(None, [self.start_problem]), *ended, *(text for _, text in sorted(self.format_problems.items())), *self.notes)
 
 
 @STRICT
 @dataclass(frozen=True)
 class EvaluationResult(StageResult):
-    """Challenger and champion on the same held-out rows; `champion_metrics` is None when there is no champion or it can not be measured."""
+    """Challenger and champion on the same `num_rows` rows, which neither has learned from; `judged` says how many each of them held out.
+
+    `champion_metrics` is None when there is no champion, or when both cannot be compared: `champion_problem` then says why, and the rows are all
+    that the challenger held out. `start_problem` is the training's.
+    """
 
     num_rows: int
     rows_digest: str
     metrics: Mapping[str, float]
     champion_version: str | None
     champion_metrics: Mapping[str, float] | None
+    judged: JudgedRows
     champion_problem: str | None = None
+    start_problem: str | None = None
 
     def headline(self) -> str:
         champion = self.champion_metrics
         shown = [f"{k} {v:.4f}" + (f" (champion {champion[k]:.4f})" if champion and k in champion else "") for k, v in sorted(self.metrics.items())]
-        return f"{', '.join(shown)} on {self.num_rows} held-out rows"
+        said = [f"{', '.join(shown)} on {self.num_rows} held-out rows", self.judged.sentence()]
+        if self.champion_problem:
+            said.append(f"not compared with champion v{self.champion_version}: {self.champion_problem}")
+        return "; ".join(filter(None, said))
 
 
 @STRICT
@@ -171,7 +192,8 @@ class DefectRate:
 class RobustnessResult(StageResult):
     """A guided campaign and a random sample: rates per operator come from the sample, which alone may be gated on.
 
-    `ledger_hash` is a digest of everything that was found, the same for every number of shards and after every interruption.
+    `ledger_hash` is a digest of everything that was found, the same for every number of shards and after every interruption. `notes` are sentences
+    that a reader of the figures should know.
     """
 
     num_seeds: int
@@ -184,6 +206,7 @@ class RobustnessResult(StageResult):
     ledger_hash: str
     report_page: Artifact
     recipes: Artifact
+    notes: tuple[str, ...] = ()
 
     def report(self) -> Path | None:
         return self.report_page.path
@@ -191,19 +214,6 @@ class RobustnessResult(StageResult):
     def headline(self) -> str:
         coverage = ", ".join(f"{name} {value:.1%}" if value <= 1 else f"{name} {value:.0f}" for name, value in sorted(self.coverage.items()))
         return f"{self.num_distinct_defects} distinct defects in {self.num_mutants} mutants; defect rate {self.sample_rate:.1%} ({coverage})"
-
-
-@STRICT
-@dataclass(frozen=True)
-class RobustnessShardResult(StageResult):
-    """The islands that shard `shard` of `num_shards` has run."""
-
-    shard: int
-    num_shards: int
-    islands: Artifact
-
-    def headline(self) -> str:
-        return f"shard {self.shard + 1} of {self.num_shards} done"
 
 
 @functools.cache
@@ -227,18 +237,3 @@ def from_data(record_type: type[R], data: Any, *, what: str = "record") -> R:
 def problems(error: ValidationError) -> str:
     """Return every field that does not fit, with the reason."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors())
-
-
-def artifacts(record: Any) -> Iterator[Artifact]:
-    """Yield every `Artifact` inside a record."""
-    if isinstance(record, Artifact):
-        yield record
-    elif dataclasses.is_dataclass(record):
-        for item in dataclasses.fields(record):
-            yield from artifacts(getattr(record, item.name))
-    elif isinstance(record, Mapping):
-        for value in record.values():
-            yield from artifacts(value)
-    elif isinstance(record, tuple | list):
-        for value in record:
-            yield from artifacts(value)

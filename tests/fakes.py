@@ -13,8 +13,10 @@ from typing import Any
 from airflow_mlops.artifacts import Artifact, canonical_json, file_digest, write_atomically
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef
 from airflow_mlops.results import DatasetVersion, DefectRate, EvaluationResult, Finding, RobustnessResult, TrainingResult, ValidationResult, to_data
+from airflow_mlops.splits import JudgedRows, SplitDefinition
 from airflow_mlops.usage import Usage
 
+SPLIT = SplitDefinition(("a", "b"), (2,), 10, "label", 1.0, 0.2, 0.2)
 USAGE = Usage(wall_seconds=1800.0, cpu_seconds=3600.0, peak_memory_bytes=2**30)
 
 
@@ -51,13 +53,15 @@ def training(directory: Path, **changes: Any) -> TrainingResult:
         packages={"keras": "3.15.1"},
         num_train_rows=80,
         num_held_out_rows=20,
+        split=SPLIT,
         warm_started_from=None,
     )
     return dataclasses.replace(result, **changes)
 
 
 def evaluation(**changes: Any) -> EvaluationResult:
-    result = EvaluationResult(200, "sha256:rows", {"accuracy": 0.95, "macro_f1": 0.94}, "3", {"accuracy": 0.95, "macro_f1": 0.93})
+    champion = {"accuracy": 0.95, "macro_f1": 0.93}
+    result = EvaluationResult(200, "sha256:rows", {"accuracy": 0.95, "macro_f1": 0.94}, "3", champion, JudgedRows(200, 250))
     return dataclasses.replace(result, **changes)
 
 

@@ -53,7 +53,7 @@ def read_frame(version: DatasetVersion) -> pd.DataFrame:
     for path, data in contents(version):
         frame = _read(f"{version.uri}/{path}", data)
         if frames and set(frame.columns) != set(frames[0].columns):
-            differ = sorted(map(str, set(frame.columns) ^ set(frames[0].columns)))
+            differ = sorted(set(frame.columns) ^ set(frames[0].columns))
             raise DatasetError(
                 f"{version.uri}/{path} has other columns than the first file of the version: {', '.join(differ[:10])} stand in one of both only. "
                 "Publish files with the same columns."
@@ -74,8 +74,9 @@ def _read(name: str, data: bytes) -> pd.DataFrame:
         frame = READERS[suffix](data)
     except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(f"{name} is no readable {suffix} file: {error}. Write it again and publish a new version.") from error
+    frame.columns = frame.columns.map(str)  # those of a bare array are numbers in Parquet, and layouts and suites name them by texts
     if not frame.columns.is_unique:
-        repeated = sorted(set(map(str, frame.columns[frame.columns.duplicated()])))
+        repeated = sorted(set(frame.columns[frame.columns.duplicated()]))
         raise DatasetError(f"{name} has columns more than once: {', '.join(repeated)}. Publish every column once.")
     return frame
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.evaluation.metrics import METRICS
 from airflow_mlops.exceptions import EvaluationError
-from airflow_mlops.results import EvaluationResult
 
 SUM_TOLERANCE = 1e-3  # a float32 softmax over thousands of classes stays within it; logits do not
 
@@ -51,32 +51,18 @@ def _check(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> None:
         raise EvaluationError("The model's answers are no probabilities: expected rows that sum to one. End it with a softmax layer.")
 
 
-def compare(
-    challenger: Predictor,
-    champion: Predictor | None,
-    inputs: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    *,
-    rows_digest: str,
-    champion_version: str | None,
-    champion_problem: str | None = None,
-) -> EvaluationResult:
-    """Measure both models on the same rows, identified by `rows_digest`; only the challenger's failure is an `EvaluationError`.
+class Comparison(NamedTuple):
+    """Metrics of both models on the same rows; those of the champion are None without one, or with the `problem` that it could not be measured."""
 
-    A `champion_version` without a `champion` is one that could not be loaded: say why in `champion_problem`.
-    """
+    metrics: Mapping[str, float]
+    champion_metrics: Mapping[str, float] | None = None
+    problem: str | None = None
+
+
+def compare(challenger: Predictor, champion: Predictor | None, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> Comparison:
+    """Measure both models on the same rows, (N, *input_shape) and (N,); only the challenger's failure is an `EvaluationError`."""
     metrics = evaluate(challenger, inputs, labels)
-    champion_metrics, problem = None, champion_problem
-    if champion is not None:
-        try:
-            champion_metrics = evaluate(champion, inputs, labels)
-        except EvaluationError as error:
-            problem = str(error)
-    return EvaluationResult(
-        num_rows=len(labels),
-        rows_digest=rows_digest,
-        metrics=metrics,
-        champion_version=champion_version,
-        champion_metrics=champion_metrics,
-        champion_problem=problem,
-    )
+    try:
+        return Comparison(metrics, evaluate(champion, inputs, labels) if champion is not None else None)
+    except EvaluationError as error:
+        return Comparison(metrics, problem=str(error))

@@ -19,6 +19,7 @@ from airflow_mlops.hooks.workspace import prices, run_of, who_triggered
 from airflow_mlops.records import ResultRef, evidence_digest, load, record_of
 from airflow_mlops.registry.base import CANDIDATE
 from airflow_mlops.results import EvaluationResult, TrainingResult, from_data
+from airflow_mlops.splits import SPLIT_TAG
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset, Context
@@ -89,6 +90,7 @@ class MlflowRegisterModelOperator(BaseOperator):
             "saved_model_digest": training.saved_model.digest,
             "golden_digest": training.golden.digest,
             **({"features_digest": training.features.digest} if training.features else {}),
+            SPLIT_TAG: training.split.digest,
             "evidence": json.dumps({stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in sorted(evidence.items())}),
             "evidence_digest": evidence_digest(evidence),
             "evaluated_against": evaluation.champion_version or NO_CHAMPION,

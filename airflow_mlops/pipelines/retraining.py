@@ -39,22 +39,21 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             validation=validation,
             layout=spec.layout,
             function=spec.train_function,
-            code_path=str(spec.code_path),
             model_name=spec.model,
             tracking_uri=TRACKING_URI,
             params={name: dag.param(name) for name in spec.params},
             start=start,
             seed=seed,
-            unsafe_models_allowed=spec.unsafe_models_allowed,
             formats=dict(spec.formats),
             features=spec.features,
             retrain=spec.retrain,
             repository=spec.repository,
             commit=spec.commit,
+            **_loading(spec),
             **spec.training,
         ),
     )
-    evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.layout, spec.model, TRACKING_URI, **_loading(spec)))
+    evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.model, TRACKING_URI, **_loading(spec)))
     campaign = _campaign(spec, training, seed)
     gate = GateModelOperator(
         task_id="gate",
@@ -86,7 +85,7 @@ def _campaign(spec: PipelineSpec, training: Any, seed: Any) -> Any:
     The result is that of `num_islands` islands, whoever runs them: of four, unless there are more shards or `attack` says otherwise.
     """
     options = {"num_islands": max(MIN_ISLANDS, spec.num_shards), **spec.attack}
-    whole = robustness.Spec(training, spec.layout, spec.max_mutants, seed, options=options, **_loading(spec))
+    whole = robustness.Spec(training, spec.max_mutants, seed, options=options, **_loading(spec))
     if spec.num_shards == 1:
         return _stage(spec, "robustness", whole)
     parts = [robustness_shard.Spec(whole, shard, spec.num_shards) for shard in range(spec.num_shards)]

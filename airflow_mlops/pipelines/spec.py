@@ -15,7 +15,7 @@ from airflow_mlops.training.search import Search
 
 Parameter = str | int | float | bool
 OWN_FIELDS = ("dataset_version", "repeat", "seed")  # of the trigger form, beside the train function's
-TRAINING_FIELDS = ("max_seconds", "checkpoint_seconds", "checkpoints", "keep_checkpoints", "reproducible", "num_threads")
+TRAINING_FIELDS = ("max_seconds", "checkpoint_seconds", "checkpoints", "keep_checkpoints", "reproducible", "num_threads", "held_out_fraction")
 ATTACK_ELSEWHERE = {"max_mutants": "PipelineSpec.max_mutants", "seed": "the trigger form's field seed"}
 
 

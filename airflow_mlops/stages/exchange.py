@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from airflow_mlops.artifacts import Artifact, canonical_json
+from airflow_mlops.artifacts import Artifact, artifacts, canonical_json
 from airflow_mlops.exceptions import ResultInvalid, SpecError
 from airflow_mlops.records import Record, ResultRef, load, read_any
-from airflow_mlops.results import STRICT, DatasetVersion, artifacts, from_data, to_data
+from airflow_mlops.results import STRICT, DatasetVersion, from_data, to_data
 from airflow_mlops.stages import stage
 from airflow_mlops.stages.objects import FOLDER, FRESH_SECONDS, PAUSES, Objects
 from airflow_mlops.stages.runner import spec_data

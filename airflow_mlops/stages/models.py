@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.artifacts import path_digest
-from airflow_mlops.exceptions import EvaluationError, RegistryError
+from airflow_mlops.exceptions import EvaluationError, ModelNotFound, RegistryError, ResultInvalid
 from airflow_mlops.inspection import inspect_keras
+from airflow_mlops.results import from_data
+from airflow_mlops.splits import SPLIT_TAG, SplitDefinition
 
 if TYPE_CHECKING:
     from airflow_mlops.registry.base import ModelRegistry, ModelVersion
     from airflow_mlops.results import TrainingResult
 
-MODEL_FILE, FEATURES = "model.keras", "features"
+MODEL_FILE, FEATURES, TRAINING_FILE = "model.keras", "features", "training.json"
 
 
 def champion_of(registry: ModelRegistry, name: str) -> ModelVersion | None:
@@ -22,6 +25,30 @@ def champion_of(registry: ModelRegistry, name: str) -> ModelVersion | None:
     from airflow_mlops.registry.nomination import holder
 
     return holder(registry, name, CHAMPION)
+
+
+def definition_of(registry: ModelRegistry, version: ModelVersion, out_dir: Path) -> SplitDefinition | None:
+    """Return by which rows and columns a registered version was trained, None for one whose run does not say it, as in a foreign registry.
+
+    :raises RegistryError: it is not what was registered.
+    """
+    found, expected = _recorded(registry, version, out_dir), version.tags.get(SPLIT_TAG)
+    if expected is not None and (found is None or found.digest != expected):
+        raise RegistryError(
+            f"The {TRAINING_FILE} of {version.name} version {version.version} does not hold the split that was registered ({expected}): it is "
+            "missing or was replaced, and nobody knows which rows the model has learned from. Restore it, or register the model again."
+        )
+    return found
+
+
+def _recorded(registry: ModelRegistry, version: ModelVersion, out_dir: Path) -> SplitDefinition | None:
+    try:
+        path = registry.download(version, TRAINING_FILE, out_dir / f"version-{version.version}.{TRAINING_FILE}")
+        result = json.loads(path.read_bytes())["result"]
+        same = result["model"]["digest"] == version.tags.get("model_digest")
+        return from_data(SplitDefinition, result["split"], what=TRAINING_FILE) if same else None  # a record of another model says nothing of this one
+    except (ModelNotFound, ResultInvalid, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_registered(registry: ModelRegistry, version: ModelVersion, out_dir: Path, *, code_allowed: bool = False) -> Any:
@@ -58,7 +85,7 @@ def _behind(place: Path, model: Any, *, code_allowed: bool) -> Any:
 
 def _downloaded(registry: ModelRegistry, version: ModelVersion, name: str, expected: str | None, place: Path) -> Path:
     path = registry.download(version, name, place)
-    if (digest := path_digest(path)[0]) != expected:
+    if expected is not None and (digest := path_digest(path)[0]) != expected:  # a foreign registry has no digests
         raise RegistryError(
             f"The {name} of {version.name} version {version.version} has digest {digest}, registered was {expected}. "
             "Somebody replaced it: do not use it, and register the model again."

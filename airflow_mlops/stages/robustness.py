@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.artifacts import Artifact
-from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import SpecError
 from airflow_mlops.records import ResultRef, load
-from airflow_mlops.results import RobustnessResult, RobustnessShardResult, TrainingResult
+from airflow_mlops.results import STRICT, RobustnessResult, StageResult, TrainingResult
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.models import load_challenger
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Spec(NamedTuple):
-    """`training` refers to the model's result record; `max_mutants` is the campaign's budget, `seed` makes it repeatable.
+    """`training` refers to the model's result record, which says how its rows were split; `max_mutants` is the budget, `seed` makes it repeatable.
 
     `options` are further fields of `CampaignConfig` as JSON; `extensions` are modules below `code_path` that are imported first, because they add
     a team's own mutators, criteria, schedules or oracles. `shards` refers to the results of every ``robustness_shard`` of this campaign, whose
@@ -27,15 +27,26 @@ class Spec(NamedTuple):
     """
 
     training: ResultRef
-    layout: ArrayLayout
     max_mutants: int
     seed: int
-    held_out_fraction: float = 0.2
     options: Mapping[str, Any] = {}
     code_path: str = ""
     extensions: tuple[str, ...] = ()
     shards: tuple[ResultRef, ...] = ()
     unsafe_models_allowed: bool = False
+
+
+@STRICT
+@dataclass(frozen=True)
+class RobustnessShardResult(StageResult):
+    """The islands that shard `shard` of `num_shards` has run."""
+
+    shard: int
+    num_shards: int
+    islands: Artifact
+
+    def headline(self) -> str:
+        return f"shard {self.shard + 1} of {self.num_shards} done"
 
 
 Result = RobustnessResult
@@ -64,6 +75,7 @@ def run(spec: Spec, out_dir: Path) -> RobustnessResult:
         ledger_hash=found.ledger_hash,
         report_page=Artifact.of(found.report),
         recipes=Artifact.of(found.recipes),
+        notes=found.notes,
     )
 
 
@@ -73,15 +85,14 @@ def prepared(spec: Spec) -> Lab:
     from airflow_mlops.robustness.lab import Lab, fitting_micro_batch
     from airflow_mlops.robustness.models import Probe
     from airflow_mlops.robustness.profile import Profile
-    from airflow_mlops.training.function import import_from
+    from airflow_mlops.training.function import import_all
 
     if twice := {"max_mutants", "seed"} & set(spec.options):
         raise SpecError(f"options names {', '.join(sorted(twice))}, which the spec has fields for: set them there.")
-    for module in spec.extensions:
-        import_from(Path(spec.code_path).resolve(), module)
+    import_all(Path(spec.code_path), spec.extensions)
     config = config_of({"sample_mutants": spec.max_mutants, **spec.options, "max_mutants": spec.max_mutants, "seed": spec.seed})
     trained = load(spec.training, TrainingResult)
-    split = read_split(trained.dataset, spec.layout, spec.held_out_fraction)
+    split = read_split(trained.dataset, trained.split)
     model = load_challenger(trained, code_allowed=spec.unsafe_models_allowed)
     probe = Probe(model, micro_batch=fitting_micro_batch(split.train.inputs))
     profile = Profile.of(probe, split.train.inputs)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airflow_mlops.artifacts import Artifact
-from airflow_mlops.results import RobustnessShardResult
 from airflow_mlops.stages import robustness
+from airflow_mlops.stages.robustness import RobustnessShardResult
 
 
 class Spec(NamedTuple):

@@ -137,7 +137,7 @@ def listening(stop: Stop) -> Iterator[None]:
 
 
 def checkpoints_of(spec: Spec, origin: Mapping[str, str], out_dir: Path) -> CheckpointManager:
-    """Return the checkpoints of this very request: of its dataset, code, seed and champion, which `origin` names, parameters and layout.
+    """Return the checkpoints of this very request: of its dataset, code, seed, champion and split, which `origin` names, and parameters.
 
     Each request has a directory of its own, so that mended code begins anew and the trials of a search do not meet.
 
@@ -149,8 +149,7 @@ def checkpoints_of(spec: Spec, origin: Mapping[str, str], out_dir: Path) -> Chec
         if not getattr(spec, name) >= 0:  # also where it is NaN
             raise SpecError(f"{name} is {getattr(spec, name)}; give 0 or more.")
     decisive = {
-        **{name: getattr(spec, name) for name in ("function", "retrain", "features", "params", "held_out_fraction", "model_name", "reproducible")},
-        "layout": list(spec.layout),
+        **{name: getattr(spec, name) for name in ("function", "retrain", "features", "params", "model_name", "reproducible")},
         **origin,
     }
     identity = bytes_digest(canonical_json(decisive))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,23 +11,22 @@ from pydantic import AfterValidator
 
 from airflow_mlops.artifacts import Artifact, write_atomically
 from airflow_mlops.data.layout import ArrayLayout
-from airflow_mlops.exceptions import EvaluationError, StageStopped, UnsafeModel, unknown_name
+from airflow_mlops.exceptions import StageStopped
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import DatasetVersion, TrainingResult, ValidationResult, to_data
 from airflow_mlops.stages.code import code_of, features_of
-from airflow_mlops.stages.inputs import read_split
-from airflow_mlops.stages.models import FEATURES, champion_of, load_registered
+from airflow_mlops.stages.inputs import learned_and_held_out
+from airflow_mlops.stages.models import FEATURES, TRAINING_FILE
+from airflow_mlops.stages.notes import notes_of
+from airflow_mlops.stages.start import start_of
 from airflow_mlops.stages.stop import Stop, checkpoints_of, deadline, listening
 from airflow_mlops.stages.usage import measure
 from airflow_mlops.stages.worker import Participation, Unheard
 
 if TYPE_CHECKING:
-    from airflow_mlops.registry.base import ModelRegistry, ModelVersion, RunLogger
+    from airflow_mlops.registry.base import ModelRegistry, RunLogger
 
-TRAINING_FILE = "training.json"
 CARD = "model_card.md"
-
-log = logging.getLogger(__name__)
 
 
 def _checked(value: Any) -> Any:
@@ -46,6 +44,7 @@ class Spec(NamedTuple):
 
     * `function`: the user's ``module:function``, imported from `code_path`.
     * `start`: ``champion`` continues from the registry's champion (from scratch when there is none), ``scratch`` never does.
+    * `extensions`: modules below `code_path` that are imported first, because they register a team's own layers.
     * `params`: handed to the function, texts, numbers, bools or None; `seed` seeds every source of randomness.
     * `unsafe_models_allowed`: the model, and the champion it starts from, may bring code of its own, such as lambda layers.
     * `reproducible`: the same request gives the same weights, to the bit; without it TensorFlow is free to be faster. `num_threads`: of TensorFlow,
@@ -67,6 +66,7 @@ class Spec(NamedTuple):
     tracking_uri: str
     params: dict[str, Parameter]
     start: str = "champion"
+    extensions: tuple[str, ...] = ()
     seed: int = 1
     held_out_fraction: float = 0.2
     unsafe_models_allowed: bool = False
@@ -93,11 +93,12 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
 
     :param registry: instead of the one at `tracking_uri`; `dataset`: instead of the one that was validated.
     """
+    from airflow_mlops.data.readers import read_frame
     from airflow_mlops.registry.mlflow import MlflowRegistry
     from airflow_mlops.training.context import TrainingContext
     from airflow_mlops.training.distributed import join
     from airflow_mlops.training.export import checked_formats, save
-    from airflow_mlops.training.function import code_authors, code_version, resolve
+    from airflow_mlops.training.function import code_authors, code_version, import_all, resolve
     from airflow_mlops.training.reproducibility import package_versions, pin, set_seed
     from airflow_mlops.training.trainer import fit
     from airflow_mlops.training.weights import weights_digest
@@ -105,14 +106,15 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
     dataset = dataset or validated(spec)
     environment, formats = pin(reproducible=spec.reproducible, num_threads=spec.num_threads), checked_formats(spec.formats)
     home = code_of(spec, out_dir)
-    code = code_version(home)
+    code, authors = code_version(home), code_authors(home)
     worker = join()
     features = features_of(spec, home, out_dir)
-    train, held_out = read_split(dataset, spec.layout, spec.held_out_fraction)
-    registry = registry or MlflowRegistry(spec.tracking_uri)
-    with worker.strategy.scope():
-        champion, initial_model = _start(registry, spec, out_dir)
     first, later = (resolve(name, home) for name in (spec.function, spec.retrain or spec.function))  # both now: a misspelt one would wait for its day
+    import_all(Path(spec.code_path), spec.extensions)
+    registry, frame = registry or MlflowRegistry(spec.tracking_uri), read_frame(dataset)
+    with worker.strategy.scope():
+        champion, initial_model, start_problem, definition = start_of(registry, spec, frame, out_dir)
+    train, held_out = learned_and_held_out(frame, definition)
     function = later if champion else first
     origin = {
         "dataset": f"{dataset.dataset} {dataset.name}",
@@ -121,7 +123,7 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
         "seed": str(spec.seed),
         "warm_started_from": str(champion.version) if champion else "none",
     }
-    checkpoints = checkpoints_of(spec, origin, out_dir)
+    checkpoints = checkpoints_of(spec, {**origin, "split": definition.digest}, out_dir)
     metrics: dict[str, float] = {}
     packages = package_versions()
     set_seed(spec.seed)
@@ -172,8 +174,11 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
         packages=packages,
         num_train_rows=len(train),
         num_held_out_rows=len(held_out),
+        split=definition,
         warm_started_from=str(champion.version) if champion else None,
-        code_authors=code_authors(home),
+        start_problem=start_problem,
+        notes=notes_of(frame.columns, definition, checkpoints, authors),
+        code_authors=authors,
         formats={name: Artifact.of(path) for name, path in exported.formats.items()},
         format_problems=exported.problems,
         features=Artifact.of(out_dir / FEATURES) if features else None,
@@ -207,20 +212,6 @@ def validated(spec: Spec) -> DatasetVersion:
     if refusal := validation.refusal():
         raise refusal
     return validation.dataset
-
-
-def _start(registry: ModelRegistry, spec: Spec, out_dir: Path) -> tuple[ModelVersion | None, Any]:
-    """Return the champion to go on from and its model, or twice None: from scratch, as asked for or because there is no usable champion."""
-    if spec.start not in ("champion", "scratch"):
-        raise unknown_name("start", spec.start, ("champion", "scratch"))
-    champion = champion_of(registry, spec.model_name) if spec.start == "champion" else None
-    if champion is None:
-        return None, None
-    try:
-        return champion, load_registered(registry, champion, out_dir, code_allowed=spec.unsafe_models_allowed)
-    except (EvaluationError, UnsafeModel) as error:  # a champion that today's Keras can not load, or must not, shall not block its successors
-        log.warning("Training from scratch: %s", error)
-        return None, None
 
 
 def _log(history: RunLogger, spec: Spec, packages: Mapping[str, str], files: Iterable[Path]) -> None:

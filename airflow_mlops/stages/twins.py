@@ -15,7 +15,8 @@ from airflow_mlops.exceptions import ModelNotFound, RegistryError, SpecError
 from airflow_mlops.records import result_of
 from airflow_mlops.results import DatasetVersion, TrainingResult, from_data
 from airflow_mlops.stages import repeat, train
-from airflow_mlops.stages.models import MODEL_FILE, champion_of
+from airflow_mlops.stages.inputs import layout_of
+from airflow_mlops.stages.models import MODEL_FILE, TRAINING_FILE, champion_of, definition_of
 from airflow_mlops.stages.process import StageProcess
 from airflow_mlops.stages.runner import parse_spec
 from airflow_mlops.training.reproducibility import environment_of
@@ -103,7 +104,9 @@ def rebuild(
     with tempfile.TemporaryDirectory(dir=out_dir) as scratch:
         spec, then = _remembered(registry, version, Path(scratch))
         registered = registry.download(version, MODEL_FILE, Path(scratch) / MODEL_FILE)
-        spec = changes.applied(spec)._replace(num_threads=then.environment.num_threads if then.environment else 0)
+        split = definition_of(registry, version, Path(scratch)) or then.split
+        threads = then.environment.num_threads if then.environment else 0
+        spec = changes.applied(spec)._replace(layout=layout_of(split), held_out_fraction=split.held_out_fraction, num_threads=threads)
         _check_code(spec, then)
         champion = int(then.warm_started_from) if then.warm_started_from else None
         request = repeat.Spec(spec._replace(start="champion" if champion else "scratch"), changes.dataset or then.dataset, champion)
@@ -138,14 +141,14 @@ def _repeat(request: repeat.Spec, out_dir: Path, log_line: LogLine, env: Mapping
 
 def _remembered(registry: ModelRegistry, version: ModelVersion, scratch: Path) -> tuple[train.Spec, TrainingResult]:
     try:
-        path = registry.download(version, train.TRAINING_FILE, scratch / train.TRAINING_FILE)
+        path = registry.download(version, TRAINING_FILE, scratch / TRAINING_FILE)
     except ModelNotFound as error:
         raise RegistryError(
-            f"{version.name} version {version.version} can not be trained again: its run {version.run_id} does not hold {train.TRAINING_FILE} "
+            f"{version.name} version {version.version} can not be trained again: its run {version.run_id} does not hold {TRAINING_FILE} "
             f"({error}). Versions that were trained before this package kept it can not be rebuilt."
         ) from error
     data = json.loads(path.read_bytes())
-    return parse_spec("train", data["spec"]), from_data(TrainingResult, data["result"], what=f"{train.TRAINING_FILE} of run {version.run_id}")
+    return parse_spec("train", data["spec"]), from_data(TrainingResult, data["result"], what=f"{TRAINING_FILE} of run {version.run_id}")
 
 
 def _check_code(spec: train.Spec, then: TrainingResult) -> None:

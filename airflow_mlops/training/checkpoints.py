@@ -59,7 +59,7 @@ class CheckpointManager:
 
     * `identity`: names the request; a checkpoint that another request left is refused.
     * `every_seconds`: how long a training may go on without a checkpoint: what an interruption may cost.
-    * `resumed_from`: what `restore` went on from, or None.
+    * `resumed_from`: what `restore` went on from, or None; `spoiled`: names of the files that were not as they were written.
 
     To measure it: ``CheckpointManager(place, "bench").save(model, step)`` writes ``sum(v.nbytes for v in model.variables)`` bytes and the
     optimizer's; compare it with writing and fsyncing as many.
@@ -69,6 +69,7 @@ class CheckpointManager:
     identity: str
     every_seconds: float = 60.0
     resumed_from: Checkpoint | None = field(default=None, init=False)
+    spoiled: list[str] = field(default_factory=list, init=False)
 
     def save(self, model: keras.Model, step: int, arrays: Arrays | None = None, **state: Any) -> Path:
         """Keep `model`, its optimizer, further `arrays` and the JSON `state` after `step` batches; return the file.
@@ -158,6 +159,7 @@ class CheckpointManager:
 
     def _quarantine(self, path: Path, found: tuple[int, str]) -> None:
         log.warning("The checkpoint %s is not as it was written (%d bytes, %s): it is put aside, and the one before it is used.", path, *found)
+        self.spoiled.append(path.name)
         for left in (_marker(path), path):  # the marker first: without it nobody takes the file for a checkpoint
             if left.exists():
                 left.replace(left.with_name(f"{left.name}.quarantined"))

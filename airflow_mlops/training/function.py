@@ -7,7 +7,7 @@ import importlib
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +55,12 @@ def import_from(code_path: Path, module_name: str) -> ModuleType:
         found = module.__file__ or "the interpreter"
         raise SpecError(f"Module {module_name!r} comes from {found}, not from the code path {code_path}. Rename it or correct the code path.")
     return module
+
+
+def import_all(code_path: Path, module_names: Iterable[str]) -> None:
+    """Import a team's modules below `code_path`, because of what they register or add; raise `SpecError` as `import_from` does."""
+    for name in module_names:
+        import_from(code_path.resolve(), name)
 
 
 def code_version(code_path: Path) -> str:

@@ -92,7 +92,7 @@ def test_binary_garbage_is_no_record(ref: ResultRef) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 1}, "has schema version 1, this package reads 2"),
+        ({"schema_version": 1}, "has schema version 1, this package reads 3"),
         ({"result": None}, "must hold either a result or an error, and holds none"),
         ({"error": {"type": "MlopsError", "message": "m", "retryable": False}}, "and holds both"),
         ({"mood": "good"}, "mood: "),

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from airflow_mlops.artifacts import artifacts
 from airflow_mlops.exceptions import DatasetRejected, ResultInvalid
-from airflow_mlops.results import EvaluationResult, Finding, artifacts, from_data, to_data
+from airflow_mlops.results import EvaluationResult, Finding, from_data, to_data
 from tests import fakes
 
 

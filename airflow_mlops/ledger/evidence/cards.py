@@ -12,6 +12,7 @@ from airflow_mlops.ledger.evidence.environment import cyclonedx
 from airflow_mlops.ledger.evidence.facts import Facts
 from airflow_mlops.ledger.evidence.score import Score, Statement
 from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, ValidationResult, to_data
+from airflow_mlops.splits import listed
 
 
 def documents(facts: Facts, score: Score, statements: Mapping[str, Statement]) -> dict[str, bytes]:
@@ -54,6 +55,7 @@ def _lineage(facts: Facts) -> dict[str, Any]:
         "dataset": training and to_data(training.dataset),
         "code_version": training and training.code_version,
         "warm_started_from": training and training.warm_started_from,
+        "split": training and to_data(training.split),
         "artifacts": {name: to_data(getattr(training, name)) for name in ("model", "saved_model", "golden")} if training else {},
         "stages": stages,
         "missing": dict(facts.problems),
@@ -76,7 +78,10 @@ def _model_card(facts: Facts, score: Score) -> str:
         "Training data": ["See dataset_card.md."],
         "Quantitative analyses": [f"* Robustness: {robustness.headline() if robustness else _missing(facts, 'robustness')}", f"* {score.headline()}"],
         "Ethical considerations": [stated],
-        "Caveats and recommendations": [f"* {what} is missing: {why}" for what, why in sorted(facts.problems.items())],
+        "Caveats and recommendations": [
+            *(f"* {sentence}" for sentence in (*(training.undone() if training else ()), *(robustness.notes if robustness else ()))),
+            *(f"* {what} is missing: {why}" for what, why in sorted(facts.problems.items())),
+        ],
     }
     return _markdown(f"Model card: {release.model} version {release.version}", parts)
 
@@ -91,13 +96,17 @@ def candidate_card(model: str, training: TrainingResult) -> str:
         "Metrics and evaluation data": ["Those of the training stand above; it was not yet measured on the rows held out."],
         "Training data": [f"* {dataset.dataset} {dataset.name}, digest of its file list `{dataset.digest}`", f"* {_split(training)}"],
         "Ethical considerations": [stated],
-        "Caveats and recommendations": ["* Its training was cut off by its time."] if training.stopped_early else ["None are recorded."],
+        "Caveats and recommendations": [f"* {sentence}" for sentence in training.undone()] or ["None are recorded."],
     }
     return _markdown(f"Model card: {model}, a candidate", parts)
 
 
 def _split(training: TrainingResult) -> str:
-    return f"{training.num_train_rows} rows to learn from, {training.num_held_out_rows} held out."
+    split = training.split
+    by = f"by the values of {len(split.columns)} columns ({listed(split.columns)}), a share of {split.held_out_fraction:g}"
+    least = f"; never learned from, by what it went on from either, a share of {split.unseen_fraction:g}"
+    least = least if split.unseen_fraction != split.held_out_fraction else ""
+    return f"{training.num_train_rows} rows to learn from, {training.num_held_out_rows} held out, {by}{least}."
 
 
 def _training_lines(training: TrainingResult | None) -> list[str]:
@@ -108,9 +117,8 @@ def _training_lines(training: TrainingResult | None) -> list[str]:
         f"* Model file `{training.model.digest}`, served files `{training.saved_model.digest}`",
         f"* Code {training.code_version}; last changed by {', '.join(training.code_authors) or 'nobody that is known'}",
         f"* Parameters: {params}; seed {training.seed}",
-        f"* Training: {training.headline()}",
+        f"* Training: {training.figures()}",
         f"* Formats that answer as the model does: {', '.join(['keras', 'saved_model', *sorted(training.formats)])}",
-        *(f"* {sentence}" for _, sentence in sorted(training.format_problems.items())),
         *([f"* Features, a part of the served files: `{training.features.digest}`"] if training.features else []),
     ]
 
@@ -118,12 +126,20 @@ def _training_lines(training: TrainingResult | None) -> list[str]:
 def _evaluation_lines(facts: Facts, evaluation: EvaluationResult | None) -> list[str]:
     if evaluation is None:
         return [_missing(facts, "evaluate")]
-    lines = [f"{evaluation.num_rows} held-out rows (`{evaluation.rows_digest}`).", "", "| metric | this version | champion |", "|---|---|---|"]
+    lines = [_judged(evaluation), "", "| metric | this version | champion |", "|---|---|---|"]
     champion = evaluation.champion_metrics or {}
     lines += [f"| {name} | {value:.4f} | {_figure(champion.get(name))} |" for name, value in sorted(evaluation.metrics.items())]
     if evaluation.champion_problem:
-        lines += ["", f"Champion {evaluation.champion_version} could not be measured: {evaluation.champion_problem}"]
+        lines += ["", f"The model was not compared with champion {evaluation.champion_version}: {evaluation.champion_problem}"]
     return lines
+
+
+def _judged(evaluation: EvaluationResult) -> str:
+    judged = evaluation.judged
+    held_out = f"the model has never learned from {judged.num_held_out} rows of the version"
+    if judged.champion_num_held_out is not None:
+        held_out += f", champion {evaluation.champion_version} not from {judged.champion_num_held_out}"
+    return f"{evaluation.num_rows} held-out rows (`{evaluation.rows_digest}`): {held_out}; split: {'; '.join([judged.split, *judged.unknown])}."
 
 
 def _dataset_card(facts: Facts) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from airflow_mlops.data.arrays import ArrayLayout, to_arrays
+from airflow_mlops.data.arrays import ArrayLayout, input_columns, to_arrays
 from airflow_mlops.exceptions import DatasetError
 
 LAYOUT = ArrayLayout(input_shape=(2, 1), num_classes=3, scale=0.5)
@@ -75,12 +75,33 @@ def test_inputs_that_are_no_numbers_are_refused(values: Any, said: str) -> None:
 
 
 def test_a_wrong_number_of_columns_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"3 input columns .*expected 2 for the shape \(2, 1\)"):
+    with pytest.raises(DatasetError, match=r"3 different input columns \('a', 'b', 'c'\); expected 2 for the shape \(2, 1\)"):
         to_arrays(frame(c=[0, 0, 0]), LAYOUT)
+    with pytest.raises(DatasetError, match=r"1 different input columns"):
+        to_arrays(frame(), LAYOUT._replace(columns=("a", "a")))
 
 
 def test_a_missing_label_column_and_an_empty_frame_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"no column 'digit': found a, label, b"):
+    with pytest.raises(DatasetError, match=r"no column 'digit': found 'a', 'label', 'b'\."):
         to_arrays(frame(), LAYOUT._replace(label_column="digit"))
+    with pytest.raises(DatasetError, match=r"no column 'label': found 'x', ' label'"):
+        to_arrays(pd.DataFrame({"x": [1], " label": [0]}), LAYOUT)
     with pytest.raises(DatasetError, match="no rows"):
         to_arrays(frame()[:0], LAYOUT)
+
+
+def test_columns_that_are_named_are_taken_by_name_and_others_are_no_inputs() -> None:
+    named = LAYOUT._replace(columns=("b", "a"))
+    arrays = to_arrays(frame(c=["an id", "of", "a row"]), named)
+    assert arrays.inputs.reshape(3, 2).tolist() == [[0.5, 0.0], [1.5, 1.0], [2.5, 2.0]]
+    assert arrays.row_digests.tolist() == to_arrays(frame(), LAYOUT).row_digests.tolist()
+    with pytest.raises(DatasetError, match=r"lacks 'c': expected the input columns 'a', 'c'\."):
+        to_arrays(frame(), LAYOUT._replace(columns=("a", "c")))
+
+
+def test_columns_that_are_known_from_before_are_all_and_only_those_of_the_file() -> None:
+    assert input_columns(frame(), LAYOUT, ("b", "a")) == ("b", "a")
+    with pytest.raises(DatasetError, match=r"lacks 'z' and has 'b', which the model does not know: expected the input columns 'a', 'z'\."):
+        input_columns(frame(), LAYOUT, ("a", "z"))
+    with pytest.raises(DatasetError, match=r"The dataset has 'c', which the model does not know"):
+        input_columns(frame(c=[0, 0, 0]), LAYOUT, ("a", "b"))

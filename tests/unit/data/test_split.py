@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_mlops.data.arrays import ArrayLayout, LabelledArrays, to_arrays
-from airflow_mlops.data.split import split
+from airflow_mlops.data.split import below, split
 from airflow_mlops.exceptions import DatasetError, SpecError
 
 LAYOUT = ArrayLayout(input_shape=(4,), num_classes=10)
@@ -75,7 +75,50 @@ def test_an_impossible_fraction_is_refused(arrays: LabelledArrays, fraction: flo
         split(arrays, fraction)
 
 
-def test_a_hundred_thousand_rows_are_digested_and_split_in_seconds() -> None:
-    begin = time.perf_counter()
-    split(rows(100_000))
-    assert time.perf_counter() - begin < 5.0
+VALUES = st.integers(-(2**20), 2**20) | st.floats(-1e6, 1e6, width=32)
+TABLES = st.lists(st.lists(VALUES, min_size=4, max_size=4), min_size=1, max_size=12)
+AS_OTHER_TYPES = {
+    "float": lambda column: column.astype(float),
+    "float32": lambda column: column.astype("float32"),
+    "objects": lambda column: column.astype(object),
+    "texts": lambda column: column.map(repr),
+    "categories": lambda column: column.astype(object).astype("category"),
+    "nullable": lambda column: column.astype(float).astype("Float64"),
+}
+
+
+def table(values: list[list[float]]) -> pd.DataFrame:
+    return pd.DataFrame(values, columns=list("abcd")).assign(label=0)
+
+
+@given(TABLES, st.permutations(["a", "b", "c", "d", "label"]), st.sampled_from(sorted(AS_OTHER_TYPES)))
+def test_neither_the_order_of_the_columns_nor_their_types_change_the_arrays_or_the_side_of_a_row(
+    values: list[list[float]], order: list[str], other: str
+) -> None:
+    named = LAYOUT._replace(columns=("a", "b", "c", "d"))
+    delivered = table(values)[order].apply(AS_OTHER_TYPES[other])
+    one, two = to_arrays(table(values), LAYOUT), to_arrays(delivered, named)
+    assert np.array_equal(one.inputs, two.inputs)
+    assert one.row_digests.tolist() == two.row_digests.tolist() == to_arrays(delivered, LAYOUT).row_digests.tolist()
+
+
+@given(TABLES, st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+def test_what_a_smaller_fraction_holds_out_a_larger_one_does_too(values: list[list[float]], one: float, two: float) -> None:
+    arrays = to_arrays(table(values), LAYOUT)
+    assert not (below(arrays, min(one, two)) & ~below(arrays, max(one, two))).any()
+
+
+@given(TABLES)
+def test_rows_of_the_same_inputs_are_on_the_same_side_and_a_swapped_pair_of_values_is_another_row(values: list[list[float]]) -> None:
+    twice = to_arrays(table([*values, *values]), LAYOUT).row_digests.reshape(2, -1)
+    assert (twice[0] == twice[1]).all()
+    swapped = to_arrays(table([[row[1], row[0], *row[2:]] for row in values]), LAYOUT).row_digests
+    for row, digest, other in zip(values, twice[0], swapped, strict=True):
+        assert (digest == other) == (np.float32(row[0]) == np.float32(row[1]))
+
+
+def test_zero_has_no_sign_and_a_column_of_another_name_makes_another_row() -> None:
+    zeros = to_arrays(table([[0.0, 1, 2, 3], [-0.0, 1, 2, 3]]), LAYOUT).row_digests
+    assert zeros[0] == zeros[1]
+    renamed = to_arrays(table([[0.0, 1, 2, 3]]).rename(columns={"a": "e"}), LAYOUT).row_digests
+    assert renamed[0] != zeros[0]

@@ -26,37 +26,32 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def test_both_models_are_measured_on_the_same_rows(rows: tuple[np.ndarray, np.ndarray]) -> None:
     challenger, champion = classifier(seed=1), classifier(seed=2)
-    result = compare(challenger, champion, *rows, rows_digest="sha256:r", champion_version="4")
+    result = compare(challenger, champion, *rows)
     assert set(result.metrics) == set(METRICS)
     assert result.metrics == evaluate(challenger, *rows)
     assert result.champion_metrics == evaluate(champion, *rows) != result.metrics
-    assert (result.num_rows, result.rows_digest, result.champion_version, result.champion_problem) == (NUM_ROWS, "sha256:r", "4", None)
+    assert result.problem is None
 
 
 def test_without_a_champion_only_the_challenger_is_measured(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    result = compare(classifier(), None, *rows, rows_digest="sha256:r", champion_version=None)
-    assert (result.champion_version, result.champion_metrics, result.champion_problem) == (None, None, None)
-
-
-def test_a_champion_that_was_not_loaded_is_a_problem_not_an_absence(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    result = compare(classifier(), None, *rows, rows_digest="sha256:r", champion_version="4", champion_problem="torn file")
-    assert (result.champion_version, result.champion_metrics, result.champion_problem) == ("4", None, "torn file")
+    result = compare(classifier(), None, *rows)
+    assert (result.champion_metrics, result.problem) == (None, None)
 
 
 def test_a_champion_of_another_input_shape_is_a_sentence_not_a_crash(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    result = compare(classifier(), classifier((9, 9, 1)), *rows, rows_digest="sha256:r", champion_version="4")
+    result = compare(classifier(), classifier((9, 9, 1)), *rows)
     assert result.champion_metrics is None
-    assert "can not predict inputs of shape (4, 4, 1)" in (result.champion_problem or "")
+    assert "can not predict inputs of shape (4, 4, 1)" in (result.problem or "")
 
 
 def test_a_champion_that_knows_fewer_classes_is_a_sentence_not_a_crash(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    result = compare(classifier(), classifier(num_classes=2), *rows, rows_digest="sha256:r", champion_version="4")
-    assert "knows 2 classes, but the labels run from 0 to 2" in (result.champion_problem or "")
+    result = compare(classifier(), classifier(num_classes=2), *rows)
+    assert "knows 2 classes, but the labels run from 0 to 2" in (result.problem or "")
 
 
 def test_a_challenger_of_another_input_shape_is_an_error(rows: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(EvaluationError, match=r"can not predict inputs of shape \(4, 4, 1\)"):
-        compare(classifier((9, 9, 1)), classifier(), *rows, rows_digest="sha256:r", champion_version="4")
+        compare(classifier((9, 9, 1)), classifier(), *rows)
 
 
 def test_nan_answers_are_an_error(rows: tuple[np.ndarray, np.ndarray]) -> None:

@@ -339,7 +339,8 @@ def test_the_model_card_names_the_formats_that_are_offered_and_why_others_are_no
     problems = {"tflite": "The model can not be offered as 'tflite'. It has an operation of its own."}
     training = {"formats": {"onnx": onnx}, "format_problems": problems, "features": features}
     card = read(Released(tmp_path, sqlite, training=training).promoted().pack(), "model_card.md")
-    assert "* Formats that answer as the model does: keras, saved_model, onnx\n* The model can not be offered as 'tflite'." in card
+    assert "* Formats that answer as the model does: keras, saved_model, onnx\n" in card
+    assert "## Caveats and recommendations\n\n* The model can not be offered as 'tflite'. It has an operation of its own.\n" in card
     assert f"* Features, a part of the served files: `{features.digest}`" in card
 
 

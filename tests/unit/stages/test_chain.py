@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from airflow_mlops.artifacts import file_digest
+from airflow_mlops.data.readers import read_frame
 from airflow_mlops.exceptions import (
     DatasetRejected,
     EvaluationError,
@@ -36,12 +37,12 @@ from airflow_mlops.records import ResultRef, read_record
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.results import Finding
 from airflow_mlops.robustness.kinds import Images
-from airflow_mlops.stages import evaluate, robustness, robustness_shard, train
+from airflow_mlops.stages import evaluate, robustness, robustness_shard, start, train
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.runner import run_stage, spec_data, spec_digest
 from tests.fakes import leave_record
 
-from .conftest import LAYOUT, Workshop
+from .conftest import Workshop
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def chain(workshop: Workshop) -> Chain:
     registry = MlflowRegistry(workshop.tracking_uri)
 
     def measured(training: ResultRef, out_dir: str) -> Any:
-        return workshop.run("evaluate", evaluate.Spec(training, LAYOUT, "digits", workshop.tracking_uri), out_dir)[1]
+        return workshop.run("evaluate", evaluate.Spec(training, "digits", workshop.tracking_uri), out_dir)[1]
 
     validation_ref, validation = workshop.validate(workshop.v1)
     first_ref, first = workshop.run("train", workshop.training_spec(validation_ref), "first")
@@ -74,7 +75,7 @@ def chain(workshop: Workshop) -> Chain:
     second_validation, _ = workshop.validate(workshop.v2)
     second_ref, second = workshop.run("train", workshop.training_spec(second_validation, start="champion"), "second")
     compared = measured(second_ref, "second")
-    _, attacked = workshop.run("robustness", robustness.Spec(second_ref, LAYOUT, max_mutants=60, seed=1), "second")
+    _, attacked = workshop.run("robustness", robustness.Spec(second_ref, max_mutants=60, seed=1), "second")
     return Chain(validation, validation_ref, first, first_alone, second, second_ref, compared, attacked, registry)
 
 
@@ -94,11 +95,11 @@ def test_each_trained_model_has_its_card_in_the_registry(chain: Chain, tmp_path:
     card = chain.registry.download(version, train.CARD, tmp_path / train.CARD).read_text()
     assert chain.second.model.digest in card and "warm from champion v1" in card
     assert f"* digits v2, digest of its file list `{chain.second.dataset.digest}`" in card
-    assert f"{chain.second.num_train_rows} rows to learn from, {chain.second.num_held_out_rows} held out." in card
+    assert f"{chain.second.num_train_rows} rows to learn from, {chain.second.num_held_out_rows} held out, by the values of 64 columns" in card
 
 
 def test_a_campaign_shared_out_over_tasks_is_the_same_campaign(chain: Chain, workshop: Workshop) -> None:
-    whole = robustness.Spec(chain.second_ref, LAYOUT, max_mutants=60, seed=1)
+    whole = robustness.Spec(chain.second_ref, max_mutants=60, seed=1)
     shards = tuple(workshop.run("robustness_shard", robustness_shard.Spec(whole, number, 2), f"shard-{number}")[0] for number in (0, 1))
     _, merged = workshop.run("robustness", whole._replace(shards=shards), "merged")
     assert merged.ledger_hash == chain.attacked.ledger_hash
@@ -109,7 +110,7 @@ def test_a_team_attacks_with_its_own_mutator_and_options(chain: Chain, workshop:
     (tmp_path / "own_attacks.py").write_text(OWN)
     monkeypatch.setattr(Images, "mutators", dict(Images.mutators))
     options = {"mutators": ["fade", "rotation"], "sample_mutants": 40, "coverage": {"kmnc_sections": 10}, "kind": {"name": "images"}}
-    spec = robustness.Spec(chain.second_ref, LAYOUT, 40, 1, options=options, code_path=str(tmp_path), extensions=("own_attacks",))
+    spec = robustness.Spec(chain.second_ref, 40, 1, options=options, code_path=str(tmp_path), extensions=("own_attacks",))
     _, found = workshop.run("robustness", spec, "own")
     assert found.defect_rates.keys() == {"fade", "rotation"}
     with pytest.raises(SpecError, match="Did you mean 'schedule'"):
@@ -117,7 +118,7 @@ def test_a_team_attacks_with_its_own_mutator_and_options(chain: Chain, workshop:
 
 
 def test_what_a_killed_try_had_done_is_gone_on_with(chain: Chain, workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    spec = robustness.Spec(chain.second_ref, LAYOUT, max_mutants=60, seed=1)
+    spec = robustness.Spec(chain.second_ref, max_mutants=60, seed=1)
     tries = [workshop.home / "runs" / "killed" / "robustness" / f"try-{number}" for number in (1, 2)]
     for directory in (*tries, tries[0].parent / "other"):
         directory.mkdir(parents=True)
@@ -160,11 +161,11 @@ def test_the_second_model_goes_on_from_the_champion_and_is_better_on_the_same_ro
 
 
 def test_neither_model_learned_from_the_rows_both_are_judged_by(chain: Chain, workshop: Workshop) -> None:
-    held_out = {row.tobytes() for row in read_split(workshop.v2, LAYOUT, 0.2).held_out.inputs}
+    held_out = {row.tobytes() for row in read_split(workshop.v2, chain.second.split).held_out.inputs}
     assert len(held_out) == chain.compared.num_rows
     assert not held_out & learned_from(workshop, "first")
     assert not held_out & learned_from(workshop, "second")
-    every_row = {row.tobytes() for side in read_split(workshop.v2, LAYOUT, 0.2) for row in side.inputs}
+    every_row = {row.tobytes() for side in read_split(workshop.v2, chain.second.split) for row in side.inputs}
     assert learned_from(workshop, "first") & every_row, "the versions share no row: this test proves nothing"
 
 
@@ -277,7 +278,7 @@ def test_a_champion_whose_file_was_replaced_is_neither_continued_from_nor_compar
         with pytest.raises(RegistryError, match="Somebody replaced it"):
             raise fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, start="champion"))
         with pytest.raises(RegistryError, match="Somebody replaced it"):
-            evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path / "evaluate")
+            evaluate.run(evaluate.Spec(chain.second_ref, "digits", workshop.tracking_uri), tmp_path / "evaluate")
     finally:
         chain.registry.set_tags("digits", 1, {"model_digest": tags["model_digest"]})
 
@@ -287,10 +288,16 @@ def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop
         raise EvaluationError("model.keras can not be loaded")
 
     monkeypatch.setattr(evaluate, "load_champion", unloadable)
-    monkeypatch.setattr(train, "load_registered", unloadable)
-    result = evaluate.run(evaluate.Spec(chain.second_ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)
+    monkeypatch.setattr(start, "load_registered", unloadable)
+    result = evaluate.run(evaluate.Spec(chain.second_ref, "digits", workshop.tracking_uri), tmp_path)
     assert (result.champion_version, result.champion_metrics, result.champion_problem) == ("1", None, "model.keras can not be loaded")
-    assert train._start(chain.registry, workshop.training_spec(chain.validation_ref, start="champion"), tmp_path) == (None, None)
+    assert result.headline().endswith("; not compared with champion v1: model.keras can not be loaded")
+    spec, frame = workshop.training_spec(chain.validation_ref, start="champion"), read_frame(workshop.v1)
+    begun = start.start_of(chain.registry, spec, frame, tmp_path / "again")
+    assert (begun.champion, begun.model, begun.definition) == (None, None, chain.first.split)
+    assert begun.problem == (
+        "The training was asked to start from champion v1, and began from scratch instead: it could not be loaded: model.keras can not be loaded"
+    )
 
 
 def test_a_lambda_layer_is_refused_by_the_training_that_made_it_and_a_team_may_allow_it(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
@@ -302,11 +309,15 @@ def test_a_lambda_layer_is_refused_by_the_training_that_made_it_and_a_team_may_a
     ref, result = workshop.run("train", allowed, "with_lambda")
     version = chain.registry.register("with_lambda", result.mlflow_run_id, result.mlflow_source, tags={"model_digest": result.model.digest})
     chain.registry.set_alias("with_lambda", "champion", version.version)
-    judged = evaluate.Spec(ref, LAYOUT, "with_lambda", workshop.tracking_uri, unsafe_models_allowed=True)
+    judged = evaluate.Spec(ref, "with_lambda", workshop.tracking_uri, unsafe_models_allowed=True)
     assert workshop.run("evaluate", judged, "allowed")[1].champion_problem is None
     assert workshop.run("train", allowed._replace(start="champion"), "warm")[1].warm_started_from == "1"
     refused = workshop.run("train", workshop.training_spec(chain.validation_ref, start="champion", model_name="with_lambda"), "cold")[1]
     assert refused.warm_started_from is None
+    assert refused.start_problem.startswith(
+        "The training was asked to start from champion v1, and began from scratch instead: it could not be loaded"
+    )
+    assert refused.start_problem in refused.headline()
     with pytest.raises(UnsafeModel, match="Lambda 'doubled'"):
         evaluate.run(judged._replace(unsafe_models_allowed=False), tmp_path)
 
@@ -317,7 +328,7 @@ def test_layers_of_a_team_are_loaded_when_their_module_is_named(chain: Chain, wo
     path = tmp_path / "spec.json"
     own = {"code_path": spec.code_path, "extensions": ("user_code",), "unsafe_models_allowed": True}
     path, result = tmp_path / "spec.json", tmp_path / "result.json"
-    path.write_text(json.dumps(spec_data(evaluate.Spec(ref, LAYOUT, "own_layer", workshop.tracking_uri, **own))))
+    path.write_text(json.dumps(spec_data(evaluate.Spec(ref, "own_layer", workshop.tracking_uri, **own))))
     # In a process of its own, which has not trained the model and knows nothing of the layer.
     command = [sys.executable, "-m", "airflow_mlops", "stage", "evaluate", "--spec", str(path), "--result", str(result)]
     subprocess.run(command, check=True)
@@ -368,4 +379,4 @@ def test_a_damaged_model_is_not_evaluated(
     model = replace(chain.second.model, uri=str(damaged), digest=file_digest(damaged))
     ref = leave_record(tmp_path, "train", replace(chain.second, model=model))
     with pytest.raises(error_class, match=message):
-        evaluate.run(evaluate.Spec(ref, LAYOUT, "digits", workshop.tracking_uri), tmp_path)
+        evaluate.run(evaluate.Spec(ref, "digits", workshop.tracking_uri), tmp_path)

@@ -24,7 +24,7 @@ from tests.git import AUTHOR, commit_all
 from tests.servers import await_state, embedded_server
 from tests.serving_models import publish
 
-from .conftest import LAYOUT, Workshop
+from .conftest import Workshop
 
 CODE = """
 import keras
@@ -112,27 +112,27 @@ def test_only_a_training_that_starts_from_a_champion_runs_retrain(story: Story) 
 
 def test_both_models_are_measured_on_raw_rows_behind_the_features_of_their_own_training(story: Story, workshop: Workshop) -> None:
     """The code is gone: the features came with the models."""
-    _, compared = workshop.run("evaluate", evaluate.Spec(story.second_ref, LAYOUT, "featured", workshop.tracking_uri), "featured-2")
+    _, compared = workshop.run("evaluate", evaluate.Spec(story.second_ref, "featured", workshop.tracking_uri), "featured-2")
     assert (compared.champion_version, compared.champion_problem) == ("1", None)
     assert compared.metrics["accuracy"] > 0.8 and compared.champion_metrics["accuracy"] > 0.8
 
 
 def test_the_campaign_mutates_raw_rows(story: Story, workshop: Workshop) -> None:
-    _, attacked = workshop.run("robustness", robustness.Spec(story.second_ref, LAYOUT, max_mutants=60, seed=1), "featured-2")
+    _, attacked = workshop.run("robustness", robustness.Spec(story.second_ref, max_mutants=60, seed=1), "featured-2")
     assert attacked.num_mutants >= 60
 
 
 def test_features_that_somebody_replaced_are_not_used(story: Story, workshop: Workshop) -> None:
     story.registry.set_tags("featured", 1, {"features_digest": "sha256:another"})
     with pytest.raises(RegistryError, match="The features of featured version 1 has digest"):
-        workshop.run("evaluate", evaluate.Spec(story.second_ref, LAYOUT, "featured", workshop.tracking_uri), "replaced")
+        workshop.run("evaluate", evaluate.Spec(story.second_ref, "featured", workshop.tracking_uri), "replaced")
     story.registry.set_tags("featured", 1, {"features_digest": story.first.features.digest})
 
 
 def test_the_model_server_answers_raw_rows_as_the_model_answers_the_features_of_the_training(
     story: Story, workshop: Workshop, tmp_path: Path
 ) -> None:
-    rows = read_split(workshop.v2, LAYOUT, 0.2).held_out.inputs[:32]
+    rows = read_split(workshop.v2, story.second.split).held_out.inputs[:32]
     assert keras.saving.load_model(story.second.model.path).input_shape == (None, 65)
     expected = np.asarray(load_challenger(story.second)(rows, training=False))
     publish(story.second.saved_model.path, tmp_path / "base", 1)

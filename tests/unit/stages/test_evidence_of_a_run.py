@@ -20,7 +20,7 @@ from airflow_mlops.ledger.store import Store
 from airflow_mlops.stages import evaluate, robustness, validate
 from tests.released import tags_of
 
-from .conftest import LAYOUT, Workshop
+from .conftest import Workshop
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def pack(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """What a release of a small real training leaves."""
     validated, _ = workshop.run("validate", validate.Spec(workshop.v1, str(workshop.suite)), "evidence")
     trained, _ = workshop.run("train", workshop.training_spec(validated), "evidence")
-    evaluated, measured = workshop.run("evaluate", evaluate.Spec(trained, LAYOUT, "unknown", workshop.tracking_uri), "evidence")
-    attacked, campaign = workshop.run("robustness", robustness.Spec(trained, LAYOUT, max_mutants=60, seed=1), "evidence")
+    evaluated, measured = workshop.run("evaluate", evaluate.Spec(trained, "unknown", workshop.tracking_uri), "evidence")
+    attacked, campaign = workshop.run("robustness", robustness.Spec(trained, max_mutants=60, seed=1), "evidence")
     refs = {"validate": validated, "train": trained, "evaluate": evaluated, "robustness": attacked}
     tags = tags_of(refs, **{"gate.decision": decide(ReleasePolicy({"accuracy": 0.1}), measured, campaign).headline()})
     home = tmp_path_factory.mktemp("release")

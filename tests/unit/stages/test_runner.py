@@ -22,11 +22,9 @@ LAYOUT = ArrayLayout((8, 8, 1), 10)
 SPECS = {
     "validate": validate.Spec(dataset_version(), "/dags/suite.json"),
     "train": train.Spec(REF, LAYOUT, "m:train", "/dags", "digits", "http://mlflow:5000", {"epochs": 3, "rate": 0.1, "warm": True, "decay": None}),
-    "evaluate": evaluate.Spec(REF, LAYOUT, "digits", "http://mlflow:5000"),
-    "robustness": robustness.Spec(
-        REF, LAYOUT, 100, 1, options={"kind": {"name": "images", "value_range": [-1.0, 1.0]}}, extensions=("own",), shards=(REF,)
-    ),
-    "robustness_shard": robustness_shard.Spec(robustness.Spec(REF, LAYOUT, 100, 1), 2, 4),
+    "evaluate": evaluate.Spec(REF, "digits", "http://mlflow:5000"),
+    "robustness": robustness.Spec(REF, 100, 1, options={"kind": {"name": "images", "value_range": [-1.0, 1.0]}}, extensions=("own",), shards=(REF,)),
+    "robustness_shard": robustness_shard.Spec(robustness.Spec(REF, 100, 1), 2, 4),
 }
 SPECS["repeat"] = repeat.Spec(SPECS["train"], dataset_version(), champion=3, every=10)  # type: ignore[arg-type]
 
