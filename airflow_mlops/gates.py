@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from airflow_mlops.exceptions import SpecError
+from airflow_mlops.exceptions import SpecError, unknown_name
 from airflow_mlops.results import STRICT, EvaluationResult, RobustnessResult
 
+ASK, REFUSE, ACCEPT = "ask", "refuse", "accept"
 ROUNDING = 1e-9  # 0.8 - 0.7 is a little more than 0.1 in binary; a difference of just the tolerance must not be refused as more
 
 
@@ -26,14 +27,20 @@ class ReleasePolicy:
     * `max_regression`: how much worse than the champion, in the metric's own unit, the challenger may be on `compare_metric`. The default
       0.01 tolerates one row in a hundred: on some hundred held-out rows a smaller difference is noise.
     * `max_defect_rate`: largest share (0..1) of mutants of the random sample that may be misclassified. 1.0 turns the gate off.
+    * `on_champion_problem`: what becomes of a challenger that cannot be compared with the champion, or that was to start from it and could not:
+      ``ask`` a person, who is asked even where no approval is needed otherwise, ``refuse`` it, or ``accept`` it. The default asks: without
+      the comparison nothing says that the new model is no worse than the one that serves.
     """
 
     min_metrics: Mapping[str, float] = field(default_factory=dict)
     compare_metric: str = "accuracy"
     max_regression: float = 0.01
     max_defect_rate: float = 1.0
+    on_champion_problem: str = ASK
 
     def __post_init__(self) -> None:
+        if self.on_champion_problem not in (ASK, REFUSE, ACCEPT):
+            raise unknown_name("answer to a problem with the champion", self.on_champion_problem, (ASK, REFUSE, ACCEPT))
         if not 0.0 <= self.max_defect_rate <= 1.0:
             raise SpecError(f"max_defect_rate is {self.max_defect_rate}; it is a share and must lie between 0 and 1.")
         if not self.max_regression >= 0.0:  # NaN too, which would let every model pass
@@ -91,21 +98,40 @@ def _parts(author: str) -> set[str]:
 @STRICT
 @dataclass(frozen=True)
 class GateDecision:
-    """Release or not: `passed` holds the gates that opened, `reasons` a sentence for each that did not."""
+    """Release or not: `passed` holds the gates that opened, `reasons` a sentence for each that did not.
+
+    `questions` are what only a person can decide: a model with any may go live when somebody agreed to it, and by no policy alone.
+    """
 
     released: bool
     passed: tuple[str, ...]
     reasons: tuple[str, ...]
+    questions: tuple[str, ...] = ()
 
     def headline(self) -> str:
-        return f"released: {'; '.join(self.passed)}" if self.released else f"not released: {' '.join(self.reasons)}"
+        if not self.released:
+            return f"not released: {' '.join(self.reasons)}"
+        asked = [f"a person must decide: {' '.join(self.questions)}"] if self.questions else []
+        return f"released: {'; '.join([*asked, *self.passed])}"
 
 
 def decide(policy: ReleasePolicy, evaluation: EvaluationResult, robustness: RobustnessResult) -> GateDecision:
     """Return whether the challenger may be offered for release."""
-    checks = [*_absolute(policy, evaluation), _against_champion(policy, evaluation), _robust(policy, robustness)]
+    problems = _champion_problems(evaluation)
+    checks = [*_absolute(policy, evaluation), *_against_champion(policy, evaluation), _robust(policy, robustness)]
+    if policy.on_champion_problem != ASK:
+        checks += [(policy.on_champion_problem == ACCEPT, problem) for problem in problems]
     reasons = tuple(text for holds, text in checks if not holds)
-    return GateDecision(not reasons, tuple(text for holds, text in checks if holds), reasons)
+    asked = tuple(problems) if policy.on_champion_problem == ASK else ()
+    return GateDecision(not reasons, tuple(text for holds, text in checks if holds), reasons, asked)
+
+
+def _champion_problems(evaluation: EvaluationResult) -> list[str]:
+    """Return what could not be done with the champion, as sentences."""
+    champion = f"champion v{evaluation.champion_version}"
+    lost = evaluation.champion_version is not None and evaluation.champion_metrics is None
+    compared = [f"The model was not compared with {champion}, which it would replace: {evaluation.champion_problem}"] if lost else []
+    return compared + ([evaluation.start_problem] if evaluation.start_problem else [])
 
 
 def _absolute(policy: ReleasePolicy, evaluation: EvaluationResult) -> list[tuple[bool, str]]:
@@ -122,19 +148,24 @@ def _absolute(policy: ReleasePolicy, evaluation: EvaluationResult) -> list[tuple
     return checks
 
 
-def _against_champion(policy: ReleasePolicy, evaluation: EvaluationResult) -> tuple[bool, str]:
+def _against_champion(policy: ReleasePolicy, evaluation: EvaluationResult) -> list[tuple[bool, str]]:
+    """Return the comparison, and none where there is a champion that could not be compared: that is a problem and no check."""
     if evaluation.champion_version is None:
-        return True, "no champion to compare with"
+        return [(True, "no champion to compare with")]
     if evaluation.champion_metrics is None:
-        return True, f"champion v{evaluation.champion_version} can not be measured any longer ({evaluation.champion_problem})"
+        return []
     name = policy.compare_metric
     challenger, champion = evaluation.metrics.get(name), evaluation.champion_metrics.get(name)
     if challenger is None or champion is None:
-        return False, f"{name} was not measured for both models, so challenger and champion can not be compared. Add it to the metrics."
-    against = f"champion v{evaluation.champion_version}'s {champion:.4f}"
+        return [(False, f"{name} was not measured for both models, so challenger and champion can not be compared. Add it to the metrics.")]
+    against, rows = f"champion v{evaluation.champion_version}'s {champion:.4f}", _rows(evaluation)
     if not challenger >= champion - policy.max_regression - ROUNDING:
-        return False, f"{name} is {challenger:.4f}, more than {policy.max_regression:g} below {against} on the same rows."
-    return True, f"{name} {challenger:.4f} against {against}"
+        return [(False, f"{name} is {challenger:.4f}, more than {policy.max_regression:g} below {against} on the same {rows}.")]
+    return [(True, f"{name} {challenger:.4f} against {against} on the same {rows}")]
+
+
+def _rows(evaluation: EvaluationResult) -> str:
+    return "; ".join(filter(None, [f"{evaluation.num_rows} rows", evaluation.judged.sentence()]))
 
 
 def _robust(policy: ReleasePolicy, robustness: RobustnessResult) -> tuple[bool, str]:
