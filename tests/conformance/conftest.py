@@ -23,7 +23,9 @@ import pytest
 
 from tests.servers import EmbeddedServer
 
-pytest.register_assert_rewrite("tests.conformance.serving_target", "tests.conformance.serving_protocol", "tests.conformance.serving_lifecycle")
+pytest.register_assert_rewrite(
+    "tests.conformance.serving_target", "tests.conformance.serving_protocol", "tests.conformance.serving_lifecycle", "tests.conformance.serving_words"
+)
 
 from .serving_target import Target  # noqa: E402
 

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_mlops.serving import tensors
 
-from . import serving_lifecycle, serving_protocol
+from . import serving_lifecycle, serving_protocol, serving_words
 from .serving_lifecycle import BOTH, ONE, TWO
 from .serving_target import SECONDS, Code, Target, predict, refusal, tensor
 
@@ -52,6 +52,18 @@ class TestGrpcExamples(serving_protocol.GrpcExamples):
 
 
 class TestGrpcInformation(serving_protocol.GrpcInformation):
+    pass
+
+
+class TestRestWords(serving_words.RestWords):
+    pass
+
+
+class TestHttpForms(serving_words.HttpForms):
+    pass
+
+
+class TestGrpcWords(serving_words.GrpcWords):
     pass
 
 

@@ -13,13 +13,13 @@ import grpc
 import numpy as np
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded import json_answers, json_examples, json_tensors
+from airflow_mlops.serving.embedded import json_answers, json_examples, json_tensors, json_text
 from airflow_mlops.serving.embedded.engine import Signature
 from airflow_mlops.serving.embedded.refusal import Refusal, invalid
 from airflow_mlops.serving.embedded.requests import Model, Outputs, Prepared, Run
 from airflow_mlops.serving.embedded.wire import parsed
 from airflow_mlops.serving.signatures import DEFAULT_SIGNATURE
-from airflow_mlops.serving.tensors import DT_STRING, Array
+from airflow_mlops.serving.tensors import CODES, DT_STRING, Array, type_name
 
 _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
 
@@ -88,17 +88,22 @@ def rest_regress(model: Model, payload: bytes) -> Prepared:
 def multi_inference(model: Model, payload: bytes) -> Prepared:
     """Prepare a serialized `MultiInferenceRequest`: several signatures of one model on the same examples; raises `Refusal`."""
     request = parsed(protos.inference_pb2.MultiInferenceRequest, payload)
-    examples = _examples(request.input)
-    runs: list[Run] = []
+    wanted: dict[str, tuple[str, ...]] = {}
     for task in request.tasks:
         name = task.model_spec.signature_name or DEFAULT_SIGNATURE
+        if not task.model_spec.name:
+            raise invalid("Found ModelSpec with an empty model name.")
         if task.model_spec.name != request.tasks[0].model_spec.name:
             raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
-        if name in [run.signature for run in runs]:
+        if name in wanted:
             raise invalid(f"Duplicate evaluation of signature: {name}")
+        if name not in model.servable.signatures:
+            raise invalid(f"Requested signature not found in model graph: {name}")
         if task.method_name not in _METHODS:
             raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-        runs.append(Run(name, {_INPUTS: examples}, _METHODS[task.method_name].wanted(_signature(model, name))))
+        wanted[name] = _METHODS[task.method_name].wanted(_signature(model, name))
+    examples = _examples(request.input)
+    runs = [Run(name, {_INPUTS: examples}, outputs) for name, outputs in wanted.items()]
 
     def answer(outputs: Sequence[Outputs]) -> bytes:
         response = protos.inference_pb2.MultiInferenceResponse()
@@ -125,7 +130,7 @@ def _by_grpc(model: Model, payload: bytes, module: Any, what: str, method: Metho
 
 
 def _json_examples(payload: bytes) -> tuple[str, Array]:
-    document = json_tensors.parse(payload)
+    document = json_text.parse(payload)
     return json_tensors.signature_name(document) or DEFAULT_SIGNATURE, json_examples.examples_of(document)
 
 
@@ -134,7 +139,7 @@ def _examples(source: Any) -> Array:
     kind = source.WhichOneof("kind")
     listed = getattr(source, kind) if kind else None
     if listed is None or not listed.examples:
-        raise invalid("Input is empty")
+        raise invalid("Input is empty.")
     context = listed.context.SerializeToString() if kind == "example_list_with_context" else b""
     rows: Array = np.empty(len(listed.examples), object)
     rows[:] = [context + example.SerializeToString() for example in listed.examples]
@@ -146,43 +151,68 @@ def _signature(model: Model, name: str) -> Signature:
     if signature is None:
         raise invalid(f"No signature was found with the name: {name}")
     if len(signature.inputs) != 1:
-        raise invalid(f"Expected one input Tensor, found {len(signature.inputs)} in signature {name!r}")
-    if _INPUTS not in signature.inputs or signature.inputs[_INPUTS].code != DT_STRING:
-        raise invalid(f"Signature {name!r} has no string input {_INPUTS!r} for serialized examples; ask it by Predict")
+        raise invalid(f"Expected one input Tensor. Signature {name!r} has {len(signature.inputs)}")
     return signature
 
 
 def _classify_outputs(signature: Signature) -> tuple[str, ...]:
     wanted = tuple(name for name in (_CLASSES, _SCORES) if name in signature.outputs)
-    if not wanted or len(signature.outputs) > 2:
-        raise invalid(f"Expected classification signature outputs to contain {_CLASSES!r}, {_SCORES!r} or both, found {list(signature.outputs)}")
+    if len(signature.outputs) not in (1, 2):
+        raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+    _check_input(signature, "classification")
+    if not wanted:
+        words = f'Expected classification signature outputs to contain at least one of "{_CLASSES}" or "{_SCORES}"'
+        raise invalid(f"{words}. Signature was: {sorted(signature.outputs)}")
     return wanted
 
 
 def _regress_outputs(signature: Signature) -> tuple[str, ...]:
-    if list(signature.outputs) != [_OUTPUTS]:
-        raise invalid(f"Expected one regression output {_OUTPUTS!r}, found {list(signature.outputs)}")
+    if len(signature.outputs) != 1:
+        raise invalid(f"Expected one output Tensor. The signature has {len(signature.outputs)}")
+    _check_input(signature, "regression")
+    if _OUTPUTS not in signature.outputs:
+        raise invalid(f"No regression outputs found in SignatureDef: {sorted(signature.outputs)}")
     return (_OUTPUTS,)
+
+
+def _check_input(signature: Signature, kind: str) -> None:
+    if _INPUTS not in signature.inputs:
+        raise invalid(f"No {kind} inputs found in SignatureDef: {sorted(signature.inputs)}")
+    if signature.inputs[_INPUTS].code != DT_STRING:
+        raise invalid(f"The signature has no string input {_INPUTS!r} for serialized examples; ask it by Predict")
 
 
 def _classes(outputs: Outputs, num_examples: int) -> Classes:
     for name, array in outputs.items():
-        if array.ndim != 2 or array.shape[0] != num_examples:
-            raise invalid(f"Expected {name} of shape [{num_examples}, num_classes], got {list(array.shape)}")
+        if array.ndim != 2:
+            raise invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}: {name}")
         if array.dtype != _TYPES[name]:
-            raise invalid(f"Expected {name} of type {'string' if name == _CLASSES else 'float'}, got {array.dtype}")
-    if len({array.shape for array in outputs.values()}) > 1:
-        raise invalid("Expected as many classes as scores")
+            raise invalid(f"Expected {name} Tensor of {_type(_TYPES[name])}. Got: {_type(array.dtype)}")
+        if array.shape[0] != num_examples:
+            raise invalid(f"Expected {name} output batch size of {num_examples}. Got: {array.shape[0]}")
+    sizes = [array.shape[1] for array in outputs.values()]
+    if len(set(sizes)) > 1:
+        raise invalid(f"Tensors class and score should match in dim_size(1). Got {' vs. '.join(map(str, sizes))}")
     return Classes(outputs.get(_CLASSES), outputs.get(_SCORES))
 
 
 def _values(outputs: Outputs, num_examples: int) -> Array:
     array = outputs[_OUTPUTS]
-    if array.shape not in ((num_examples,), (num_examples, 1)):
-        raise invalid(f"Expected output Tensor shape to be either [{num_examples}] or [{num_examples}, 1] but got {list(array.shape)}")
+    if array.ndim not in (1, 2) or array.shape[1:] not in ((), (1,)):
+        raise invalid(f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {_shape(array)}")
+    if array.shape[0] != num_examples:
+        raise invalid(f"Input batch size did not match output batch size: {num_examples} vs. {array.shape[0]}")
     if array.dtype != np.float32:
-        raise invalid(f"Expected output Tensor of type float, got {array.dtype}")
+        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_type(array.dtype)}")
     return array.reshape(-1)
+
+
+def _shape(array: Array) -> str:
+    return f"[{','.join(map(str, array.shape))}]"
+
+
+def _type(dtype: np.dtype[Any]) -> str:
+    return type_name(CODES[dtype])
 
 
 def _classification_result(outputs: Outputs, num_examples: int) -> Any:

@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = re.findall(
     """
     enable_per_model_batching_parameters enable_profiler enable_signature_method_name_check flush_filesystem_caches grpc_channel_arguments
     grpc_max_threads mixed_precision num_request_iterations_for_warmup num_tflite_pools num_unload_threads platform_config_file prefer_tflite_model
-    remove_unused_fields_from_bundle_metagraph rest_api_enable_cors_support rest_api_num_threads skip_initialize_tpu
+    remove_unused_fields_from_bundle_metagraph rest_api_num_threads skip_initialize_tpu
     thread_pool_factory_config_file use_alternate_profile use_tflite_model xla_cpu_compilation_enabled
     """,
 )
@@ -194,6 +194,7 @@ def _addresses(parser: argparse.ArgumentParser) -> None:
     add("--ssl_config_file", type=_file, help="SSLConfig: keys and certificates of the gRPC port, as PEM text")
     add("--monitoring_config_file", type=_file, help="MonitoringConfig: whether and where the REST port shows Prometheus metrics")
     _switch(parser, "--enable_grpc_healthcheck_service", "answer grpc.health.v1 on the gRPC port")
+    _switch(parser, "--rest_api_enable_cors_support", "let pages of any origin read REST's answers")
 
 
 def _models(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import grpc
 import numpy as np
 import orjson
 
-from airflow_mlops.serving.embedded.refusal import Refusal, invalid
-from airflow_mlops.serving.tensors import Array
+from airflow_mlops.serving.embedded.refusal import invalid
+from airflow_mlops.serving.tensors import Array, short_name
 
 
 def predictions(outputs: Mapping[str, Array], *, as_rows: bool) -> bytes:
@@ -54,20 +53,21 @@ def _finite(arrays: Iterable[Array]) -> bool:
 
 
 def _check_rows(outputs: Mapping[str, Array]) -> None:
-    sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
-    for name, size in sizes.items():
-        if size is None:
-            raise invalid(f"Tensor name: {name} has no shape information")
-    if len(set(sizes.values())) > 1:
-        raise invalid(f"Tensors have inconsistent batch sizes: {sizes}; use the column format ('inputs')")
+    expected = None
+    for name, array in outputs.items():
+        if not array.ndim:
+            raise invalid(f"Tensor name: {name} has no shape information ")
+        if array.shape[0] != (array.shape[0] if expected is None else expected):
+            raise invalid(f"Tensor name: {name} has inconsistent batch size: {array.shape[0]} expecting: {expected}")
+        expected = array.shape[0]
 
 
 def _values(name: str, array: Array, *, finite: bool) -> Any:
     if array.dtype.kind == "O":
         return _strings(array.tolist(), as_base64=name.endswith("_bytes"))
-    if array.dtype.kind in "iub" or array.dtype in (np.float32, np.float64):
+    if (array.dtype.kind in "iub" and array.dtype != np.uint16) or array.dtype in (np.float32, np.float64) or not array.size:
         return np.ascontiguousarray(array) if finite and array.ndim else shortest(array)
-    raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Output {name!r} is of type {array.dtype}, for which JSON has no form; ask by gRPC")
+    raise invalid(f"Failed to write JSON value for tensor type: {short_name(array.dtype)}: output {name!r}; ask by gRPC")
 
 
 def _strings(value: Any, *, as_base64: bool) -> Any:

@@ -1,100 +1,104 @@
-"""JSON values to tensors, by the rules of TensorFlow Serving's REST interface (util/json_tensor.cc, g3doc/api_rest.md)."""
+"""JSON values to tensors, by the rules of TensorFlow Serving's REST interface (util/json_tensor.cc, g3doc/api_rest.md).
+
+Errors have its words, because clients look for them. The quick way takes what is right; what it does not take, the careful one reads value by
+value, in the order in which the original does, and so finds the same error first.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import grpc
 import numpy as np
-import orjson
 
-from airflow_mlops.serving.embedded.refusal import invalid
-from airflow_mlops.serving.tensors import Array
+from airflow_mlops.serving.embedded.json_text import Document, encoded, show, type_of, wrapped
+from airflow_mlops.serving.embedded.refusal import Refusal, invalid
+from airflow_mlops.serving.tensors import Array, short_name
 
 MAX_RANK = 32
 Types = Mapping[str, np.dtype[Any]]
-Document = dict[str, Any]  # a request's JSON object
-
-
-def parse(body: bytes) -> Document:
-    """Return the JSON object at the start of `body`; what follows it is ignored, as the original does."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:  # NaN, or something behind the object, or really no JSON
-        document = _parse_leniently(body)
-    if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {show(document)} Is not object")
-    return document
-
-
-def _parse_leniently(body: bytes) -> Any:
-    try:
-        return json.JSONDecoder(parse_float=_double).raw_decode(body.decode().lstrip(" \t\r\n"))[0]
-    except UnicodeDecodeError as error:
-        raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise invalid(f"JSON Parse error: {error.msg if body else 'The document is empty'} at offset: {error.pos}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of more than 4300 digits
-        raise invalid(f"JSON Parse error: {error}") from error
-
-
-def _double(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):  # "Infinity" itself is no number to the parser and does not come here
-        raise ValueError(f"Number too big to be stored in double: {text[:40]}")
-    return number
+Shape = tuple[int, ...]
+_FLOATS = (np.float32, np.float64)
+_INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64)  # not uint16, of which the original knows nothing
 
 
 def signature_name(document: Document) -> str:
     """Return the signature that a request asks for, by default the empty text."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid("'signature_name' key must be a string value.")
+        raise invalid(f"JSON Value: {show(document)} not formatted correctly. 'signature_name' key must be a string value.")
     return name
 
 
 def inputs_of(document: Document, types: Types) -> tuple[dict[str, Array], bool]:
     """Return (tensors by input name, whether they came as rows); `types` are the signature's inputs."""
+    if not types:
+        raise invalid(f"Failed to get input map for signature: {signature_name(document) or 'DEFAULT'}")
     keys = {"instances", "inputs"} & document.keys()
     if not keys:
         raise invalid("Missing 'inputs' or 'instances' key")
     if len(keys) > 1:
-        raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
-    if not types:
-        raise invalid("Failed to get input map for signature: it has no inputs")
+        words = "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+        raise invalid(f"JSON Value: {show(document)} {words}")
     if "inputs" in keys:
-        return {name: _tensor(value, name, types[name]) for name, value in _columns(document["inputs"], types).items()}, False
+        return {name: _tensor(value, types[name]) for name, value in _columns(document["inputs"], types).items()}, False
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise invalid("Excepting 'instances' to be an list/array")  # sic
+        raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
     if not instances:
-        raise invalid("No values in 'instances' array")
-    return {name: _tensor(value, name, types[name]) for name, value in _rows(instances, types).items()}, True
+        raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
+    return _rows(instances, types), True
 
 
-def _rows(instances: list[Any], types: Types) -> dict[str, Any]:
+def _rows(instances: list[Any], types: Types) -> dict[str, Array]:
+    if not isinstance(instances[0], dict) and len(types) > 1:
+        raise invalid("instances is a plain list, but expecting list of objects as multiple input tensors required as per tensorinfo_map")
     as_objects = _is_object(instances[0])
-    if not as_objects and len(types) > 1:
-        raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple input tensors required as per tensorinfo_map "
-            f"(inputs: {', '.join(sorted(types))})"
-        )
+    try:
+        if not as_objects and not any(map(_is_object, instances)):
+            name = next(iter(types))
+            return {name: _tensor(instances, types[name])}
+        if as_objects and all(_is_object(item) and item.keys() == types.keys() for item in instances):
+            return {name: _tensor([item[name] for item in instances], dtype) for name, dtype in types.items()}
+    except Refusal:  # found again, in the right order and with its place
+        return _careful_rows(instances, types, as_objects=as_objects)
+    return _careful_rows(instances, types, as_objects=as_objects)
+
+
+def _careful_rows(instances: list[Any], types: Types, *, as_objects: bool) -> dict[str, Array]:
+    leaves: dict[str, list[Any]] = {}
+    shapes: dict[str, Shape] = {}
     for number, item in enumerate(instances):
         if _is_object(item) != as_objects:
             wanted, got = ("object", "list") if as_objects else ("value/list", "object")
             raise invalid(f"Expecting {wanted} but got {got} at item {number} of input list")
+        for name, value in item.items() if as_objects else [(next(iter(types)), item)]:
+            try:
+                leaves.setdefault(name, []).extend(_item(value, name, types, shapes))
+            except Refusal as error:
+                raise wrapped(error, f"{number} key: {name}" if as_objects else str(number)) from error
         if as_objects and item.keys() != types.keys():
-            raise invalid(
-                f"Failed to process element: {number} of 'instances' list. JSON object: {show(item)} keys must be equal to: "
-                + ",".join(sorted(types))
-            )
-    if as_objects:
-        return {name: [item[name] for item in instances] for name in types}
-    return {next(iter(types)): instances}
+            where = f"Failed to process element: {number} of 'instances' list. JSON object: {show(item)}"
+            raise invalid(f"{where} keys must be equal to: {','.join(sorted(types))}")
+    return {name: _array(found, (len(instances), *shapes[name]), types[name]) for name, found in leaves.items()}
+
+
+def _item(value: Any, name: str, types: Types, shapes: dict[str, Shape]) -> list[Any]:
+    """Return the values of one input of one row, which must be of the size and shape of those before."""
+    if name not in types:
+        raise invalid(f"JSON object: does not have named input: {name}")
+    found, shape = _read(value, types[name])
+    first = shapes.setdefault(name, shape)
+    expected = int(np.prod(first, dtype=object))
+    if len(found) != expected:
+        raise invalid(f"Expecting tensor size: {expected} but got: {len(found)}")
+    if shape != first:
+        shown = (f"[{','.join(map(str, one))}]" for one in (first, shape))
+        raise invalid(f"Expecting shape {' but got: '.join(shown)}")
+    return found
 
 
 def _columns(inputs: Any, types: Types) -> dict[str, Any]:
@@ -117,10 +121,10 @@ def is_base64(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _tensor(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
+def _tensor(value: Any, dtype: np.dtype[Any]) -> Array:
     """Return a JSON value or nested list as one dense tensor."""
-    quick = _numbers(value, dtype) if dtype.kind in "fiu" else None
-    return _checked(value, name, dtype) if quick is None else quick
+    quick = _numbers(value, dtype) if dtype in (*_FLOATS, *_INTEGERS) else None
+    return _checked(value, dtype) if quick is None else quick
 
 
 def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
@@ -133,14 +137,14 @@ def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
         kinds = set(map(type, array.ravel().tolist()))
         if array.ndim > MAX_RANK or not kinds <= ({int, float} if dtype.kind == "f" else {int}):
             return None
-        if dtype in (np.float32, np.float64):
+        if dtype.kind == "f":
             with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
                 return array.astype(np.float64).astype(dtype)  # by way of a double, as the original reads numbers
         limits = _limits(dtype)
         wide = array.astype(limits.dtype)
         fits = not wide.size or (int(wide.min()) >= limits.min and int(wide.max()) <= limits.max)
         return wide.astype(dtype) if fits else None
-    except (ValueError, OverflowError):  # lists of different lengths, numbers of more than 64 bits, a type of float that JSON has no form for
+    except (ValueError, OverflowError):  # lists of different lengths, numbers of more than 64 bits
         return None
 
 
@@ -149,80 +153,72 @@ def _limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:
     return np.iinfo(np.int32 if dtype in (np.int8, np.int16, np.uint8) else dtype)
 
 
-def _checked(value: Any, name: str, dtype: np.dtype[Any]) -> Array:
+def _checked(value: Any, dtype: np.dtype[Any]) -> Array:
+    return _array(*_read(value, dtype), dtype)
+
+
+def _array(leaves: list[Any], shape: Shape, dtype: np.dtype[Any]) -> Array:
+    if dtype in _INTEGERS:
+        return np.array(leaves, _limits(dtype).dtype).astype(dtype).reshape(shape)
+    with np.errstate(over="ignore"):
+        return np.array(leaves, dtype).reshape(shape)
+
+
+def _read(value: Any, dtype: np.dtype[Any]) -> tuple[list[Any], Shape]:
+    """Return the values of one tensor, one behind the other, and its shape, which the first of them tells."""
     shape: list[int] = []
     first = value
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
     if len(shape) > MAX_RANK:
-        raise invalid(f"Input {name!r} is nested {len(shape)} deep; at most {MAX_RANK} is possible")
-    leaves = [_scalar(leaf, name, dtype) for leaf in _leaves(value, tuple(shape), 0)]
-    if dtype.kind not in "iu":
-        return np.array(leaves, dtype).reshape(shape)
-    limits = _limits(dtype)
-    for leaf in leaves:
-        if not limits.min <= leaf <= limits.max:
-            raise invalid(f"Input {name!r} holds a number out of range for {dtype}: {show(leaf)}")
-    return np.array(leaves, limits.dtype).astype(dtype).reshape(shape)
+        raise invalid(f"JSON Value: {show(value)} is nested {len(shape)} deep; at most {MAX_RANK} is possible")
+    return [_scalar(leaf, dtype) for leaf in _leaves(value, tuple(shape), 0)], tuple(shape)
 
 
-def _leaves(value: Any, shape: tuple[int, ...], level: int) -> Iterator[Any]:
-    if level == len(shape):
-        if isinstance(value, list):
-            raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+def _leaves(value: Any, shape: Shape, level: int) -> Iterator[Any]:
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise invalid(f"JSON Value: {show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}")
         yield value
         return
-    if not isinstance(value, list):
-        raise invalid(f"JSON Value: {show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}")
+    if level >= len(shape):
+        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
     if len(value) != shape[level]:
         raise invalid(f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}")
     for item in value:
         yield from _leaves(item, shape, level + 1)
 
 
-def _scalar(value: Any, name: str, dtype: np.dtype[Any]) -> Any:
-    if dtype.kind == "O" and isinstance(value, str):
-        return encoded(value)
-    if dtype.kind == "O" and is_base64(value):
-        return decoded(value["b64"])
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if dtype in (np.float32, np.float64) and number:
-        return _as_float(value, name)
-    if dtype.kind in "iu" and number and isinstance(value, int):
-        return value
-    if dtype.kind == "b" and isinstance(value, bool):
-        return value
-    raise invalid(f"JSON Value: {show(value)} of input {name!r} is not of expected type: {'string' if dtype.kind == 'O' else dtype}")
+def _scalar(value: Any, dtype: np.dtype[Any]) -> Any:
+    if isinstance(value, dict) and dtype.kind == "O":
+        return decoded(value)
+    fits = False
+    if dtype.kind == "O":
+        fits = isinstance(value, str)
+    elif dtype in _FLOATS:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    elif dtype in _INTEGERS:
+        fits = type(value) is int and _limits(dtype).min <= value <= _limits(dtype).max
+    elif dtype.kind == "b":
+        fits = isinstance(value, bool)
+    elif not isinstance(value, dict):
+        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, f"Conversion of JSON Value: {show(value)} to type: {short_name(dtype)}")
+    if not fits:
+        raise invalid(f"JSON Value: {show(value)} Type: {type_of(value)} is not of expected type: {short_name(dtype)}")
+    return encoded(value) if dtype.kind == "O" else float(value) if dtype.kind == "f" else value
 
 
-def _as_float(value: float, name: str) -> float:
+def decoded(value: dict[str, Any]) -> bytes:
+    """Return the bytes of a base64 object; as in the original, white space is ignored and padding may be left out."""
+    if not is_base64(value):
+        raise invalid(f"JSON Value: {show(value)} not formatted correctly for base64 data")
+    text = "".join(value["b64"].split())
+    core = text.rstrip("=")
+    missing = -len(core) % 4
     try:
-        return float(value)
-    except OverflowError as error:
-        raise invalid(f"Input {name!r} holds an integer that is too large for a float") from error
-
-
-def encoded(text: str) -> bytes:
-    """Return a JSON string's bytes."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise invalid(f"A string holds half a surrogate pair, which is no text, at character {error.start}") from error
-
-
-def decoded(text: str) -> bytes:
-    """Return the bytes of a base64 text."""
-    try:
-        return base64.b64decode(text, validate=True)
+        if missing == 3 or len(text) - len(core) not in (0, missing):
+            raise ValueError("Incorrect padding")
+        return base64.b64decode(core + "=" * missing, validate=True)
     except (binascii.Error, ValueError) as error:
         raise invalid(f"Unable to base64 decode: {error}") from error
-
-
-def show(value: Any) -> str:
-    """Return a JSON value for an error's words, cut to 100 characters."""
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "nested too deep to be shown"
-    return text if len(text) <= 100 else text[:100] + "..."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded import json_answers, json_tensors
+from airflow_mlops.serving.embedded import json_answers, json_tensors, json_text
 from airflow_mlops.serving.embedded.engine import Servable, check_names
 from airflow_mlops.serving.embedded.refusal import invalid, precondition
 from airflow_mlops.serving.embedded.wire import parsed
@@ -71,14 +71,14 @@ def predict(model: Model, payload: bytes) -> Prepared:
 
 def rest_predict(model: Model, payload: bytes) -> Prepared:
     """Prepare the JSON body of a ``:predict`` request; raises `Refusal`."""
-    document = json_tensors.parse(payload)
+    document = json_text.parse(payload)
     name = json_tensors.signature_name(document) or DEFAULT_SIGNATURE
     if name not in model.servable.signatures:
         raise invalid(f'Serving signature name: "{name}" not found in signature def')
     inputs, as_rows = json_tensors.inputs_of(document, model.servable.input_types(name))
     run = Run(name, inputs, tuple(model.servable.signatures[name].outputs))
     if not run.wanted:
-        raise invalid(f"Signature {name!r} has no outputs to answer with")
+        raise invalid(f"Cannot convert empty tensor map to JSON: signature {name!r} has no outputs")
     return Prepared((run,), lambda outputs: json_answers.predictions(outputs[0], as_rows=as_rows))
 
 

@@ -20,24 +20,34 @@ from airflow_mlops.serving import protos
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.gateway import Gateway, Target
 from airflow_mlops.serving.embedded.metrics import Metrics
-from airflow_mlops.serving.embedded.refusal import MAX_WORDS, Refusal, invalid
+from airflow_mlops.serving.embedded.refusal import MAX_WORDS, Refusal, invalid, precondition
 
 log = logging.getLogger(__name__)
 _CHOICE = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 # The path ignores case, the method word does not (http_rest_api_util.cc).
 _ASK = re.compile(rf"(?i:/v1/models)/(?P<name>[^/:]+)(?i:{_CHOICE}):(?P<method>classify|regress|predict)", re.ASCII)
 _LOOK = re.compile(rf"(?i:/v1/models)(?:/(?P<name>[^/:]+))?(?i:{_CHOICE})(?P<metadata>(?i:/metadata))?", re.ASCII)
+_ORIGIN = re.compile(rb"https?://")
 _KINDS = {"predict": Kind.REST_PREDICT, "classify": Kind.REST_CLASSIFY, "regress": Kind.REST_REGRESS}
 _PART = 256 << 10
+_CORS = [  # http_rest_api_util.cc
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"POST, GET"),
+    (b"access-control-allow-headers", b"Content-Type"),
+]
 _JSON, _TEXT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class RestOptions(NamedTuple):
-    """Seconds that a request may take to arrive, to be answered and to be taken; most bytes of its body; the path of the metrics, if any."""
+    """Seconds that a request may take to arrive, to be answered and to be taken; most bytes of its body; the path of the metrics, if any.
+
+    With `cors`, answers say that pages of any origin may read them.
+    """
 
     timeout_seconds: float = 30.0
     max_body_bytes: int = 256 << 20
     metrics_path: str | None = None
+    cors: bool = False
 
 
 class TooLarge(Refusal):
@@ -60,6 +70,7 @@ class RestApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["raw_path"].decode("latin-1")
+        asked = path + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")  # which no path of the API has
         until = time.monotonic() + self._options.timeout_seconds
         kind, headers = _JSON, []
         try:
@@ -68,10 +79,11 @@ class RestApi:
             elif not path.lower().startswith("/v1/"):
                 status, body = 404, _error(f"Not found: {method} {path}. Models are under /v1/models/.")
             else:
-                status, body = 200, await self._answer(method, path, scope, receive, until)
+                headers = list(_CORS) if self._options.cors else []
+                status, body = 200, await self._answer(method, asked, scope, receive, until)
         except Refusal as refusal:
             status, body = refusal.http_status, _error(str(refusal))
-            headers = [(b"connection", b"close")] if status in (413, 504) else []  # what was not read can not be answered again
+            headers += [(b"connection", b"close")] if status in (413, 504) else []  # what was not read can not be answered again
         except asyncio.CancelledError:
             status, body = 503, _error("The server is stopping")
         except Exception as error:
@@ -97,6 +109,10 @@ class RestApi:
         if method == "GET" and (match := _LOOK.fullmatch(path)):
             target = _target(match)
             return _message_json(self._metadata(target) if match["metadata"] else _plain(self._gateway.status(target.name, target.version)))
+        if method == "OPTIONS":
+            if _ORIGIN.search(_header(scope, b"origin")):
+                return b""
+            raise precondition("Origin header is missing in CORS preflight")
         raise invalid(f"Malformed request: {method} {path}")
 
     def _metadata(self, target: Target) -> Any:

@@ -143,7 +143,8 @@ def _listen(server: grpc.aio.Server, address: str, tls: settings.Tls | None) -> 
 @contextlib.asynccontextmanager
 async def _rest(options: argparse.Namespace, gateway: Gateway, metrics: Metrics, sock: socket.socket) -> AsyncIterator[HttpServer]:
     seconds = options.rest_api_timeout_in_ms / 1000
-    api = RestApi(gateway, metrics, RestOptions(seconds, options.rest_max_body_bytes, settings.metrics_path(options.monitoring_config_file)))
+    metrics_at = settings.metrics_path(options.monitoring_config_file)
+    api = RestApi(gateway, metrics, RestOptions(seconds, options.rest_max_body_bytes, metrics_at, options.rest_api_enable_cors_support))
     server = http_server(api, head_seconds=seconds)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:

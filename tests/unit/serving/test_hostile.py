@@ -367,3 +367,17 @@ def test_it_starts_and_ends_with_its_standard_streams_closed(tmp_path: Path) -> 
     server.wait_ready()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 0
+
+
+def test_pages_of_any_origin_may_read_answers_if_that_is_allowed(building_models: object, serving_models: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, "linear", serving_models / "linear1", "--rest_api_enable_cors_support") as server:
+        with httpx.Client(base_url=f"{server.rest_url}/v1/models", trust_env=False) as client:
+            for answer in (client.post("/linear:predict", json=INSTANCES), client.post("/linear:predict", json={}), client.get("/linear")):
+                assert (answer.headers["access-control-allow-origin"], answer.headers["access-control-allow-methods"]) == ("*", "POST, GET")
+            preflight = client.options("/linear:predict", headers={"origin": "https://example.com"})
+            assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (200, "Content-Type")
+
+
+def test_without_that_no_answer_speaks_of_origins(rest: httpx.Client) -> None:
+    answer = rest.post("/linear:predict", json=INSTANCES, headers={"origin": "https://example.com"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded import json_tensors
+from airflow_mlops.serving.embedded import json_text
 from airflow_mlops.serving.embedded.json_examples import examples_of
 from airflow_mlops.serving.embedded.refusal import Refusal
 
@@ -19,7 +19,7 @@ from airflow_mlops.serving.embedded.refusal import Refusal
 def features(body: Any) -> list[dict[str, Any]]:
     """Return per example its features as (kind, values)."""
     text = body if isinstance(body, str) else json.dumps(body)
-    found = examples_of(json_tensors.parse(text.encode()))
+    found = examples_of(json_text.parse(text.encode()))
     assert found.shape == (len(found),)
     return [{name: values(feature) for name, feature in protos.example_pb2.Example.FromString(row).features.feature.items()} for row in found]
 
@@ -42,6 +42,11 @@ def values(feature: Any) -> tuple[str | None, list[Any]]:
         ({"b64": "AP8="}, ("bytes_list", [b"\x00\xff"])),
         (["a", {"b64": "Yg=="}], ("bytes_list", [b"a", b"b"])),
         ([], (None, [])),
+        (True, ("int64_list", [1])),
+        ([1, False], ("int64_list", [1, 0])),
+        ({"b64": "YQ"}, ("bytes_list", [b"a"])),
+        (2**64, ("float_list", [2.0**64])),
+        (-(2**63) - 1, ("float_list", [-(2.0**63)])),
     ],
 )
 def test_an_integer_is_int64_a_decimal_is_float_and_a_string_is_bytes(value: Any, expected: Any) -> None:
@@ -54,12 +59,25 @@ def test_nan_is_a_decimal() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[1, 2.0], [1.0, 2], ["a", 1], [1, "a"], [1, None], None, True, [False], [1, True], [[1]], {"a": 1}, {"b64": "YQ==", "c": 1}]
+    ("value", "words"),
+    [
+        ([1, 2.0], "Unexpected element type in feature: f expecting type: int64"),
+        ([1.0, 2], "Unexpected element type in feature: f expecting type: float"),
+        (["a", 1], "Unexpected element type in feature: f expecting type: bytes"),
+        ([1, "a"], "Unexpected element type in feature: f expecting type: int64"),
+        ([0.5, {"b64": "?"}], "Unexpected element type in feature: f expecting type: float"),
+        ([1, None], "Feature: f has element with unexpected JSON type: Null"),
+        (None, "Feature: f has element with unexpected JSON type: Null"),
+        ([[1], 2], "Feature: f has element with unexpected JSON type: Array"),
+        ({"a": 1}, "Feature: f has element with unexpected JSON type: Object"),
+        ([1, {"b64": "YQ==", "c": 1}], "Feature: f has element with unexpected JSON type: Object"),
+        ([20, 18446744073709551603], "Feature: f has uint64_t element. Only int64_t is supported."),
+    ],
 )
-def test_values_of_two_kinds_or_of_none_are_refused(value: Any) -> None:
-    with pytest.raises(Refusal, match=r"feature 'f' of 'examples' element 1") as refused:
+def test_values_of_two_kinds_or_of_none_are_refused(value: Any, words: str) -> None:
+    with pytest.raises(Refusal) as refused:
         features({"examples": [{"f": 1}, {"f": value}]})
-    assert refused.value.http_status == 400
+    assert (str(refused.value), refused.value.http_status) == (words, 400)
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**80])
@@ -68,7 +86,7 @@ def test_an_integer_of_more_than_64_bits_is_never_another_number(value: int) -> 
     try:
         ((kind, found),) = features({"examples": [{"f": value}]})[0].values()
     except Refusal as refused:
-        assert "does not fit into 64 bits" in str(refused)
+        assert "Only int64_t is supported" in str(refused)
     else:
         assert (kind, found) == ("float_list", [pytest.approx(value)])
 
@@ -81,11 +99,14 @@ def test_an_integer_of_more_than_64_bits_is_never_another_number(value: int) -> 
         ({"examples": None}, "to be an list/array"),
         ({"examples": {"x": 1}}, "to be an list/array"),
         ({"examples": []}, "is an empty array"),
-        ({"examples": [1]}, "Expecting 'examples' element 0 to be an object of features, got 1"),
-        ({"examples": [{}, [1]]}, "Expecting 'examples' element 1 to be an object of features"),
-        ({"examples": [{"b64": "YQ=="}]}, "to be an object of features"),
-        ({"examples": [{}], "context": 1}, "Expecting context to be an object of features, got 1"),
-        ({"examples": [{}], "context": {"f": None}}, "feature 'f' of context"),
+        ({"examples": [1]}, "Example must be JSON object but got JSON Number"),
+        ({"examples": [{}, [1]]}, "Example must be JSON object but got JSON Array"),
+        ({"examples": ["a"]}, "Example must be JSON object but got JSON String"),
+        ({"examples": [None]}, "Example must be JSON object but got JSON Null"),
+        ({"examples": [True]}, "Example must be JSON object but got JSON True"),
+        ({"examples": [{}], "context": [1]}, "Example must be JSON object but got JSON Array"),
+        ({"context": False}, "Example must be JSON object but got JSON False"),
+        ({"examples": [{}], "context": {"f": None}}, "Feature: f has element with unexpected JSON type: Null"),
         ({"examples": [{"f": {"b64": "?"}}]}, "Unable to base64 decode"),
     ],
 )
@@ -107,6 +128,10 @@ def test_every_example_has_what_the_context_says_unless_it_says_so_itself() -> N
         {"user": ("bytes_list", [b"ann"]), "age": ("int64_list", [1, 2]), "x": ("float_list", [1.5])},
         {"user": ("bytes_list", [b"ann"]), "age": ("float_list", [0.5]), "x": ("float_list", [2.5])},
     ]
+
+
+def test_a_feature_may_be_named_like_base64() -> None:
+    assert features({"examples": [{"b64": "YQ=="}]}) == [{"b64": ("bytes_list", [b"YQ=="])}]
 
 
 def test_an_example_may_be_empty() -> None:

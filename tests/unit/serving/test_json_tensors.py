@@ -11,19 +11,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_mlops.serving.embedded import json_tensors
+from airflow_mlops.serving.embedded import json_tensors, json_text
 from airflow_mlops.serving.embedded.refusal import Refusal
 
 FLOAT, DOUBLE, INT, LONG, UINT8, UINT64, BOOL, STRING = (
     np.dtype(t) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.uint64, np.bool_, np.object_)
 )
-INTEGERS = [np.dtype(t) for t in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)]
+INTEGERS = [np.dtype(t) for t in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64)]
 NUMBERS = [FLOAT, DOUBLE, *INTEGERS]
 Types = dict[str, np.dtype[Any]]
 
 
 def tensors(body: str | bytes, types: Types) -> dict[str, Any]:
-    return json_tensors.inputs_of(json_tensors.parse(body.encode() if isinstance(body, str) else body), types)[0]
+    return json_tensors.inputs_of(json_text.parse(body.encode() if isinstance(body, str) else body), types)[0]
 
 
 def rows(body: str, types: Types) -> dict[str, Any]:
@@ -79,17 +79,26 @@ def test_json_becomes_tensors(body: str, types: Types, expected: dict[str, Any])
         ('{"instances": 1}', {"x": INT}, "to be an list/array"),
         ('{"instances": {"x": [1]}}', {"x": INT}, "to be an list/array"),
         ('{"instances": []}', {"x": INT}, "No values in 'instances' array"),
-        ('{"instances": [1]}', {}, "it has no inputs"),
+        ('{"instances": [1]}', {}, "Failed to get input map for signature: DEFAULT"),
         ('{"instances": [1]}', {"a": INT, "b": INT}, "expecting list of objects"),
         ('{"inputs": [1]}', {"a": INT, "b": INT}, "expecting an object"),
         ('{"instances": [{"a": 1}]}', {"a": INT, "b": INT}, "keys must be equal to: a,b"),
-        ('{"instances": [{"x": 1}, {"x": 1, "y": 2}]}', {"x": INT}, "Failed to process element: 1"),
+        (
+            '{"instances": [{"x": 1}, {"x": 1, "y": 2}]}',
+            {"x": INT},
+            "Failed to process element: 1 key: y of 'instances' list. Error: INVALID_ARGUMENT: JSON object: does not have named input: y",
+        ),
         ('{"instances": [{"x": 1}, 2]}', {"x": INT}, "Expecting object but got list at item 1"),
         ('{"instances": [1, {"x": 2}]}', {"x": INT}, "Expecting value/list but got object at item 1"),
-        ('{"instances": [[1, 2], [3]]}', {"x": INT}, "unexpected size"),
-        ('{"instances": [[], [3]]}', {"x": INT}, "unexpected size"),
-        ('{"instances": [[1, 2], 3]}', {"x": INT}, "incorrect level"),
-        ('{"instances": [1, [2]]}', {"x": INT}, "unexpected level"),
+        ('{"instances": [[1, 2], [3]]}', {"x": INT}, "element: 1 of 'instances' list. Error: INVALID_ARGUMENT: Expecting tensor size: 2 but got: 1"),
+        ('{"instances": [[], [3]]}', {"x": INT}, "Expecting tensor size: 0 but got: 1"),
+        ('{"instances": [[1, 2], 3]}', {"x": INT}, "Expecting tensor size: 2 but got: 1"),
+        ('{"instances": [1, [2]]}', {"x": INT}, r"Expecting shape \[\] but got: \[1\]"),
+        ('{"instances": [[1, 2], [3, 4], [[5, 6]]]}', {"x": INT}, r"Expecting shape \[2\] but got: \[1,2\]"),
+        ('{"instances": [[[1, 2], [3]]]}', {"x": INT}, "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
+        ('{"instances": [[[1, 2], 3]]}', {"x": INT}, "JSON Value: 3 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
+        ('{"instances": [[1, [2]]]}', {"x": INT}, "Encountered list at unexpected level: 1 expected < 1"),
+        ('{"instances": [{"x": 1, "z": 2}]}', {"x": INT}, "element: 0 key: z of .* does not have named input: z"),
         ('{"instances": [1.5]}', {"x": INT}, "not of expected type"),
         ('{"instances": [1.0]}', {"x": INT}, "not of expected type"),
         ('{"instances": [1e3]}', {"x": LONG}, "not of expected type"),
@@ -103,20 +112,24 @@ def test_json_becomes_tensors(body: str, types: Types, expected: dict[str, Any])
         ('{"instances": [1]}', {"x": STRING}, "not of expected type: string"),
         ('{"instances": [null]}', {"x": FLOAT}, "not of expected type"),
         ('{"instances": [{"b64": "YQ=="}]}', {"x": FLOAT}, "not of expected type"),
-        ('{"instances": [2147483648]}', {"x": UINT8}, "out of range"),
-        ('{"instances": [-1]}', {"x": UINT64}, "out of range"),
-        ('{"instances": [65536]}', {"x": np.dtype(np.uint16)}, "out of range"),
-        ('{"instances": [9223372036854775808]}', {"x": LONG}, "out of range"),
-        ('{"instances": [' + "9" * 400 + "]}", {"x": FLOAT}, "too large"),
+        ('{"instances": [2147483648]}', {"x": UINT8}, "JSON Value: 2147483648 Type: Number is not of expected type: uint8"),
+        ('{"instances": [-1]}', {"x": UINT64}, "JSON Value: -1 Type: Number is not of expected type: uint64"),
+        ('{"instances": [6]}', {"x": np.dtype(np.uint16)}, "Error: UNIMPLEMENTED: Conversion of JSON Value: 6 to type: uint16"),
+        ('{"instances": [9223372036854775808]}', {"x": LONG}, "Type: Number is not of expected type: int64"),
+        ('{"instances": [' + "9" * 400 + "]}", {"x": FLOAT}, "Number too big to be stored in double"),
         ('{"instances": [{"b64": "?"}]}', {"x": STRING}, "Unable to base64 decode"),
-        ('{"instances": [{"b64": "YQ"}]}', {"x": STRING}, "Unable to base64 decode"),
-        ('{"instances": [{"b64": "YQ==", "more": 1}]}', {"x": STRING}, "keys must be equal to: x"),
-        ('{"instances": [{"b64": 1}]}', {"x": STRING}, "keys must be equal to: x"),
+        ('{"instances": [{"b64": "Y"}]}', {"x": STRING}, "Unable to base64 decode"),
+        ('{"instances": [{"b64": "YQ="}]}', {"x": STRING}, "Unable to base64 decode"),
+        ('{"instances": [{"b64": "YQ==", "more": 1}]}', {"x": STRING}, "does not have named input: b64"),
+        ('{"instances": [{"b64": 1}]}', {"x": STRING}, "does not have named input: b64"),
+        ('{"instances": [[{"b64": 1}]]}', {"x": STRING}, "not formatted correctly for base64 data"),
+        ('{"instances": [{"x": {"b64": "YQ==", "more": 1}}]}', {"x": STRING}, "not formatted correctly for base64 data"),
+        ('{"instances": [[{"a": 1}]]}', {"x": INT}, "Type: Object is not of expected type: int32"),
         ('{"inputs": {"a": 1}}', {"a": INT, "b": INT}, "Missing named input: b"),
         ('{"inputs": ' + "[" * 40 + "1" + "]" * 40 + "}", {"x": INT}, "nested 40 deep"),
         ('{"inputs": ' + "[" * 70 + "1" + "]" * 70 + "}", {"x": INT}, "nested 70 deep"),
-        ('{"instances": [1]}', {"x": np.dtype(np.float16)}, "not of expected type"),
-        ('{"instances": [1]}', {"x": np.dtype(np.complex64)}, "not of expected type"),
+        ('{"instances": [1]}', {"x": np.dtype(np.float16)}, "Conversion of JSON Value: 1 to type: half"),
+        ('{"instances": [1]}', {"x": np.dtype(np.complex64)}, "Conversion of JSON Value: 1 to type: complex64"),
     ],
 )
 def test_json_that_does_not_fit_is_refused_with_a_reason(body: str, types: Types, words: str) -> None:
@@ -125,10 +138,59 @@ def test_json_that_does_not_fit_is_refused_with_a_reason(body: str, types: Types
     assert refused.value.http_status == 400
 
 
-@pytest.mark.parametrize("body", [b'{"instances": ["\xff"]}', b"\xff\xfe{\x00", b'\xef\xbb\xbf{"instances": ["a"]}', b"\x00"])
-def test_bytes_that_are_no_text_are_refused(body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"\xff\xfe{\x00", b"\x00"])
+def test_bytes_that_are_no_json_are_refused(body: bytes) -> None:
     with pytest.raises(Refusal, match="JSON Parse error"):
         tensors(body, {"x": STRING})
+
+
+def test_bytes_that_are_no_text_are_a_string_s_bytes_and_a_mark_of_their_order_is_no_part_of_it() -> None:
+    assert rows('{"instances": ["a"]}', {"x": STRING}) == {"x": [b"a"]}
+    assert tensors(b'\xef\xbb\xbf{"instances": ["\xff\x80"]}', {"x": STRING})["x"].tolist() == [b"\xff\x80"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("  ", "The document is empty."),
+        ("instances = [1, 2]", "Invalid value. at offset: 0"),
+        ('{"instances": }', "Invalid value. at offset: 14"),
+        ("{instances: [1]}", "Missing a name for object member. at offset: 1"),
+        ('{"instances" [1]}', "Missing a colon after a name of object member. at offset: 13"),
+        ('{"instances": [1] "x": 1}', "Missing a comma or } after an object member. at offset: 18"),
+        ('{"instances": [{"a": "]"} 2]}', "Missing a comma or ] after an array element. at offset: 26"),
+        ('{"instances": ["a]}', "Missing a closing quotation mark in string."),
+        ('{"instances": ["\\q"]}', "Invalid escape character in string."),
+        ('{"instances": ["\\u12x4"]}', "Incorrect hex digit after \\\\u escape in string."),
+        ('{"instances": ["\\ud800"]}', "The surrogate pair in string is invalid."),
+        ('{"instances": ["\n"]}', "Invalid encoding in string."),
+    ],
+)
+def test_what_is_no_json_is_refused_in_the_words_of_the_original_s_parser(body: str, words: str) -> None:
+    with pytest.raises(Refusal, match=f"JSON Parse error: {words}"):
+        tensors(body, {"x": STRING})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        ([1, [True, "é"]], '[1, [true, "é"]]'),
+        ({}, "{}"),
+        ({"x": [1], "y": {"z": 1e30}}, '{\n    "x": [1],\n    "y": {\n        "z": 1e30\n    }\n}'),
+    ],
+)
+def test_a_value_is_shown_as_the_original_shows_it(value: Any, shown: str) -> None:
+    assert json_text.show(value) == shown
+
+
+@pytest.mark.parametrize("value", [[1] * 10**6, {str(number): number for number in range(10**5)}, "x" * 10**6], ids=["list", "object", "string"])
+def test_of_a_long_value_only_its_beginning_is_shown(value: Any) -> None:
+    assert 250 < len(json_text.show(value)) <= 1024
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    assert json_text.show(deep) == "[" * 256
 
 
 def test_a_string_that_no_text_can_hold_is_refused() -> None:
@@ -137,21 +199,15 @@ def test_a_string_that_no_text_can_hold_is_refused() -> None:
 
 
 def test_the_signatures_name_is_a_string_or_not_there() -> None:
-    assert json_tensors.signature_name(json_tensors.parse(b'{"signature_name": "s"}')) == "s"
-    assert json_tensors.signature_name(json_tensors.parse(b"{}")) == ""
+    assert json_tensors.signature_name(json_text.parse(b'{"signature_name": "s"}')) == "s"
+    assert json_tensors.signature_name(json_text.parse(b"{}")) == ""
     with pytest.raises(Refusal, match="must be a string"):
-        json_tensors.signature_name(json_tensors.parse(b'{"signature_name": 1}'))
+        json_tensors.signature_name(json_text.parse(b'{"signature_name": 1}'))
 
 
 def test_rows_and_columns_are_told_apart() -> None:
-    assert json_tensors.inputs_of(json_tensors.parse(b'{"instances": [1]}'), {"x": INT})[1]
-    assert not json_tensors.inputs_of(json_tensors.parse(b'{"inputs": [1]}'), {"x": INT})[1]
-
-
-def test_an_error_shows_at_most_a_hundred_characters_of_the_value() -> None:
-    with pytest.raises(Refusal) as refused:
-        tensors(json.dumps({"instances": ["x" * 10_000]}), {"x": FLOAT})
-    assert len(str(refused.value)) < 250
+    assert json_tensors.inputs_of(json_text.parse(b'{"instances": [1]}'), {"x": INT})[1]
+    assert not json_tensors.inputs_of(json_text.parse(b'{"inputs": [1]}'), {"x": INT})[1]
 
 
 def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -178,7 +234,7 @@ INTEGER_LEAVES = st.one_of(EDGES, SAFE, st.integers(-300, 300), st.just(1.0), st
 def carefully(value: Any, dtype: np.dtype[Any]) -> Any:
     try:
         with np.errstate(over="ignore"):
-            return json_tensors._checked(value, "x", dtype)
+            return json_tensors._checked(value, dtype)
     except Refusal:
         return None
 

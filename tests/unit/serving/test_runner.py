@@ -359,7 +359,8 @@ class TestTogether:
 
     def test_one_task_alone_is_joined_like_any_request(self) -> None:
         request = protos.inference_pb2.MultiInferenceRequest()
-        request.tasks.add(method_name="tensorflow/serving/regress").model_spec.signature_name = "regress"
+        spec = request.tasks.add(method_name="tensorflow/serving/regress").model_spec
+        spec.name, spec.signature_name = "m", "regress"
         request.input.example_list.examples.add()
         joined = joining(BatchingParameters())
         joined.runner.answers([Call(1, Kind.MULTI_INFERENCE, 0.0, request.SerializeToString()), examples(2, Kind.REGRESS, "regress", 1)])
