@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--result", type=Path, required=True, help="file the result record is written to; artefacts go beside it")
     stage.add_argument("--lifeline", type=int, help="file descriptor of a pipe; when its other end closes, the stage ends")
     stage.add_argument("--image", help="the image it runs in, with its digest, which the record keeps")
+    stage.add_argument("--gpus", type=int, default=0, help="how many GPUs were asked for; the record says when there were fewer")
     stage.set_defaults(run=_stage)
 
     commands.add_parser("serve", help="serve models over TensorFlow Serving's protocol; its flags: airflow-mlops serve --help")
@@ -125,11 +126,12 @@ def _stage(options: argparse.Namespace) -> int:
         raise SpecError("--exchange and --request belong together: the URL of the object storage, and what is asked for there.")
     with ended_when_told():
         if not options.request:
-            return run_stage(options.name, options.spec, options.result, image=options.image)
+            return run_stage(options.name, options.spec, options.result, image=options.image, gpus=options.gpus)
         from airflow_mlops.stages.remote import open_exchange, run_requested
 
         opened = open_exchange(options.exchange, options.exchange_options)
-        return run_requested(options.name, options.request, opened, options.result, image=options.image, worker=options.worker)
+        started = {"image": options.image, "gpus": options.gpus}
+        return run_requested(options.name, options.request, opened, options.result, worker=options.worker, **started)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ class Usage:
 
     * `cpu_seconds`: of all its threads and of the processes it waited for; `gpu_seconds`: the GPUs it held, times `wall_seconds`.
     * `peak_memory_bytes`: the largest of any one process; `peak_gpu_memory_bytes`: of all GPUs together, 0 where there is none.
+    * `num_gpus_asked`: what the pod was given; TensorFlow may see fewer.
     * `earlier_gpu_seconds`: of the attempts that were interrupted before and whose checkpoint this one went on from.
     """
 
@@ -29,6 +30,7 @@ class Usage:
     gpu_seconds: float = 0.0
     peak_gpu_memory_bytes: int = 0
     earlier_gpu_seconds: float = 0.0
+    num_gpus_asked: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return every figure by its name with ``usage_`` before it, as a run's history keeps them."""
@@ -39,6 +41,8 @@ class Usage:
         parts = [f"{self.wall_seconds:.1f} s", f"{self.cpu_seconds:.1f} CPU seconds", f"{self.peak_memory_bytes / _GIB:.2f} GiB of memory"]
         if self.num_gpus:
             parts += [f"{self.gpu_seconds:.1f} GPU seconds on {self.num_gpus}", f"{self.peak_gpu_memory_bytes / _GIB:.2f} GiB of GPU memory"]
+        if self.num_gpus < self.num_gpus_asked:
+            parts.append(f"{self.num_gpus} of {self.num_gpus_asked} GPUs that were asked for")
         if self.earlier_gpu_seconds:
             parts.append(f"{self.earlier_gpu_seconds:.1f} GPU seconds before interruptions")
         if prices is not None and prices.known:

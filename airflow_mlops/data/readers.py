@@ -33,7 +33,8 @@ def read_npz(data: bytes) -> pd.DataFrame:
     Pickled objects are refused, because reading them would run them.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        # In the byte order of this machine: files of other programs have the other one, for which pandas has no operations.
+        arrays = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in archive.items()}
     lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
     if None in lengths.values() or len(set(lengths.values())) > 1:
         raise ValueError(f"its arrays must have one common first dimension, and have {lengths}")

@@ -89,6 +89,11 @@ class PipelineSpec:
             raise SpecError(f"max_mutants is {self.max_mutants}; a campaign needs at least 1.")
         if self.num_shards < 1:
             raise SpecError(f"num_shards is {self.num_shards}; at least 1 task must attack the model.")
+        if "kind" not in self.attack and len(self.layout.input_shape) != 3:
+            raise SpecError(
+                f"The robustness campaign attacks images, which have 3 dimensions, and input_shape is {tuple(self.layout.input_shape)}. Say what the "
+                "inputs are, for example attack={'kind': {'name': 'rows', 'columns': [...]}}: docs/robustness.md has all kinds."
+            )
         for name, place in ATTACK_ELSEWHERE.items():
             if name in self.attack:
                 raise SpecError(f"attack names {name!r}, which {place} decides: set it there.")

@@ -104,6 +104,8 @@ def command(stage: str, name: str, spec: PodSpec, request: str, result: str) -> 
         told = ["--exchange", spec.exchange, "--request", name]
     if spec.exchange_secret:
         told += ["--exchange-options", f"{EXCHANGE_SECRET}/options.json"]
+    if spec.num_gpus:
+        told += ["--gpus", str(spec.num_gpus)]
     return ["python", "-m", "airflow_mlops", "stage", stage, *told, "--result", result, "--image", spec.image]
 
 

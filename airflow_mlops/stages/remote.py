@@ -6,6 +6,7 @@ import json
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, SpecError, StageError
@@ -27,10 +28,11 @@ def open_exchange(url: str, options: Path | None) -> Exchange:
     return Exchange(url, found)
 
 
-def run_requested(name: str, request: str, exchange: Exchange, result_path: Path, *, image: str | None = None, worker: int = 0) -> int:
+def run_requested(name: str, request: str, exchange: Exchange, result_path: Path, *, worker: int = 0, **started: Any) -> int:
     """Take a request, run its stage with the newest checkpoint there is, send the result; return what `run_stage` does.
 
-    Of several workers that were asked for the same, all have the checkpoints; `worker` 0 alone sends its own, and the result.
+    Of several workers that were asked for the same, all have the checkpoints; `worker` 0 alone sends its own, and the result. `started` is what
+    `run_stage` keeps in the record of how it was started.
 
     :raises SpecError: the request is of another stage.
     :raises StageError: the record was written and can not be sent, so that nobody will believe it.
@@ -44,7 +46,7 @@ def run_requested(name: str, request: str, exchange: Exchange, result_path: Path
     if num_brought := checkpoints.bring():
         log.info("%d checkpoint(s) of an earlier attempt brought from the exchange.", num_brought)
     with checkpoints if not worker else nullcontext():
-        code = run_stage(name, spec_path, result_path, image=image)
+        code = run_stage(name, spec_path, result_path, **started)
     if worker or not result_path.exists():
         return code
     try:

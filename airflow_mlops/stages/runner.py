@@ -50,12 +50,12 @@ def parse_spec(name: str, data: Any) -> Any:
     return spec
 
 
-def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | None = None) -> int:
+def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | None = None, gpus: int = 0) -> int:
     """Run stage `name` and write its record atomically; return 0, 1 when the record holds an error, 75 when that is `WorkerLost`, or 143 without a
     record when the stage was told to stop.
 
-    `image` is kept in the record. A `SpecError` about the request itself is raised, not recorded: without a spec there is nothing that a record
-    could answer.
+    `image` is kept in the record, and `gpus`, how many were asked for, with what was used. A `SpecError` about the request itself is raised, not
+    recorded: without a spec there is nothing that a record could answer.
     """
     spec = parse_spec(name, _read_spec(spec_path))
     digest = spec_digest(spec)
@@ -76,7 +76,14 @@ def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | Non
         log.info("%s", result.headline())
         seconds_before = getattr(result, "seconds_before", 0.0)  # only a training goes on from where another attempt was
         record = Record(SCHEMA_VERSION, name, digest, result=data, inputs=inputs, image=image)
-    record = dataclasses.replace(record, usage=measure(seconds_before))
+    usage = dataclasses.replace(measure(seconds_before), num_gpus_asked=gpus)
+    if usage.num_gpus < gpus and name == "train":
+        log.warning(
+            "%d GPUs were asked for, and TensorFlow sees %d: the training was as slow as without them. Look at image and driver.",
+            gpus,
+            usage.num_gpus,
+        )
+    record = dataclasses.replace(record, usage=usage)
     try:
         write_atomically(result_path, canonical_json(to_data(record)))
     except OSError as error:

@@ -47,6 +47,7 @@ def test_less_than_one_process_is_no_runner() -> None:
         ({"max_mutants": 0}, "needs at least 1"),
         ({"num_shards": 0}, "at least 1 task"),
         ({"attack": {"max_mutants": 10}}, "PipelineSpec.max_mutants decides"),
+        ({"layout": ArrayLayout((13,), 3)}, r"attacks images, which have 3 dimensions, and input_shape is \(13,\)\. Say what the inputs are"),
         ({"attack": {"seed": 3}}, "the trigger form's field seed decides"),
         ({"training": {"max_second": 60.0}}, "Did you mean 'max_seconds'"),
         ({"training": {"seed": 3}}, "Unknown field of the training 'seed'"),
@@ -149,3 +150,8 @@ def test_where_the_code_comes_from_and_what_it_makes_reaches_the_training() -> N
     request: Any = dag.get_task("train").spec  # type: ignore[attr-defined]
     assert {name: getattr(request, name) for name in code} == code
     assert request.formats == {"onnx": "required"}
+
+
+def test_a_table_has_a_kind_of_its_own() -> None:
+    columns = [{"name": "age"}, {"name": "income"}]
+    assert spec(layout=ArrayLayout((2,), 3), attack={"kind": {"name": "rows", "columns": columns}}).attack["kind"]["name"] == "rows"

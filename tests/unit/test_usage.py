@@ -24,6 +24,11 @@ def test_the_sentence_names_gpus_and_costs_only_where_there_are_any() -> None:
     assert said.endswith("14400.0 GPU seconds on 2, 1.00 GiB of GPU memory, 3600.0 GPU seconds before interruptions, 10.0000 EUR")
 
 
+def test_gpus_that_were_asked_for_and_are_not_there_are_said() -> None:
+    assert Usage(1.0, 1.0, GIB, num_gpus_asked=2).sentence().endswith("1.00 GiB of memory, 0 of 2 GPUs that were asked for")
+    assert "asked for" not in Usage(1.0, 1.0, GIB, num_gpus=1, num_gpus_asked=1).sentence()
+
+
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_price_is_refused_by_its_setting(price: float) -> None:
     with pytest.raises(SpecError, match=r"Correct \[mlops\] price_cpu_hour"):

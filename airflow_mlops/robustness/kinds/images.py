@@ -17,6 +17,8 @@ from airflow_mlops.robustness.kinds.base import InputKind
 from airflow_mlops.robustness.mutators import affine, corruption, geometry, jpeg, pixel
 from airflow_mlops.robustness.mutators.base import Floats, Ints, Mutator, ValueRange
 
+CHANNELS = (1, 2, 3, 4)
+
 
 @dataclass(frozen=True)
 class Images(InputKind):
@@ -44,6 +46,11 @@ class Images(InputKind):
             raise RobustnessError(
                 f"The inputs are {inputs.dtype} of shape {inputs.shape}; expected floating-point images of shape (N, height, width, channels), "
                 "N >= 1. Convert and reshape them, for example images.astype('float32')[..., None]."
+            )
+        if inputs.shape[1] in CHANNELS and inputs.shape[3] not in CHANNELS:
+            raise RobustnessError(
+                f"The inputs of shape {inputs.shape} look like images with their channels first; expected (N, height, width, channels). A rotation "
+                "would mix colours. Give the model channels last, or attack it as another kind: attack={'kind': {'name': 'rows', ...}}."
             )
         low, high = self.value_range
         # Written so that NaN fails too.

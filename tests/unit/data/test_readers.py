@@ -117,3 +117,16 @@ def test_a_compressed_archive_that_was_damaged_before_it_was_published_is_named(
     data[begin + 20 : begin + 60] = b"\xff" * 40
     with pytest.raises(DatasetError, match=r"a\.npz is no readable \.npz file"):
         read_frame(publish(inbox, a_npz=bytes(data)))
+
+
+def test_arrays_in_the_other_byte_order_are_the_same_numbers(inbox: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.arange(4, dtype=">f4").reshape(4, 1), label=np.array([0, 1, 0, 1], dtype=">i4"))
+    frame = read_frame(publish(inbox, a_npz=buffer.getvalue()))
+    assert [dtype.byteorder for dtype in frame.dtypes] == ["=", "="]
+    assert frame["label"].isin([0]).tolist() == [True, False, True, False]
+
+
+def test_columns_of_a_bare_array_are_named_by_texts(inbox: Path) -> None:
+    frame = read_frame(publish(inbox, a_parquet=WRITERS[".parquet"](pd.DataFrame(np.zeros((2, 3))))))
+    assert list(frame.columns) == ["0", "1", "2"]

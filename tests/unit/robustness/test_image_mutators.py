@@ -9,6 +9,7 @@ import pytest
 from scipy.fft import dctn, idctn
 from sklearn.datasets import load_digits
 
+from airflow_mlops.exceptions import RobustnessError
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.robustness.mutators.jpeg import STEPS
 
@@ -162,3 +163,12 @@ def test_any_height_width_and_number_of_channels_will_do(shape):
         Images().mutate(images[row, None], mutator[row, None], severity[row, None], key[row, None], names=NAMES) for row in range(0, num, 4)
     ]
     assert np.array_equal(np.concatenate(one_by_one), mutants[::4])
+
+
+def test_images_with_their_channels_first_are_refused_and_not_rotated_through_their_colours() -> None:
+    with pytest.raises(
+        RobustnessError, match=r"\(60, 3, 24, 24\) look like images with their channels first; expected \(N, height, width, channels\)"
+    ):
+        Images().checked(np.zeros((60, 3, 24, 24), np.float32))
+    for shape in ((5, 3, 3, 3), (5, 24, 24, 3), (5, 8, 8, 1), (5, 24, 24, 12)):
+        assert Images().checked(np.zeros(shape, np.float32)).shape == shape

@@ -17,7 +17,7 @@ from airflow_mlops.stages.process import StageProcess
 from tests.fakes import leave_record
 from tests.mlflow_server import Proxy, proxy, running_server
 
-from .conftest import LAYOUT, Workshop
+from .conftest import Workshop
 
 TOKEN = "s3cret-of-the-guard"
 
@@ -54,6 +54,6 @@ def test_training_and_evaluation_register_and_compare_with_it(guarded: Proxy, wo
     registry = MlflowHook().get_conn()
     version = registry.register("digits", training.mlflow_run_id, training.mlflow_source, tags={"model_digest": training.model.digest})
     registry.set_alias("digits", "champion", version.version)
-    compared = run("evaluate", evaluate.Spec(trained, LAYOUT, "digits", guarded.uri), **environment)
+    compared = run("evaluate", evaluate.Spec(trained, "digits", guarded.uri), **environment)
     assert result_of(read_any(Path(compared.uri)), EvaluationResult).champion_version == str(version.version)
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.json"))

@@ -217,6 +217,7 @@ def test_with_an_exchange_a_pod_has_empty_directories_and_the_secret_in_the_plac
     words = " ".join(command("train", "n", spec, "/w/spec.json", "/w/result.json"))
     options = "--exchange s3://bucket/x --request n --exchange-options /etc/airflow-mlops/exchange/options.json"
     assert words == f"python -m airflow_mlops stage train {options} --result /w/result.json --image example.org/stages:1"
+    assert command("train", "n", spec._replace(num_gpus=2), "/w/spec.json", "/w/result.json")[-6:-4] == ["--gpus", "2"]
 
 
 def test_a_stage_that_was_told_to_stop_without_another_trace_is_tried_again() -> None:

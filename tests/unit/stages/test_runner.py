@@ -100,3 +100,11 @@ def test_a_record_that_can_not_be_written_ends_with_advice(scripted: ModuleType,
     assert main(["stage", "scripted", "--spec", str(spec), "--result", str(result)]) == 1
     assert "can not be written to" in (said := capsys.readouterr().err)
     assert "make room, and run the stage again" in said
+
+
+def test_the_record_says_how_many_gpus_were_asked_for(scripted: ModuleType, tmp_path: Path) -> None:
+    spec, result = tmp_path / "spec.json", tmp_path / "result.json"
+    spec.write_text(json.dumps({"action": "leave_file"}))
+    assert main(["stage", "scripted", "--spec", str(spec), "--result", str(result), "--gpus", "2"]) == 0
+    usage = read_record(result, stage="scripted", spec_digest=spec_digest(scripted.Spec("leave_file"))).usage
+    assert usage is not None and usage.sentence().endswith("0 of 2 GPUs that were asked for")
