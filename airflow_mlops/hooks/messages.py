@@ -102,27 +102,32 @@ def _failed(waiting: Waiting, error: Exception) -> Delivery:
     at, problem = datetime.now(UTC), str(error)
     code = error.response.get("error") if isinstance(error, SlackApiError) and not isinstance(error.response, str) else None
     final = code in MALFORMED or at - waiting.asked_at > KEPT
-    outbox = _to_outbox({**waiting.message, "problem": problem}) if waiting.problem is None or final else None
+    kept = _to_outbox({**waiting.message, "problem": problem}) if waiting.problem is None or final else None
     if final:
-        log.warning("Slack does not take the message (%s); it is in the outbox %s.", problem, outbox)
-        return Delivery(outbox, problem)
+        log.warning("Slack does not take the message (%s); it is in the outbox %s.", problem, kept)
+        return Delivery(kept, problem)
     headers = error.response.headers if isinstance(error, SlackApiError) and not isinstance(error.response, str) else {}
     wait = timedelta(seconds=retry_after(headers, default=AGAIN_AFTER.total_seconds()))
     log.warning("Slack did not take the message (%s); it is sent with a later one, or when reconcile_models runs.", problem)
     return Delivery(None, problem, at + wait)
 
 
+def outbox() -> Path:
+    """Return the file of the messages that no messenger took: configuration ``[mlops] outbox``."""
+    return Path(conf.get("mlops", "outbox", fallback="") or workspace() / "outbox.jsonl")
+
+
 def _to_outbox(message: Mapping[str, Any]) -> str:
-    outbox = Path(conf.get("mlops", "outbox", fallback="") or workspace() / "outbox.jsonl")
+    path = outbox()
     line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **message}, ensure_ascii=False) + "\n"
     try:
-        outbox.parent.mkdir(parents=True, exist_ok=True)
-        with outbox.open("ab", buffering=0) as stream:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as stream:
             stream.write(line.encode())  # one write: lines of several processes do not mix
     except OSError as error:
-        log.error("The outbox %s cannot be written (%s); the message was: %s", outbox, error, line)
+        log.error("The outbox %s cannot be written (%s); the message was: %s", path, error, line)
         return "the task's log"
-    return str(outbox)
+    return str(path)
 
 
 def _post(waiting: Waiting) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import workspace
 from airflow_mlops.ui import overview, pages, reports
 from airflow_mlops.ui.access import Access, access_of
+from airflow_mlops.ui.services import services
 
 TITLES = {401: "Log in first", 403: "This is not for your role", 404: "No such page"}
 LOG_IN = "This page is shown to who is logged in to Airflow. Log in there, then open this address again."
@@ -39,7 +40,8 @@ def show_overview(request: Request, reader: Reader) -> HTMLResponse:
             found = overview.collect(store, reader)
     except (MlopsError, AirflowNotFoundException) as error:
         return _page(request, 503, "The ledger can not be read", str(error))
-    page = pages.render("overview.html", root=request.scope["root_path"], inbox=conf.get("mlops", "inbox"), **found._asdict())
+    about = {"root": request.scope["root_path"], "inbox": conf.get("mlops", "inbox"), "services": services()}
+    page = pages.render("overview.html", **about, **found._asdict())
     return HTMLResponse(page, headers=pages.HEADERS)
 
 

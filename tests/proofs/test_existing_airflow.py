@@ -82,7 +82,7 @@ def install(home: Path) -> None:
     subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", home / "dist", ROOT], check=True)
     (wheel,) = (home / "dist").glob("*.whl")
     constraints = home / "constraints.txt"
-    pins = re.findall(r"^([\w.-]+==[^\s;\\]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    pins = re.findall(r"^([\w.-]+==[^\\\n]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
     constraints.write_text("\n".join(pins))
     for process, words in {"scheduler": "scheduler", "api": "API server", "triggerer": "triggerer", "worker": "worker"}.items():
         place, wanted = home / "venvs" / process, installed_by(words).replace("airflow-mlops", f"airflow-mlops @ {wheel.as_uri()}", 1)

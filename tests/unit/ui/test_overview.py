@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,19 @@ def test_a_role_that_may_read_nothing_is_told_so(client: TestClient, reader: Rea
     reader.readable, reader.assets = set(), False
     answer = client.get("/")
     assert (answer.status_code, "may read no DAG" in answer.text) == (403, True)
+
+
+def test_the_page_names_the_services_it_speaks_of_and_no_credentials(client: TestClient, store: Store, connect: Callable[..., None]) -> None:
+    connect("mlflow_default", "mlflow", host="http://ann:s3cret-word@mlflow.example.org", port=5000, password="s3cret-token")
+    connect("tf_serving_default", "tf_serving", extra={"replicas": [{"grpc": "a:1"}, {"grpc": "b:1"}]})
+    page = client.get("/").text
+    section = page[page.index('<section id="services">') :]
+    for words in ("<code>mlflow_default</code>", "http://mlflow.example.org:5000", "2 replicas", "ledger.db", "outbox.jsonl"):
+        assert words in section
+    assert "s3cret" not in page
+    connect("slack_api_default", "slack", password="s3cret-slack")
+    section = client.get("/").text.partition('<section id="services">')[2]
+    assert "Slack" in section and "outbox.jsonl" not in section
 
 
 def test_hostile_names_stay_words(client: TestClient, store: Store) -> None:
