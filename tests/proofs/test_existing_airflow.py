@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 GUIDE = (ROOT / "docs" / "install.md").read_text()
 # The processes of this Airflow, and what it had before the guide: its executor, its users, its database.
-BEFORE = ["apache-airflow-providers-celery", "apache-airflow-providers-fab", "redis", "psycopg2-binary"]
+BEFORE = ["apache-airflow-providers-celery", "apache-airflow-providers-fab", "apache-airflow-providers-postgres", "asyncpg", "redis"]
 USERS = {"ann": "Op", "ben": "Op"}
 PATH = "/team/airflow"
 
