@@ -32,6 +32,7 @@
     ├── LedgerError
     │   ├── LedgerUnavailable       retryable
     │   ├── NotApproved             nobody agreed to this release, or to something else
+    │   ├── NotHandedOver           an XCom says something else than the task before handed over, or that task did nothing
     │   ├── EvidenceInvalid         an evidence pack is not as it was written, or another one is in its place
     │   ├── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     │   └── LedgerAltered           a row of the ledger is not what the audit trail says
@@ -192,6 +193,10 @@ class LedgerUnavailable(LedgerError):
 
 class NotApproved(LedgerError):
     """Nobody agreed to this release in time, or what was agreed to is not what would be released."""
+
+
+class NotHandedOver(LedgerError):
+    """What an XCom says is not what the ledger says that an earlier task of the run handed over; the message names the task."""
 
 
 class EvidenceInvalid(LedgerError):

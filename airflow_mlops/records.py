@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from airflow_mlops import exceptions
-from airflow_mlops.artifacts import artifacts, bytes_digest, canonical_json, file_digest
+from airflow_mlops.artifacts import artifacts, bytes_digest, canonical_json
 from airflow_mlops.exceptions import MlopsError, ResultInvalid
 from airflow_mlops.results import STRICT, from_data
 from airflow_mlops.usage import Usage
@@ -50,12 +50,11 @@ class StageFailure:
 @STRICT
 @dataclass(frozen=True)
 class ResultRef:
-    """Where a stage's record lies and what it must be; small enough for an XCom."""
+    """Where a stage's record lies and what it must be; small enough for an XCom, and nothing in it but what `digest` covers."""
 
     stage: str
     uri: str
     digest: str
-    headline: str = ""
 
 
 @STRICT
@@ -78,7 +77,7 @@ class Record:
 
 def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
     """Return the record of the request with `spec_digest`; raise `ResultInvalid` if it is missing, half-written or of another request."""
-    record = _parse(path)
+    record = _parse(path, _read(path))
     if record.stage != stage or record.spec_digest != spec_digest:
         raise ResultInvalid(
             f"{path} is the result of another request: expected stage {stage!r} with spec {spec_digest}, "
@@ -89,7 +88,7 @@ def read_record(path: Path, *, stage: str, spec_digest: str) -> Record:
 
 def read_any(path: Path) -> Record:
     """Return the record at `path`, of whatever request; raise `ResultInvalid` if it is missing or half-written."""
-    return _parse(path)
+    return _parse(path, _read(path))
 
 
 def load(ref: ResultRef, result_type: type[R]) -> R:
@@ -126,11 +125,28 @@ def evidence_digest(refs: Mapping[str, ResultRef]) -> str:
     return bytes_digest(canonical_json({stage: ref.digest for stage, ref in refs.items()}))
 
 
+def refs_text(refs: Mapping[str, ResultRef]) -> str:
+    """Return references by stage as the JSON text that `parse_refs` reads."""
+    return json.dumps({stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in sorted(refs.items())})
+
+
+def parse_refs(text: str) -> dict[str, ResultRef]:
+    """Return the references that a text of `refs_text` names; raise `ResultInvalid` if it is none."""
+    try:
+        return {stage: ResultRef(stage, str(ref["uri"]), str(ref["digest"])) for stage, ref in json.loads(text).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ResultInvalid(f"The references to the results are not as they were written: {error!r}. Register the model again.") from error
+
+
 def _referred(ref: ResultRef) -> Record:
     path = Path(ref.uri)
-    if path.is_file() and (found := file_digest(path)) != ref.digest:
+    data = _read(path)
+    if (found := bytes_digest(data)) != ref.digest:
         raise ResultInvalid(f"{path} changed after its stage ended: expected {ref.digest}, found {found}. Run stage {ref.stage!r} again.")
-    return _parse(path)
+    record = _parse(path, data)
+    if record.stage != ref.stage:
+        raise ResultInvalid(f"{path} is a result of stage {record.stage!r}; expected one of {ref.stage!r}. Name the record of that stage.")
+    return record
 
 
 def result_of(record: Record, result_type: type[R]) -> R:
@@ -143,11 +159,18 @@ def result_of(record: Record, result_type: type[R]) -> R:
     return result
 
 
-def _parse(path: Path) -> Record:
+def _read(path: Path) -> bytes:
     try:
-        data = json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ResultInvalid(f"{path} does not exist: the stage left no result record. Look at its log above and run it again.") from error
+    except (OSError, ValueError) as error:  # a directory, or a name that none can have
+        raise ResultInvalid(f"{path} can not be read ({error}): expected a result record. Run its stage again.") from error
+
+
+def _parse(path: Path, content: bytes) -> Record:
+    try:
+        data = json.loads(content)
     except ValueError as error:
         raise ResultInvalid(f"{path} is not a whole JSON document ({error}): the stage was cut off while writing. Run it again.") from error
     record = from_data(Record, data, what=f"result record {path}")

@@ -77,6 +77,11 @@ def task_url(context: Context) -> str | None:
 
 
 def report_url(page: Path) -> str:
-    """Return the address under which the API server shows `page`, a file below the workspace; it keeps the path of ``[api] base_url``."""
+    """Return the address under which the API server shows `page`, a file below the workspace."""
+    return f"{reports_url()}{quote(page.relative_to(workspace()).as_posix())}"
+
+
+def reports_url() -> str:
+    """Return what the address of every report begins with; it keeps the path of ``[api] base_url``."""
     prefix = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
-    return f"{prefix}/mlops/reports/{quote(page.relative_to(workspace()).as_posix())}"
+    return f"{prefix}/mlops/reports/"

@@ -7,7 +7,7 @@ stale because what it is bound to changed. Every answer is an event of the audit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,11 +18,12 @@ from airflow_mlops.artifacts import bytes_digest, canonical_json
 from airflow_mlops.exceptions import NotApproved
 from airflow_mlops.gates import ApprovalPolicy
 from airflow_mlops.ledger import rows
-from airflow_mlops.ledger.chain import Event
+from airflow_mlops.ledger.chain import Event, parsed
 from airflow_mlops.ledger.store import Store, insert_new, now
-from airflow_mlops.ledger.tables import APPROVAL_REQUESTS, APPROVALS
+from airflow_mlops.ledger.tables import APPROVAL_REQUESTS, APPROVALS, AUDIT_EVENTS
 
 GRANTED, REJECTED, EXPIRED, STALE = "granted", "rejected", "expired", "stale"
+ASKED = "approval asked"
 _BOUND = ("model_digest", "dataset_digest", "evidence_digest")
 
 
@@ -85,7 +86,8 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
     """Return the request of `release` for `subject`: the open or granted one, or a new one where the last ended otherwise.
 
     :param release: whose request it is: ``DAG id/run id``.
-    :param authors: whose work is released: who triggered the runs and who wrote the code, as names, e-mail addresses or Airflow user ids.
+    :param authors: whose work is released: who triggered the runs and who wrote the code, as names, e-mail addresses or Airflow user ids. Whoever
+        was an author when this version was asked about before still is one.
     """
     with store.transaction() as connection:
         last, asked_at = _last(connection, release), now()
@@ -95,6 +97,7 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
             _end(connection, last, EXPIRED, _in_time(last))
         elif last is not None and last.outcome in (None, GRANTED) and last.subject == subject:
             return last
+        authors = tuple(dict.fromkeys([*authors, *_authors_before(connection, subject)]))
         said = {"subject": asdict(subject), "policy": asdict(policy), "authors": list(authors)}
         row: dict[str, Any] = {
             "release": release,
@@ -107,21 +110,24 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
         if not insert_new(connection, APPROVAL_REQUESTS, row):  # on PostgreSQL: another process of the same task asked at this moment
             return _open(connection, release)
         request = Request(release, row["attempt"], subject, policy.num_approvals, row["expires_at"], None, ())
-        _note(connection, request, "approval asked", release, {"policy": said["policy"], "authors": list(authors)})
+        _note(connection, request, ASKED, release, {"policy": said["policy"], "authors": list(authors)})
         if policy.num_approvals == 0:
             _end(connection, request, GRANTED, "The policy asks nobody.")
         return _open(connection, release)
 
 
-def answer(store: Store, release: str, said: Answer, subject: Subject) -> Request:
+def answer(store: Store, release: str, said: Answer, subject: Subject, invalid: str = "") -> Request:
     """Count an answer, or refuse it with a reason in the trail and in the returned request's `problem`; return how the request stands then.
 
     :param subject: what would be released now, looked at after the answer; another one than was asked about makes the request stale.
+    :param invalid: why the answer can not count, whoever gave it.
     :raises NotApproved: nothing was asked.
     """
     with store.transaction() as connection:
         request = _open(connection, release)
         outcome, problem = _judge(connection, request, said, subject)
+        if invalid and not problem:
+            outcome, problem = None, invalid
         about = {"name": said.name, "answered_at": said.at.isoformat(), "comment": said.comment}
         if problem:
             verb = "approve" if said.approve else "reject"
@@ -195,6 +201,14 @@ def _judge(connection: sa.Connection, request: Request, said: Answer, subject: S
 def _terms(connection: sa.Connection, request: Request) -> tuple[ApprovalPolicy, tuple[str, ...]]:
     said = next(row["request"] for row in rows.proven(connection, APPROVAL_REQUESTS, release=request.release) if row["attempt"] == request.attempt)
     return ApprovalPolicy(**{**said["policy"], "approvers": tuple(said["policy"]["approvers"])}), tuple(said["authors"])
+
+
+def _authors_before(connection: sa.Connection, subject: Subject) -> Iterator[str]:
+    """Yield the authors of every request about this version, in whatever run."""
+    table = AUDIT_EVENTS.c
+    query = sa.select(table.line).where(table.kind == ASKED, table.subject == f"{subject.model}@{subject.version}")
+    for line in connection.scalars(query):
+        yield from parsed(line).details["authors"]
 
 
 def _last(connection: sa.Connection, release: str) -> Request | None:

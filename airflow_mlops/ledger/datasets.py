@@ -39,6 +39,13 @@ def announced(store: Store, dataset: str) -> frozenset[str]:
         return frozenset(connection.scalars(query))
 
 
+def is_announced(store: Store, version: DatasetVersion) -> bool:
+    """Return whether exactly this version was announced, with this name and digest."""
+    row = {"dataset": version.dataset, "key": version.digest, "digest": version.digest, "name": version.name}
+    with store.transaction() as connection:
+        return connection.scalar(sa.select(DATASET_VERSIONS.c.key).filter_by(**row)) is not None
+
+
 def waiting(store: Store, dataset: str) -> Waiting | None:
     """Return the complete version announced last of those that no run has taken yet, or None if none waits."""
     version = DATASET_VERSIONS.c

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param
+from airflow.sdk.exceptions import ParamValidationError
 
 from airflow_mlops.exceptions import NotApproved
 from airflow_mlops.gates import ApprovalPolicy
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
@@ -20,19 +22,19 @@ from airflow_mlops.hooks.workspace import run_of, target, who_triggered
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mlops.ledger.approvals import Request, Subject
+    from airflow_mlops.ledger.approvals import Answer, Request, Subject
     from airflow_mlops.ledger.store import Store
 
 COMMENT = "comment"
 
 
-class ApproveReleaseOperator(ApprovalOperator):
+class ApproveReleaseOperator(ApprovalOperator, HandsOver):
     """Ask until as many different people as the policy wants have approved, one rejects, or the time is over; or let the policy approve.
 
     What was asked, every answer and what came of it stand in the ledger and its audit trail, bound to the model's, the dataset's and the
     evidence's digest, the version to be replaced and the target; `PublishSavedModelOperator` publishes nothing without it. An answer that does
-    not count (of an author, of somebody else, twice by the same person) is recorded, and the task asks again. Notifiers find how far the
-    request is in ``approval_progress``.
+    not count (of an author, of somebody else, twice by the same person) is recorded, and the task asks again. The question and its figures are
+    from the ledger and the records; notifiers find them in ``approval_question``, and how far the request is in ``approval_progress``.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
     :param policy: who must agree, and until when.
@@ -57,7 +59,7 @@ class ApproveReleaseOperator(ApprovalOperator):
         comment = Param(None, **required, title="Comment", description="Why; it goes into the audit trail.")
         asked = [{"id": user, "name": user} for user in policy.approvers]
         # Airflow hands a task the DAG's own params, too, which do not belong into the form.
-        super().__init__(**{**kwargs, "params": {COMMENT: comment}}, assigned_users=asked or None)
+        super().__init__(**{"subject": "Release?", **kwargs, "params": {COMMENT: comment}}, assigned_users=asked or None)
         self.model = model
         self.policy = policy
         self.version_label = version_label
@@ -68,9 +70,10 @@ class ApproveReleaseOperator(ApprovalOperator):
     def execute(self, context: Context) -> Any:
         from airflow_mlops.ledger import approvals
 
-        authors = tuple(sorted({*self.model.get("authors", "").splitlines(), *who_triggered(context)}))
         with self._ledger() as store:
-            request = approvals.ask(store, run_of(context), self._subject(self.model), self.policy, authors)
+            description = self._describe(store, context)
+            authors = tuple(sorted({*description["authors"].splitlines(), *who_triggered(context)}))
+            request = approvals.ask(store, run_of(context), self._subject(description), self.policy, authors)
         return self._go_on(context, request)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -81,19 +84,33 @@ class ApproveReleaseOperator(ApprovalOperator):
             with self._ledger() as store:
                 approvals.expire(store, run_of(context))
             self.process_trigger_event_error(event)
-        said = HITLOperator.execute_complete(self, context, event)
-        answer = approvals.Answer(
-            user=said["responded_by_user"]["id"],
-            name=said["responded_by_user"]["name"],
-            approve=said["chosen_options"] == [self.APPROVE],
-            at=said["responded_at"],
-            comment=said["params_input"].get(COMMENT) or "",
-        )
+        invalid = self._invalid(context, event)
         with self._ledger() as store:
-            request = approvals.answer(store, run_of(context), answer, self._subject(self._now()))
+            self._describe(store, context)
+            request = approvals.answer(store, run_of(context), _answer(event), self._subject(self._now()), invalid)
         if request.outcome == approvals.REJECTED:
             return super().execute_complete(context, event)  # which skips what follows
         return self._go_on(context, request)
+
+    def _invalid(self, context: Context, event: dict[str, Any]) -> str:
+        """Return why the form could not have been sent like that, or nothing: by the API anything can be sent as an answer."""
+        try:
+            HITLOperator.execute_complete(self, context, event)
+        except (ValueError, ParamValidationError) as error:
+            return f"The answer does not fit the form: {' '.join(str(error).split())}"
+        return ""
+
+    def _describe(self, store: Store, context: Context) -> dict[str, Any]:
+        """Put the question and its figures where people see them, from ledger and records, and return the version's description."""
+        from airflow_mlops.registry.form import form, question
+        from airflow_mlops.registry.registrations import evidence_of, registered
+
+        (self.model,) = take(store, context, self.model)
+        tags = registered(store, self.model["name"], self.model["version"])
+        evidence = evidence_of(tags)
+        self.subject, self.body = question(self.model), form(self.model, tags, evidence)
+        context["approval_question"] = f"{self.subject} {evidence.evaluation.headline()}."  # type: ignore[typeddict-unknown-key]
+        return {**tags, **self.model}
 
     def _go_on(self, context: Context, request: Request) -> Any:
         """Return the approval, or ask (again), or fail where no answer can help any more."""
@@ -102,7 +119,9 @@ class ApproveReleaseOperator(ApprovalOperator):
 
         self.log.info("%s", request.progress())
         if request.outcome == approvals.GRANTED:
-            return {"approved_by": list(request.approved_by), "binding": request.subject.binding, "headline": request.progress()}
+            answer = {"approved_by": list(request.approved_by), "binding": request.subject.binding, "headline": request.progress()}
+            with self._ledger() as store:
+                return hand_over(store, context, answer)
         if request.outcome is not None:
             with airflow_errors():
                 raise NotApproved(f"The request is {request.outcome}. {request.problem} Clear this task to ask again.")
@@ -130,3 +149,16 @@ class ApproveReleaseOperator(ApprovalOperator):
     def _ledger(self) -> Iterator[Store]:
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             yield store
+
+
+def _answer(event: dict[str, Any]) -> Answer:
+    from airflow_mlops.ledger.approvals import Answer
+
+    comment = (event["params_input"] or {}).get(COMMENT)
+    return Answer(
+        user=event["responded_by_user"]["id"],
+        name=event["responded_by_user"]["name"],
+        approve=event["chosen_options"] == [ApprovalOperator.APPROVE],
+        at=event["responded_at"],
+        comment=comment if isinstance(comment, str) else "",
+    )

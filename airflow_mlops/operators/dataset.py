@@ -6,15 +6,16 @@ An event is delivered at least once, the work on its version is done once: a run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound, SpecError
+from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound, MlopsError, SpecError
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.results import DatasetVersion, to_data
 from airflow_mlops.triggers.dataset import version_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_mlops.ledger.store import Store
 
 
-class ClaimDatasetOperator(BaseOperator):
+class ClaimDatasetOperator(BaseOperator, HandsOver):
     """Return the dataset version of this run, claimed in the ledger and its files verified.
 
     The version is the newest of the asset events that started the run and that no other run has (older ones are claimed with it: they are
@@ -65,7 +66,7 @@ class ClaimDatasetOperator(BaseOperator):
         run_id, dag_id = context["ti"].run_id, context["ti"].dag_id
         purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            if arrived := self._arrived(context):
+            if arrived := self._arrived(store, context):
                 # Claimed first: an announced version that nobody claims, because it can not be used, would hold up all that come after it.
                 version = self._take(store, arrived, purpose, run_id)
                 self._require_dataset(read_manifest(verify(version)).dataset, version.uri)
@@ -73,22 +74,44 @@ class ClaimDatasetOperator(BaseOperator):
                 version = self._named(self.version) if self.version else self._newest(store, purpose, run_id)
                 datasets.claim(store, version, purpose=purpose, run_id=run_id)
             self.log.info("This run works on %s %s (%s) in %s.", version.dataset, version.name, version.digest, version.uri)
-            return dict(to_data(version))
+            return dict(hand_over(store, context, to_data(version)))
 
-    def _arrived(self, context: Context) -> list[DatasetVersion]:
-        """Return the versions of the asset events, oldest first; whoever may write asset events can have written any payload."""
+    def _arrived(self, store: Store, context: Context) -> list[DatasetVersion]:
+        """Return the versions of the asset events, oldest first, without those that are not what the ledger or the manifest says."""
         events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
-        payloads = [event.extra["payload"] for event in sorted(events, key=lambda event: event.timestamp) if "payload" in event.extra]
-        versions = list({version.digest: version for version in map(version_of, payloads)}.values())
-        for version in versions:
-            self._require_dataset(version.dataset, f"The asset event of {version.uri}")
-            place = self._directory(version.name)
-            if (Path(version.uri).parent.resolve(), Path(version.uri).name) != (place.parent.resolve(), place.name):
-                raise SpecError(
-                    f"An asset event says that {version.name!r} lies in {version.uri}: expected {place}. "
-                    "Watch the same inbox as this task reads, and start no run with an event of another place."
-                )
-        return versions
+        extras = [event.extra for event in sorted(events, key=lambda event: event.timestamp) if isinstance(event.extra, Mapping)]
+        versions: dict[str, DatasetVersion] = {}
+        refusals = []
+        for payload in (extra["payload"] for extra in extras if "payload" in extra):
+            try:
+                version = self._announced(store, version_of(payload))
+            except MlopsError as error:  # one that was written by hand must not cost the others their run
+                self.log.warning("An asset event is not used. %s", error)
+                refusals.append(str(error))
+            else:
+                versions[version.digest] = version
+        if refusals and not versions:
+            raise SpecError(" ".join(refusals))
+        return list(versions.values())
+
+    def _announced(self, store: Store, version: DatasetVersion) -> DatasetVersion:
+        """Return the version of an event; whoever may write asset events can have written any payload, so it is a hint where to look."""
+        from airflow_mlops.data.snapshot import open_version
+        from airflow_mlops.ledger import datasets
+
+        self._require_dataset(version.dataset, f"The asset event of {version.uri}")
+        place = self._directory(version.name)
+        if (Path(version.uri).parent.resolve(), Path(version.uri).name) != (place.parent.resolve(), place.name):
+            raise SpecError(
+                f"An asset event says that {version.name!r} lies in {version.uri}: expected {place}. "
+                "Watch the same inbox as this task reads, and start no run with an event of another place."
+            )
+        if not datasets.is_announced(store, version) and (digest := open_version(place).digest) != version.digest:
+            raise SpecError(
+                f"An asset event says that {version.name!r} has the digest {version.digest}: expected {digest}, which its manifest has. The event "
+                f"was written by hand, and no version was taken for it. To work on {version.name!r}, start this DAG with its name."
+            )
+        return version
 
     def _take(self, store: Store, arrived: list[DatasetVersion], purpose: str, run_id: str) -> DatasetVersion:
         """Claim every version that no other run has and return the newest; skip the run when there is none."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import evidence_directory, report_url, run_of
 from airflow_mlops.operators.links import REPORT_KEY, ReportLink
@@ -43,13 +44,14 @@ class WriteEvidencePackOperator(BaseOperator):
         from airflow_mlops.ledger.evidence.pack import verify
         from airflow_mlops.ledger.journal import known
 
-        name, version = self.model["name"], int(self.model["version"])
-        path, key = evidence_directory(context, name, version), f"evidence:{name}:{version}:{run_of(context)}"
-        context["ti"].xcom_push(key=REPORT_KEY, value=report_url(path / "index.html"))
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            (self.model,) = take(store, context, self.model)
+            name, version, run = self.model["name"], self.model["version"], run_of(context)
+            path, key = evidence_directory(context, name, version), f"evidence:{name}:{version}:{run}"
+            context["ti"].xcom_push(key=REPORT_KEY, value=report_url(path / "index.html"))
             written = known(store, key)
             if written is None:
-                written = self._write(store, key, path, run_of(context))
+                written = self._write(store, key, path, run)
             else:  # by an earlier try: the trail goes on, and a new pack would be another one
                 verify(path, written["digest"])
         self.log.info("%s", written["headline"])
@@ -61,9 +63,10 @@ class WriteEvidencePackOperator(BaseOperator):
         from airflow_mlops.ledger.evidence.pack import write
         from airflow_mlops.ledger.evidence.score import read_statements
         from airflow_mlops.ledger.journal import once
+        from airflow_mlops.registry.registrations import registered
 
-        name, version = self.model["name"], int(self.model["version"])
-        tags = {key: value for key, value in self.model.items() if isinstance(value, str)}
+        name, version = self.model["name"], self.model["version"]
+        tags = registered(store, name, version)
         statements = read_statements(Path(self.statements)) if self.statements else {}
         pack = write(Release(name, version, run, tags, trail(store, name, version)), path, statements)
         about = {"digest": pack.digest, "path": str(path), "score": pack.score.total, "sections": pack.score.sections}

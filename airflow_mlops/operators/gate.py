@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, SkipMixin
 
-from airflow_mlops.gates import ReleasePolicy, decide
+from airflow_mlops.gates import ReleasePolicy
 from airflow_mlops.hooks.errors import airflow_errors
-from airflow_mlops.records import ResultRef, lineage, load
-from airflow_mlops.results import EvaluationResult, RobustnessResult, from_data, to_data
+from airflow_mlops.hooks.handovers import HandsOver, evidence_refs, hand_over
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.results import to_data
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class GateModelOperator(BaseOperator, SkipMixin):
+class GateModelOperator(BaseOperator, SkipMixin, HandsOver):
     """Decide by policy whether the model may be offered for release; when not, say why and skip what follows.
 
-    Returns the decision and ``evidence``, the references to every result record behind it.
+    Returns the decision, for people: `MlflowRegisterModelOperator` decides again from the same records. Notifiers find it in ``gate_decision``.
 
     :param evaluation: reference to the evaluation's result record.
     :param robustness: reference to the robustness campaign's result record.
@@ -28,19 +30,33 @@ class GateModelOperator(BaseOperator, SkipMixin):
     template_fields = ("evaluation", "robustness")
     ui_color = "#f6e4f7"
 
-    def __init__(self, *, evaluation: Any, robustness: Any, policy: ReleasePolicy, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        evaluation: Any,
+        robustness: Any,
+        policy: ReleasePolicy,
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.evaluation = evaluation
         self.robustness = robustness
         self.policy = policy
+        self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        with airflow_errors():
-            evaluation, robustness = (from_data(ResultRef, data, what="reference to a stage's result") for data in (self.evaluation, self.robustness))
-            evidence = lineage(evaluation, robustness)
-            decision = decide(self.policy, load(evaluation, EvaluationResult), load(robustness, RobustnessResult))
-        self.log.info("%s", decision.headline())
-        answer = {**to_data(decision), "headline": decision.headline(), "evidence": {stage: to_data(ref) for stage, ref in evidence.items()}}
+        from airflow_mlops.registry.registrations import Evidence
+
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            refs = evidence_refs(store, context, self.evaluation, self.robustness)
+            decision = Evidence.of(refs).decision(self.policy)
+            self.log.info("%s", decision.headline())
+            context["gate_decision"] = decision.headline()  # type: ignore[typeddict-unknown-key]
+            answer = {**to_data(decision), "headline": decision.headline()}
+            if decision.released:
+                digests = {stage: ref.digest for stage, ref in refs.items()}
+                hand_over(store, context, {"released": True, "records": digests})
         if not decision.released:
             context["ti"].xcom_push(key="return_value", value=answer)  # skipping ends the task before its value would be stored
             self.skip(ti=context["ti"], tasks=context["task"].get_direct_relatives(upstream=False))

@@ -16,6 +16,7 @@ from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, WorkerLost
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.exchange import open_exchange
+from airflow_mlops.hooks.handovers import HandsOver, requested
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.training_job import ChiefLog, TrainingJob
 from airflow_mlops.hooks.workspace import task_directory, workspace
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class TrainModelJobOperator(BaseOperator):
+class TrainModelJobOperator(BaseOperator, HandsOver):
     """Run stage ``train`` by several pods at once and believe only worker 0's verified result record; returns the reference to it.
 
     The Job's name follows from the task, its run and the number of the attempt: a worker that died finds its Job again. When the infrastructure
@@ -131,10 +132,9 @@ class TrainModelJobOperator(BaseOperator):
         ti = context["ti"]
         self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
         with airflow_errors():
-            self._parsed = self._request()
-            digest = spec_digest(self._parsed)
-            self._chain = f"{ti.max_tries}:{digest}"  # as StagePodOperator's: stays over retries, and grows when the task is cleared
             with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+                self._parsed = requested(store, context, self._request)
+                self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # as of a pod: stays over retries, and grows when cleared
                 self._attempt = next_attempt(store, self._task, self._chain)
             self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
             self._directory = directory = task_directory(context) / f"job-{self._attempt.number}"
@@ -144,7 +144,7 @@ class TrainModelJobOperator(BaseOperator):
             if self._exchange:
                 job_spec = job_spec._replace(pod=pod._replace(places=(str(workspace()), *pod.places)))
             words = worker_command(self.stage, self._name, job_spec, str(directory))
-            self._objects = workload(job_spec, Work(self._name, words, digest, self._attempt.step, environment_of(self._parsed)))
+            self._objects = workload(job_spec, Work(self._name, words, spec_digest(self._parsed), self._attempt.step, environment_of(self._parsed)))
         write_atomically(directory / "spec.json", canonical_json(spec_data(self._parsed)))
         self._told = ToldChief()
         self._job = TrainingJob(KubernetesHook(**self._connection()).get_conn(), self.job_spec, self._name, self.log.warning)

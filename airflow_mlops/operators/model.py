@@ -1,119 +1,39 @@
-"""Register a trained model, pick it up for release, and make it the champion."""
+"""Pick up a registered model for release, and make it the champion."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionConflict, SpecError
+from airflow_mlops.gates import ReleasePolicy
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
-from airflow_mlops.hooks.signing import signature_tags
-from airflow_mlops.hooks.workspace import prices, run_of, who_triggered
-from airflow_mlops.records import ResultRef, evidence_digest, load, record_of
-from airflow_mlops.registry.base import CANDIDATE
-from airflow_mlops.results import EvaluationResult, TrainingResult, from_data
-from airflow_mlops.splits import SPLIT_TAG
+from airflow_mlops.hooks.workspace import run_of
+from airflow_mlops.registry.base import CANDIDATE, NO_CHAMPION
 
 if TYPE_CHECKING:
-    from airflow.sdk import Asset, Context
+    from airflow.sdk import Context
 
     from airflow_mlops.ledger.champions import Claim
+    from airflow_mlops.ledger.store import Store
+    from airflow_mlops.registry.base import ModelRegistry, ModelVersion
 
-NO_CHAMPION = "none"
 EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluated_against", "evidence_digest", "golden_digest", "saved_model_digest")
 
 
-class MlflowRegisterModelOperator(BaseOperator):
-    """Register the trained model, signed where ``[mlops] signing_key`` is set, with every gate as a tag and the alias ``candidate``.
+class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
+    """Return which version is to be released, to replace whom: the one that started the run, the one asked for, or the registry's candidate.
 
-    The same training registers once.
-
-    :param model_name: the registered model.
-    :param decision: the gate's answer with its evidence.
-    :param candidate: asset whose event starts the release, with the version in its extra.
-    """
-
-    template_fields = ("decision",)
-    ui_color = "#dcebfa"
-
-    def __init__(
-        self,
-        *,
-        model_name: str,
-        decision: Any,
-        candidate: Asset,
-        mlflow_conn_id: str = MlflowHook.default_conn_name,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(outlets=[candidate], **kwargs)
-        self.model_name = model_name
-        self.decision = decision
-        self.candidate = candidate
-        self.mlflow_conn_id = mlflow_conn_id
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.registry.nomination import nominate
-
-        with airflow_errors():
-            if not self.decision["released"]:
-                raise SpecError(f"The gate did not let this model pass ({self.decision['headline']}); only one that passed is registered.")
-            evidence = {stage: from_data(ResultRef, data, what="reference to a stage's result") for stage, data in self.decision["evidence"].items()}
-            training = load(evidence["train"], TrainingResult)
-            registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            tags = {**self._tags(training, evidence, context), **signature_tags(training.saved_model.path)}
-            version = registry.register(self.model_name, training.mlflow_run_id, training.mlflow_source, tags=tags)
-            nominated = nominate(registry, version, tags)
-        if not nominated:  # skipped, so that no event starts a release
-            raise AirflowSkipException(
-                f"{self.model_name} version {version.version} is not offered: it is champion already, or a newer one is candidate or champion."
-            )
-        headline = f"{self.model_name} version {version.version} is the candidate"
-        self.log.info("%s", headline)
-        context["outlet_events"][self.candidate].extra = {"model": self.model_name, "version": version.version}
-        return {"name": self.model_name, "version": version.version, "headline": headline}
-
-    def _tags(self, training: TrainingResult, evidence: Mapping[str, ResultRef], context: Context) -> dict[str, str]:
-        evaluation = load(evidence["evaluate"], EvaluationResult)
-        return {
-            "dataset": f"{training.dataset.dataset} {training.dataset.name}",
-            "dataset_digest": training.dataset.digest,
-            "code_version": training.code_version,
-            "authors": "\n".join(sorted({*training.code_authors, *who_triggered(context)})),
-            "model_digest": training.model.digest,
-            "saved_model_digest": training.saved_model.digest,
-            "golden_digest": training.golden.digest,
-            **({"features_digest": training.features.digest} if training.features else {}),
-            SPLIT_TAG: training.split.digest,
-            "evidence": json.dumps({stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in sorted(evidence.items())}),
-            "evidence_digest": evidence_digest(evidence),
-            "evaluated_against": evaluation.champion_version or NO_CHAMPION,
-            **_spent(evidence),
-            "gate.validation": evidence["validate"].headline,
-            "gate.evaluation": evidence["evaluate"].headline,
-            "gate.robustness": evidence["robustness"].headline,
-            "gate.decision": self.decision["headline"],
-            "airflow_run": run_of(context),
-        }
-
-
-def _spent(evidence: Mapping[str, ResultRef]) -> dict[str, str]:
-    """Return what each stage used and cost, as tags; older records do not say it."""
-    records = {stage: record_of(ref) for stage, ref in evidence.items()}
-    used = {f"usage.{stage}": record.usage.sentence(prices()) for stage, record in records.items() if record.usage is not None}
-    return used | {f"image.{stage}": record.image for stage, record in records.items() if record.image}
-
-
-class MlflowSelectCandidateOperator(BaseOperator):
-    """Return the description of the version to release: the one that started the run, the one asked for, or the registry's candidate.
+    A version counts as the ledger has it, and the policy must let it pass once more by the records it was registered with.
 
     :param model_name: the registered model.
+    :param policy: the thresholds.
     :param version: version number; empty for the one that started the run, or the alias ``candidate``.
     :raises PromotionConflict: the champion is no longer the one this version was compared with.
     """
@@ -125,6 +45,7 @@ class MlflowSelectCandidateOperator(BaseOperator):
         self,
         *,
         model_name: str,
+        policy: ReleasePolicy,
         version: Any = None,
         mlflow_conn_id: str = MlflowHook.default_conn_name,
         ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
@@ -132,47 +53,69 @@ class MlflowSelectCandidateOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.model_name = model_name
+        self.policy = policy
         self.version = version
         self.mlflow_conn_id = mlflow_conn_id
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.registry.promotion import reigning
+        from airflow_mlops.registry.registrations import evidence_of, verified
 
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            wanted = self.version or self._triggering(context)
-            model = registry.get(self.model_name, int(wanted)) if wanted else registry.get_by_alias(self.model_name, CANDIDATE)
-            compared = model.tags.get("evaluated_against")
-            if compared is None:
-                raise SpecError(
-                    f"{self.model_name} version {model.version} does not say what it was compared with: expected a version that a pipeline "
-                    "registered after its gates. Choose such a version, or point the alias 'candidate' to one."
-                )
-            champion = reigning(store, registry, self.model_name)
-            serving = str(champion.version) if champion else NO_CHAMPION
-            if serving not in (compared, str(model.version)):
-                raise PromotionConflict(
-                    f"{self.model_name} version {model.version} was compared with champion {compared}, but the champion is now {serving}. "
-                    f"Clear the task 'evaluate' of {model.tags.get('airflow_run', 'its run')} with all that follows, so that it is compared anew."
-                )
-        expected = champion.version if champion else None
-        headline = f"{self.model_name} version {model.version}, to replace {f'version {expected}' if expected else 'nothing, it is the first'}"
-        token = champion.token if champion else 0
-        about = {"name": self.model_name, "version": model.version, "expected_champion": expected, "fencing_token": token}
-        return {**model.tags, **about, "headline": headline}
+            model = self._chosen(store, registry, context)
+            tags = verified(store, model)
+            decision = evidence_of(tags).decision(self.policy)
+            if not decision.released:
+                raise SpecError(f"{self.model_name} version {model.version} is not to be released by today's policy ({decision.headline()}).")
+            expected, token = self._champion(store, registry, model, tags)
+            about = {"name": self.model_name, "version": model.version, "expected_champion": expected, "fencing_token": token}
+            headline = f"{self.model_name} version {model.version}, to replace {f'version {expected}' if expected else 'nothing, it is the first'}"
+            return dict(hand_over(store, context, {**about, "decision": decision.headline(), "headline": headline}))
 
-    def _triggering(self, context: Context) -> int | None:
-        events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
-        versions = [int(event.extra["version"]) for event in events if event.extra.get("model") == self.model_name]
-        return max(versions, default=None)
+    def _chosen(self, store: Store, registry: ModelRegistry, context: Context) -> ModelVersion:
+        from airflow_mlops.registry.aliases import version_of
+
+        wanted = version_of(self.version)
+        if wanted is None:
+            wanted = self._triggering(store, context)
+        return registry.get_by_alias(self.model_name, CANDIDATE) if wanted is None else registry.get(self.model_name, wanted)
+
+    def _triggering(self, store: Store, context: Context) -> int | None:
+        """Return the newest version that the asset events name and the ledger knows; whoever may write asset events may write anything."""
+        from airflow_mlops.registry.registrations import is_registered
+
+        found = []
+        for event in (event for events in (context.get("triggering_asset_events") or {}).values() for event in events):
+            extra = event.extra if isinstance(event.extra, Mapping) else {}
+            version = extra.get("version")
+            if extra.get("model") == self.model_name and type(version) is int and is_registered(store, self.model_name, version):
+                found.append(version)
+            else:
+                self.log.warning("An asset event with %r names no registered version of %s. It is not used.", event.extra, self.model_name)
+        return max(found, default=None)
+
+    def _champion(self, store: Store, registry: ModelRegistry, model: ModelVersion, tags: Mapping[str, str]) -> tuple[int | None, int]:
+        """Return who is to be replaced, and its fencing token: the one that the version was compared with, or itself."""
+        from airflow_mlops.registry.promotion import reigning
+
+        champion = reigning(store, registry, self.model_name)
+        serving = str(champion.version) if champion else NO_CHAMPION
+        if serving not in (tags["evaluated_against"], str(model.version)):
+            raise PromotionConflict(
+                f"{self.model_name} version {model.version} was compared with champion {tags['evaluated_against']}, but the champion is now "
+                f"{serving}. Clear the task 'evaluate' of {tags['airflow_run']} with all that follows, so that it is compared anew."
+            )
+        return (champion.version, champion.token) if champion else (None, 0)
 
 
-class MlflowPromoteModelOperator(BaseOperator):
+class MlflowPromoteModelOperator(BaseOperator, HandsOver):
     """Make a version that serves the champion, in the ledger and by the aliases ``champion`` and ``previous``; or find it so.
 
+    Returns the model's description with ``audit_head``, the audit trail's head, which is also noted as a tag of the version; notifiers find both
+    in ``promoted``.
+
     :param model: description of the version, as `TFServingRolloutOperator` returns it.
-    Returns the model's description with ``audit_head``, the audit trail's head, which is also noted as a tag of the version.
     :raises PromotionConflict: somebody else moved the champion meanwhile.
     """
 
@@ -197,29 +140,33 @@ class MlflowPromoteModelOperator(BaseOperator):
         from airflow_mlops.registry.anchors import anchor
         from airflow_mlops.registry.promotion import project, promote
 
-        name, version, claim = self.model["name"], int(self.model["version"]), self._claim(context)
-        request = {"model": name, "version": version, "run": claim.actor}
-
-        def make_champion() -> dict[str, Any]:
-            done = promote(store, registry, claim)
-            return {"champion": done.champion, "previous": done.previous}
-
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            (model,) = take(store, context, self.model)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
+            claim = _claim(store, registry, model, context)
+            name, version = claim.model, claim.version
+
+            def make_champion() -> dict[str, Any]:
+                done = promote(store, registry, claim)
+                return {"champion": done.champion, "previous": done.previous}
+
             # Each try looks again: a memory of an earlier one would be no proof that the aliases are still so.
-            done = once(store, claim.intent, "promote", request, make_champion, again=True)
+            done = once(store, claim.intent, "promote", {"model": name, "version": version, "run": claim.actor}, make_champion, again=True)
             read_back(store, claim.intent, lambda: project(store, registry, name))
-            head = anchor(store, registry, name, version)
-        kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
-        headline = f"{name} version {version} is the champion{kept}"
-        self.log.info("%s", headline)
-        return {**self.model, **done, "audit_head": str(head), "headline": headline}
+            kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
+            headline = f"{name} version {version} is the champion{kept}"
+            answer = {**model, **done, "audit_head": str(anchor(store, registry, name, version)), "headline": headline}
+            context["promoted"] = answer  # type: ignore[typeddict-unknown-key]
+            self.log.info("%s", headline)
+            return dict(hand_over(store, context, answer))
 
-    def _claim(self, context: Context) -> Claim:
-        from airflow_mlops.ledger.champions import Claim
 
-        model, ti = self.model, context["ti"]
-        run, name, version = run_of(context), model["name"], int(model["version"])
-        why = {key: model[key] for key in sorted(model) if key.startswith("gate.") or key in EVIDENCE}
-        intent, expected = f"promote:{name}:{version}:{ti.dag_id}:{ti.run_id}", model["expected_champion"]
-        return Claim(intent, name, version, expected, model.get("fencing_token"), model.get("model_digest"), actor=run, details=why)
+def _claim(store: Store, registry: ModelRegistry, model: Mapping[str, Any], context: Context) -> Claim:
+    from airflow_mlops.ledger.champions import Claim
+    from airflow_mlops.registry.registrations import verified
+
+    ti, run, name, version = context["ti"], run_of(context), model["name"], int(model["version"])
+    tags = verified(store, registry.get(name, version))
+    why = {key: tags[key] for key in sorted(tags) if key.startswith("gate.") or key in EVIDENCE}
+    intent = f"promote:{name}:{version}:{ti.dag_id}:{ti.run_id}"
+    return Claim(intent, name, version, model["expected_champion"], model["fencing_token"], tags["model_digest"], actor=run, details=why)

@@ -15,6 +15,7 @@ from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, StageKilled
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.exchange import open_exchange
+from airflow_mlops.hooks.handovers import HandsOver, requested
 from airflow_mlops.hooks.kubernetes import StagePod, troubles, waiting_seconds
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import task_directory, workspace
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _LEDGER = MlopsLedgerHook.default_conn_name
 
 
-class StagePodOperator(ToldPodOperator):
+class StagePodOperator(ToldPodOperator, HandsOver):
     """Run one stage in a pod and believe only its verified result record; returns the reference to it, as `RunStageOperator` does.
 
     A pod's name follows from the task, its run and the number of the attempt: a worker that died finds its pod again. Pods that the
@@ -128,11 +129,11 @@ class StagePodOperator(ToldPodOperator):
         """Find out which attempt this is, and leave the request where its pod finds it."""
         self._context, ti = context, context["ti"]
         with airflow_errors():
-            self._parsed = self._request()
             self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
-            self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # max_tries stays over retries, and grows when the task is cleared
             self._exchange = open_exchange(self.pod_spec.exchange, self.exchange_conn_id) if self.pod_spec.exchange else None
             with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+                self._parsed = requested(store, context, self._request)
+                self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # max_tries stays over retries, and grows when the task is cleared
                 self._attempt = next_attempt(store, self._task, self._chain)
         self._name = pod_name(self.stage, ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), str(self._attempt.number))
         self._directory = task_directory(context) / f"pod-{self._attempt.number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from airflow.sdk import BaseOperator
 
 from airflow_mlops.exceptions import MlopsError, PromotionConflict
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.signing import check_signature
@@ -19,17 +21,18 @@ from airflow_mlops.hooks.workspace import run_of, target, try_directory
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_mlops.ledger.store import Store
     from airflow_mlops.registry.base import ModelRegistry
     from airflow_mlops.serving.retention import RetentionPolicy
 
 
-class PublishSavedModelOperator(BaseOperator):
+class PublishSavedModelOperator(BaseOperator, HandsOver):
     """Copy a registered version's SavedModel, verified by its digest, to the model server's base path, and take old versions away.
 
     The base path is that of the connection: a directory, or the URL of an object store. The server warms the version up on the rows of the golden
     answers. A version whose graph would run Python or reach files is refused, unless the connection allows it, and an unsigned one, or one that
-    somebody else signed, where ``[mlops] verification_key`` is set. Returns the model's description with ``golden``, the path of the offline
-    answers that the served ones must equal.
+    somebody else signed, where ``[mlops] verification_key`` is set. Digests are those in the ledger. Returns the model's description with
+    ``golden``, the path of the offline answers that the served ones must equal, and their digest.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
     :param version_label: version label that clients ask for: the version that has it decides which signatures must stay as they are.
@@ -69,33 +72,36 @@ class PublishSavedModelOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_mlops.artifacts import Artifact
+        from airflow_mlops.registry.registrations import verified
         from airflow_mlops.serving.retention import RetentionPolicy
 
-        with airflow_errors():
-            name, version = self.model["name"], int(self.model["version"])
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            (self.model,) = take(store, context, self.model)
+            name, version = self.model["name"], self.model["version"]
             policy = RetentionPolicy(self.keep_versions)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
-            self._check(registry, context)
-            out_dir = try_directory(context)
             registered = registry.get(name, version)
+            tags = verified(store, registered)
+            self._check(store, registry, tags, context)
+            out_dir = try_directory(context)
             golden = registry.download(registered, "golden.json", out_dir / "golden.json")
-            Artifact(str(golden), self.model["golden_digest"], golden.stat().st_size).verify()
+            Artifact(str(golden), tags["golden_digest"], golden.stat().st_size).verify()
             saved_model = registry.download(registered, "saved_model", out_dir / "saved_model")
             check_signature(registered, saved_model)
-            path = self._publish(saved_model, golden, policy)
+            path = self._publish(saved_model, tags["saved_model_digest"], golden, policy)
+            files = {"golden": str(golden), "golden_digest": tags["golden_digest"], "path": path}
             headline = f"{name} version {version} is published at {path}"
             self.log.info("%s", headline)
-            return {**self.model, "golden": str(golden), "path": path, "headline": headline}
+            return dict(hand_over(store, context, {**self.model, **files, "headline": headline}))
 
-    def _check(self, registry: ModelRegistry, context: Context) -> None:
+    def _check(self, store: Store, registry: ModelRegistry, tags: Mapping[str, str], context: Context) -> None:
         from airflow_mlops.ledger.approvals import Subject, require
         from airflow_mlops.registry.promotion import reigning
 
-        name, version, expected = self.model["name"], int(self.model["version"]), self.model["expected_champion"]
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            if self.approval_required:
-                require(store, run_of(context), Subject.of(self.model, target(self.tf_serving_conn_id, self.version_label)))
-            champion = reigning(store, registry, name)
+        name, version, expected = self.model["name"], self.model["version"], self.model["expected_champion"]
+        if self.approval_required:
+            require(store, run_of(context), Subject.of({**tags, **self.model}, target(self.tf_serving_conn_id, self.version_label)))
+        champion = reigning(store, registry, name)
         found = champion.version if champion else None
         if found not in (expected, version):  # its own version: a finished release that is run again
             raise PromotionConflict(
@@ -103,7 +109,7 @@ class PublishSavedModelOperator(BaseOperator):
                 "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
             )
 
-    def _publish(self, saved_model: Path, golden: Path, policy: RetentionPolicy) -> str:
+    def _publish(self, saved_model: Path, digest: str, golden: Path, policy: RetentionPolicy) -> str:
         """Publish beside what the server's configuration names, and return the place."""
         from airflow_mlops.serving import config
         from airflow_mlops.serving.publish import inspect_saved_model, publish_saved_model
@@ -111,12 +117,12 @@ class PublishSavedModelOperator(BaseOperator):
 
         hook = TFServingHook(self.tf_serving_conn_id)
         base_path, config_file, options = hook.base_path(self.model["name"]), Path(hook.extra("config_path")), hook.storage_options()
-        inspect_saved_model(saved_model, self.model["saved_model_digest"], code_allowed=hook.unsafe_models_allowed())
+        inspect_saved_model(saved_model, digest, code_allowed=hook.unsafe_models_allowed())
         path = publish_saved_model(
             saved_model,
             base_path,
-            int(self.model["version"]),
-            self.model["saved_model_digest"],
+            self.model["version"],
+            digest,
             golden=golden,
             usage=Usage.of(config.read(config_file), base_path, self.version_label),
             signature_change_allowed=self.signature_change_allowed is True,
@@ -129,7 +135,7 @@ class PublishSavedModelOperator(BaseOperator):
         """Take old versions away; when that fails the release goes on, and the next one tries again."""
         from airflow_mlops.serving.retention import retain
 
-        version = int(self.model["version"])
+        version = self.model["version"]
         try:
             removed = retain(base_path, policy, config_file, version=version, label=self.version_label, storage_options=options)
         except MlopsError as error:

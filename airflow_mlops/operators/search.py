@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
+from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.records import ResultRef, load
-from airflow_mlops.results import TrainingResult, from_data, to_data
+from airflow_mlops.results import TrainingResult, from_data
 from airflow_mlops.training.search import best
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class ChooseTrainingOperator(BaseOperator):
+class ChooseTrainingOperator(BaseOperator, HandsOver):
     """Return the reference to the training that was best by a metric it logged; those that failed are not among them.
 
     Give it the trigger rule ``all_done_min_one_success``: it then waits for every training and needs one that succeeded.
@@ -28,18 +31,27 @@ class ChooseTrainingOperator(BaseOperator):
     template_fields = ("trainings",)
     ui_color = "#f6e4f7"
 
-    def __init__(self, *, trainings: Any, metric: str, direction: str = "max", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        trainings: Any,
+        metric: str,
+        direction: str = "max",
+        ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.trainings = trainings
         self.metric = metric
         self.direction = direction
+        self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        with airflow_errors():
-            refs = [from_data(ResultRef, data, what="reference to a stage's result") for data in self.trainings if data is not None]
-            results = [load(ref, TrainingResult) for ref in refs]
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            (trained,) = take(store, context, list(self.trainings or ()))
+            results = [load(from_data(ResultRef, one, what="reference to a stage's result"), TrainingResult) for one in trained]
             chosen = best([result.metrics for result in results], self.metric, self.direction)
-        for number, result in enumerate(results):
-            found = result.metrics.get(self.metric, "not logged")
-            self.log.info("%s %s: %s %s", "chosen" if number == chosen else "tried", dict(result.params), self.metric, found)
-        return dict(to_data(refs[chosen]))
+            for number, result in enumerate(results):
+                found = result.metrics.get(self.metric, "not logged")
+                self.log.info("%s %s: %s %s", "chosen" if number == chosen else "tried", dict(result.params), self.metric, found)
+            return dict(hand_over(store, context, trained[chosen]))

@@ -12,6 +12,7 @@ from airflow.sdk import BaseOperator
 
 from airflow_mlops.exceptions import LedgerError, RolloutFailed, ServingError
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.hooks.workspace import run_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from airflow_mlops.serving.rollout import Plan
 
 
-class TFServingRolloutOperator(BaseOperator):
+class TFServingRolloutOperator(BaseOperator, HandsOver):
     """Load a published version beside the serving one, prove its answers, then move the label; on failure the previous version serves on.
 
     Waits in the triggerer. May be retried or cleared at any point: where to go back to is decided once per run and remembered in the ledger,
@@ -59,6 +60,7 @@ class TFServingRolloutOperator(BaseOperator):
         from airflow_mlops.serving import rollout
 
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
+            self._take(context)
             plan = self._plan(context)
             with _going_back(client, plan, context):
                 rollout.begin(client, plan)
@@ -75,6 +77,7 @@ class TFServingRolloutOperator(BaseOperator):
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
             plan = rollout.Plan(**event["plan"])
             with _going_back(client, plan, context):
+                self._take(context)
                 if event["reason"]:
                     raise RolloutFailed(event["reason"])
                 golden = self._golden()
@@ -84,7 +87,12 @@ class TFServingRolloutOperator(BaseOperator):
         kept = "" if plan.previous in (None, plan.version) else f"; version {plan.previous} stays loaded"
         headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
         self.log.info("%s", headline)
-        return {**self.model, "previous": plan.previous, "headline": headline}
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            return dict(hand_over(store, context, {**self.model, "previous": plan.previous, "headline": headline}))
+
+    def _take(self, context: Context) -> None:
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            (self.model,) = take(store, context, self.model)
 
     def _golden(self) -> Path:
         from airflow_mlops.artifacts import file_digest
@@ -124,7 +132,7 @@ class TFServingRolloutOperator(BaseOperator):
             once(store, self._key("switch", context), "switch", self._request(context), lambda: done, event=event)
 
     def _request(self, context: Context) -> dict[str, Any]:
-        return {"model": self.model["name"], "version": int(self.model["version"]), "run": run_of(context)}
+        return {"model": self.model["name"], "version": self.model["version"], "run": run_of(context)}
 
     def _key(self, what: str, context: Context) -> str:
         return f"{what}:{self.model['name']}:{self.model['version']}:{self.version_label}:{context['ti'].dag_id}:{context['ti'].run_id}"

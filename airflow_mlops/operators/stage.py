@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from airflow_mlops.artifacts import file_digest
+from airflow_mlops.exceptions import LedgerUnavailable, ResultInvalid
 from airflow_mlops.hooks.errors import airflow_errors
+from airflow_mlops.hooks.handovers import HandsOver, hand_over, requested
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.workspace import prices, report_url, run_of, try_directory
 from airflow_mlops.operators.links import REPORT_KEY, ReportLink
-from airflow_mlops.records import ResultRef, result_of
+from airflow_mlops.records import ResultRef, record_of, result_of
 from airflow_mlops.results import DatasetVersion, ValidationResult, to_data
 from airflow_mlops.stages import stage
 
@@ -32,10 +35,11 @@ if TYPE_CHECKING:
     from airflow_mlops.stages.progress_page import ProgressLog
     from airflow_mlops.training.progress import Progress
 
+LEDGER_PAUSES = (1.0, 5.0, 15.0, 60.0, 180.0)  # seconds between tries to note a result
 STOP_SECONDS = 4.0  # Airflow kills a task 5 s after it told it to stop
 
 
-class RunStageOperator(BaseOperator):
+class RunStageOperator(BaseOperator, HandsOver):
     """Run one stage in a process group of its own on the worker; returns the reference to its result record.
 
     :param stage: ``validate``, ``train``, ``evaluate``, ``robustness`` or ``robustness_shard``.
@@ -86,7 +90,8 @@ class RunStageOperator(BaseOperator):
         from airflow_mlops.stages.runner import parse_spec, spec_data
         from airflow_mlops.training.reproducibility import environment_of
 
-        spec = parse_spec(self.stage, spec_data(self.spec))
+        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            spec = requested(store, context, lambda: parse_spec(self.stage, spec_data(self.spec)))
         # The user's code sees neither Airflow's connections nor its keys.
         inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
         env = {**inherited, **MlflowHook(self.mlflow_conn_id).environment(), "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -124,7 +129,7 @@ def progress_of(task: BaseOperator, context: Context, directory: Path, history: 
 
 
 def conclude(task: BaseOperator, name: str, record: Record, path: Path, context: Context, ledger_conn_id: str) -> dict[str, Any]:
-    """Return the reference to the record at `path` that a stage left, wherever it ran, once everything it names is verified.
+    """Return the reference to the record at `path` that a stage left, wherever it ran, once everything it names is verified and the ledger has it.
 
     :raises MlopsError: the stage's own error, or the refusal that its result is.
     """
@@ -140,7 +145,26 @@ def conclude(task: BaseOperator, name: str, record: Record, path: Path, context:
         _remember(task, ledger_conn_id, result.dataset, refusal)
     if refusal:
         raise refusal
-    return dict(to_data(ResultRef(name, str(path), file_digest(path), result.headline())))
+    ref = ResultRef(name, str(path), file_digest(path))
+    if record_of(ref) != record:
+        raise ResultInvalid(f"{path} changed while it was verified. Something else writes there: find out what, and run stage {name!r} again.")
+    task.log.info("%s", result.headline())
+    return _handed_over(task, to_data(ref), context, ledger_conn_id)
+
+
+def _handed_over(task: BaseOperator, reference: dict[str, str], context: Context, ledger_conn_id: str) -> dict[str, str]:
+    """Note the reference in the ledger; wait a while for one that does not answer, for the stage's work may be that of hours."""
+    for pause in (*LEDGER_PAUSES, None):
+        try:
+            with contextlib.closing(MlopsLedgerHook(ledger_conn_id).get_conn()) as store:
+                hand_over(store, context, reference)
+                break
+        except LedgerUnavailable as error:
+            if pause is None:
+                raise
+            task.log.warning("The result is not in the ledger yet, without which no later task believes it. Trying again in %g s. %s", pause, error)
+            time.sleep(pause)
+    return reference
 
 
 def _remember(task: BaseOperator, ledger_conn_id: str, version: DatasetVersion, refusal: MlopsError | None) -> None:

@@ -15,40 +15,22 @@ from airflow_mlops.operators.publish import PublishSavedModelOperator
 from airflow_mlops.operators.serving import TFServingRolloutOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
 
-MODEL = "{% set model = ti.xcom_pull(task_ids='select') %}"
-SUBJECT = MODEL + "Release {{ model.name }} version {{ model.version }}?"
-BODY = (
-    MODEL
-    + """
-| | |
-|---|---|
-| Replaces | {{ 'version ' ~ model.expected_champion if model.expected_champion else 'nothing, it is the first' }} |
-| Trained on | {{ model.dataset }} (`{{ model.dataset_digest[:19] }}`) |
-| Code | `{{ model.code_version[:19] }}` |
-| By | {{ (model.authors or 'unknown').splitlines() | join(', ') | replace('<', '(') | replace('>', ')') }} |
-| Model, evidence | `{{ model.model_digest[:19] }}`, `{{ (model.evidence_digest or '')[:19] }}` |
-| Validation | {{ model['gate.validation'] }} |
-| Evaluation | {{ model['gate.evaluation'] }} |
-| Robustness | {{ model['gate.robustness'] }} |
-| Gate | {{ model['gate.decision'] }} |
-"""
-)
 UNANSWERED = "airflow.providers.standard.exceptions.HITLTimeoutError"
-ASK = ":raising_hand: " + SUBJECT + " {{ model['gate.evaluation'] }}. {{ approval_progress }}"
-DONE = ":rocket: *{{ dag.dag_id }}*: " + MODEL + "{{ model.name }} version {{ model.version }} serves and is the champion. "
-ANCHOR = "Audit trail `{{ ti.xcom_pull(task_ids='promote').audit_head }}`"
+ASK = ":raising_hand: {{ approval_question }} {{ approval_progress }}"
+DONE = ":rocket: *{{ dag.dag_id }}*: {{ promoted.name }} version {{ promoted.version }} serves and is the champion. "
+ANCHOR = "Audit trail `{{ promoted.audit_head }}`"
 
 
 def release_tasks(spec: PipelineSpec, dag: DAG) -> None:
     """Add select, approve, publish, roll_out, promote and evidence to `dag`."""
     ready = Preflight(("pod-worker",))
-    selected = MlflowSelectCandidateOperator(task_id="select", model_name=spec.model, version=dag.param("version"), pre_execute=ready)
+    selected = MlflowSelectCandidateOperator(
+        task_id="select", model_name=spec.model, policy=spec.policy, version=dag.param("version"), pre_execute=ready
+    )
     approve = ApproveReleaseOperator(
         task_id="approve",
         model=selected.output,
         policy=spec.approval,
-        subject=SUBJECT,
-        body=BODY,
         notifiers=[ApprovalNotifier(text=ASK, channel=spec.channel)],
         retry_policy=ExceptionRetryPolicy(rules=[RetryRule(exception=UNANSWERED, action=RetryAction.FAIL, reason="nobody answered")]),
     )

@@ -10,7 +10,7 @@ from airflow_mlops.hooks.preflight import Preflight
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.operators.dataset import ClaimDatasetOperator
 from airflow_mlops.operators.gate import GateModelOperator
-from airflow_mlops.operators.model import MlflowRegisterModelOperator
+from airflow_mlops.operators.registration import MlflowRegisterModelOperator
 from airflow_mlops.operators.search import ChooseTrainingOperator
 from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, validate
@@ -18,7 +18,7 @@ from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, 
 MIN_ISLANDS = 4
 TASK_URL = "{{ ti.log_url }}"
 TRACKING_URI = "{{ mlflow_tracking_uri() }}"  # see factory.py
-DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ ti.xcom_pull(task_ids='gate')['headline'] }}"
+DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ gate_decision }}"
 
 
 def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: str, repeat: Any) -> None:
@@ -55,14 +55,10 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
     )
     evaluation = _stage(spec, "evaluate", evaluate.Spec(training, spec.model, TRACKING_URI, **_loading(spec)))
     campaign = _campaign(spec, training, seed)
-    gate = GateModelOperator(
-        task_id="gate",
-        evaluation=evaluation,
-        robustness=campaign,
-        policy=spec.policy,
-        on_success_callback=PipelineNotifier(text=DECIDED, channel=spec.channel),
-    )
-    MlflowRegisterModelOperator(task_id="register", model_name=spec.model, decision=gate.output, candidate=candidate)
+    decided = PipelineNotifier(text=DECIDED, channel=spec.channel)
+    measured = {"evaluation": evaluation, "robustness": campaign, "policy": spec.policy}
+    gate = GateModelOperator(task_id="gate", **measured, on_success_callback=decided)
+    gate >> MlflowRegisterModelOperator(task_id="register", model_name=spec.model, **measured, candidate=candidate)
 
 
 def _training(spec: PipelineSpec, request: train.Spec) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 CHAMPION = "champion"  # serves
 PREVIOUS = "previous"  # served before: what a rollback goes back to
 CANDIDATE = "candidate"  # waits for its release
+NO_CHAMPION = "none"  # what a version says that was compared with no champion
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError, ResultInvalid, SpecError, StageError, StageStopped, WorkerLost
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, StageFailure
-from airflow_mlops.results import from_data, to_data
+from airflow_mlops.results import DatasetVersion, from_data, to_data
 from airflow_mlops.stages import stage
 from airflow_mlops.stages.stop import EXIT_CODE
 from airflow_mlops.stages.usage import measure
@@ -92,6 +92,17 @@ def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | Non
             "stage again."
         ) from error
     return 0 if record.error is None else LOST_CODE if record.error.type == WorkerLost.__name__ else 1
+
+
+def references(spec: Any) -> Iterator[Any]:
+    """Yield what a typed spec refers to, dataset versions and result records, as JSON data; those in one field of several as one list."""
+    if isinstance(spec, ResultRef | DatasetVersion):
+        yield to_data(spec)
+    elif isinstance(spec, tuple) and spec and all(isinstance(one, ResultRef) for one in spec):
+        yield [to_data(one) for one in spec]
+    elif isinstance(spec, tuple | list | Mapping):
+        for one in spec.values() if isinstance(spec, Mapping) else spec:
+            yield from references(one)
 
 
 def _read_spec(path: Path) -> Any:

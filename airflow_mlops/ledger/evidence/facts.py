@@ -15,7 +15,7 @@ from airflow_mlops.exceptions import LedgerError, ResultInvalid
 from airflow_mlops.ledger.chain import Event
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.ledger.tables import AUDIT_EVENTS
-from airflow_mlops.records import ResultRef, evidence_digest, load
+from airflow_mlops.records import ResultRef, evidence_digest, load, parse_refs
 from airflow_mlops.results import EvaluationResult, RobustnessResult, StageResult, TrainingResult, ValidationResult
 
 STAGES: dict[str, type[StageResult]] = {
@@ -113,10 +113,7 @@ def _refs(tags: Mapping[str, str], events: tuple[Event, ...]) -> dict[str, Resul
     """Return the references in the tag ``evidence``, if they are still those that were registered and approved."""
     if "evidence" not in tags:
         raise ResultInvalid("The version has no tag 'evidence': it was not registered after its gates, or by an older release of this package.")
-    try:
-        refs = {stage: ResultRef(stage, str(ref["uri"]), str(ref["digest"])) for stage, ref in json.loads(tags["evidence"]).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ResultInvalid(f"The version's tag 'evidence' is not as it was written: {error!r}.") from error
+    refs = parse_refs(tags["evidence"])
     found = evidence_digest(refs)
     said = {"the tag 'evidence_digest'": tags.get("evidence_digest")}
     # Of each kind the newest: a version that was compared anew has new evidence, and older events vouch for the old.

@@ -1,0 +1,41 @@
+"""What a person is asked to agree to: figures from the records and from the ledger, as a question with a table in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_mlops.registry.registrations import Evidence
+
+_ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "'"}
+
+
+def question(model: Mapping[str, Any]) -> str:
+    """Return the question about the version that was selected."""
+    return f"Release {model['name']} version {model['version']}?"
+
+
+def form(model: Mapping[str, Any], tags: Mapping[str, str], evidence: Evidence) -> str:
+    """Return the table under the question.
+
+    :param model: the version that was selected, with whom it would replace and what the policy says of it.
+    :param tags: with which it was registered, by the ledger.
+    """
+    expected, training = model["expected_champion"], evidence.training
+    rows = {
+        "Replaces": f"version {expected}" if expected else "nothing, it is the first",
+        "Trained on": f"{training.dataset.dataset} {training.dataset.name} ({training.dataset.digest[:19]})",
+        "Code": training.code_version[:19],
+        "By": ", ".join(tags["authors"].splitlines()) or "unknown",
+        "Model, evidence": f"{training.model.digest[:19]}, {tags['evidence_digest'][:19]}",
+        "Validation": evidence.validation.headline(),
+        "Evaluation": evidence.evaluation.headline(),
+        "Robustness": evidence.robustness.headline(),
+        "Gate": model["decision"],
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in rows.items())])
+
+
+def _cell(text: str) -> str:
+    """Return `text` so that it stays in its cell and means nothing but itself."""
+    return "".join(_ESCAPED.get(letter, letter) for letter in " ".join(text.split()))
