@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.artifacts import Artifact, canonical_json, file_digest, write_atomically
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef
 from airflow_mlops.results import DatasetVersion, DefectRate, EvaluationResult, Finding, RobustnessResult, TrainingResult, ValidationResult, to_data
 from airflow_mlops.splits import JudgedRows, SplitDefinition
 from airflow_mlops.usage import Usage
+
+if TYPE_CHECKING:
+    from airflow_mlops.ledger.store import Store
 
 SPLIT = SplitDefinition(("a", "b"), (2,), 10, "label", 1.0, 0.2, 0.2)
 USAGE = Usage(wall_seconds=1800.0, cpu_seconds=3600.0, peak_memory_bytes=2**30)
@@ -75,7 +78,7 @@ def leave_record(directory: Path, stage: str, result: Any, **inputs: ResultRef) 
     """Write the result record of `stage`, made from the records `inputs`, and return the reference that its operator would return."""
     path = directory / stage / "result.json"
     write_atomically(path, canonical_json(to_data(Record(SCHEMA_VERSION, stage, "sha256:spec", result=to_data(result), inputs=inputs, usage=USAGE))))
-    return ResultRef(stage, str(path), file_digest(path), result.headline())
+    return ResultRef(stage, str(path), file_digest(path))
 
 
 @dataclass
@@ -94,9 +97,44 @@ class FakeTaskInstance:
         self.pushed[key] = value
 
 
+class Task:
+    """What operators ask of a task and its DAG: who is before it."""
+
+    def __init__(self, before: Mapping[str, Any] = {}) -> None:
+        self._before, self.upstream_task_ids, self.dag = before, frozenset(before), self
+
+    def get_direct_relatives(self, *, upstream: bool) -> list[Any]:
+        return []
+
+    def get_task(self, task_id: str) -> Any:
+        return self._before[task_id]
+
+    def get_flat_relative_ids(self, *, upstream: bool) -> frozenset[str]:
+        return self.upstream_task_ids
+
+
+def handed_over(store: Store, *values: Any, ti: FakeTaskInstance | None = None, task_id: str = "before") -> Task:
+    """Let a task of the run hand over each value, as Airflow would store it; return a task that comes after all of them.
+
+    A value that is a list is that of a mapped task.
+    """
+    from airflow_mlops.hooks.handovers import HandsOver
+    from airflow_mlops.ledger import handovers
+
+    ti = ti or FakeTaskInstance()
+    before = {}
+    for number, value in enumerate(values):
+        source = task_id if number == 0 else f"{task_id}-{number}"
+        before[source] = type("Before", (HandsOver,), {"task_id": source, "get_flat_relative_ids": lambda self, upstream: frozenset()})()
+        for index, one in enumerate(value) if isinstance(value, list) else [(-1, value)]:
+            handovers.hand_over(store, f"{ti.dag_id}/{ti.run_id}", handovers.Task(source, index), one)
+    return Task(before)
+
+
 def context(ti: FakeTaskInstance | None = None, *, extras: Sequence[dict[str, Any]] = (), **more: Any) -> Any:
     """Return a task's context; `extras` are those of the asset events that started the run, from the oldest to the newest."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     events = [SimpleNamespace(extra=extra, timestamp=start + timedelta(seconds=i)) for i, extra in enumerate(extras)]
     run = SimpleNamespace(triggering_user_name=None)
-    return {"ti": ti or FakeTaskInstance(), "dag_run": run, "triggering_asset_events": {"asset": events} if events else {}, **more}
+    about = {"ti": ti or FakeTaskInstance(), "task": Task(), "dag_run": run}
+    return {**about, "triggering_asset_events": {"asset": events} if events else {}, **more}

@@ -96,6 +96,8 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         """Return why the form could not have been sent like that, or nothing: by the API anything can be sent as an answer."""
         try:
             HITLOperator.execute_complete(self, context, event)
+            if len(event["chosen_options"]) != 1:
+                raise ValueError(f"{len(event['chosen_options'])} options are chosen, expected one of {', '.join(self.options)}")
         except (ValueError, ParamValidationError) as error:
             return f"The answer does not fit the form: {' '.join(str(error).split())}"
         return ""

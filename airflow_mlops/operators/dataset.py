@@ -96,7 +96,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
 
     def _announced(self, store: Store, version: DatasetVersion) -> DatasetVersion:
         """Return the version of an event; whoever may write asset events can have written any payload, so it is a hint where to look."""
-        from airflow_mlops.data.snapshot import open_version
+        from airflow_mlops.data.snapshot import read_manifest
         from airflow_mlops.ledger import datasets
 
         self._require_dataset(version.dataset, f"The asset event of {version.uri}")
@@ -106,7 +106,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
                 f"An asset event says that {version.name!r} lies in {version.uri}: expected {place}. "
                 "Watch the same inbox as this task reads, and start no run with an event of another place."
             )
-        if not datasets.is_announced(store, version) and (digest := open_version(place).digest) != version.digest:
+        if not datasets.is_announced(store, version) and (digest := read_manifest(place).digest) != version.digest:
             raise SpecError(
                 f"An asset event says that {version.name!r} has the digest {version.digest}: expected {digest}, which its manifest has. The event "
                 f"was written by hand, and no version was taken for it. To work on {version.name!r}, start this DAG with its name."

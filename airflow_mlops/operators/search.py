@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -48,7 +49,9 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            (trained,) = take(store, context, list(self.trainings or ()))
+            # Airflow's sequence of a mapped task's XComs, which loads them when it is read
+            trainings = list(self.trainings) if isinstance(self.trainings, Sequence) else self.trainings
+            (trained,) = take(store, context, trainings)
             results = [load(from_data(ResultRef, one, what="reference to a stage's result"), TrainingResult) for one in trained]
             chosen = best([result.metrics for result in results], self.metric, self.direction)
             for number, result in enumerate(results):

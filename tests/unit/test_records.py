@@ -156,7 +156,7 @@ def test_a_record_further_up_that_changed_breaks_the_lineage(ref: ResultRef, tmp
 
 
 def test_the_digest_of_the_evidence_says_which_records_they_are_and_not_where_they_lie() -> None:
-    refs = {"train": ResultRef("train", "/a", "sha256:1", "good"), "evaluate": ResultRef("evaluate", "/b", "sha256:2")}
+    refs = {"train": ResultRef("train", "/a", "sha256:1"), "evaluate": ResultRef("evaluate", "/b", "sha256:2")}
     moved = {"evaluate": ResultRef("evaluate", "/c", "sha256:2"), "train": ResultRef("train", "/d", "sha256:1")}
     assert evidence_digest(refs) == evidence_digest(moved) == bytes_digest(b'{"evaluate":"sha256:2","train":"sha256:1"}')
     assert evidence_digest({**refs, "train": ResultRef("train", "/a", "sha256:3")}) != evidence_digest(refs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +19,14 @@ from airflow_mlops.ledger import approvals, chain
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.approval import ApproveReleaseOperator
 from airflow_mlops.operators.publish import PublishSavedModelOperator
+from airflow_mlops.registry import registrations
 from airflow_mlops.registry.mlflow import MlflowRegistry
+from tests import fakes
 from tests.fakes import FakeTaskInstance, context
+from tests.released import Released, tags_of
 
-TAGS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "sha256:e", "authors": "Ann Lee <ann@example.org>"}
-MODEL = {**TAGS, "name": "digits", "version": 1, "expected_champion": None}
+ANN = "Ann Lee <ann@example.org>"
+MODEL = {"name": "digits", "version": 1, "expected_champion": None, "fencing_token": 0, "decision": "released: accuracy 0.9500 >= 0.9"}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +35,20 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def registry(tracking_uri: str) -> MlflowRegistry:
-    registry = MlflowRegistry(tracking_uri)
+def tags(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The tags with which version 1 is registered, whose records lie on disk."""
+    home, registry = tmp_path_factory.mktemp("records"), MlflowRegistry(tracking_uri)
+    refs = Released.records(home)
+    digests = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "airflow_run": "digits_on_dataset/run 1"}
     with registry.start_run("digits", name="training", tags={}) as run:
-        pass
-    registry.register("digits", run.run_id, run.artifact_uri, tags=TAGS)
-    return registry
+        tags = tags_of(refs, **digests, authors=ANN, mlflow_run=run.run_id)
+    registry.register("digits", run.run_id, run.artifact_uri, tags=tags)
+    return tags
+
+
+@pytest.fixture(scope="module")
+def registry(tracking_uri: str, tags: dict[str, str]) -> MlflowRegistry:
+    return MlflowRegistry(tracking_uri)
 
 
 class Office:
@@ -51,14 +62,17 @@ class Office:
         ti = FakeTaskInstance(dag_id="digits_release", run_id="run 1", task_id="approve")
         ti.id = "ti"  # type: ignore[attr-defined]
         about = {"ti": ti, "task_instance": ti, "dag_run": SimpleNamespace(triggering_user_name=self.triggered_by)}
-        return {**context(ti), **about, **more}
+        task = fakes.handed_over(self.ledger, MODEL, ti=ti, task_id="select")
+        if "task" in more:
+            task.get_direct_relatives = more.pop("task").get_direct_relatives
+        return {**context(ti), **about, "task": task, **more}
 
     def operator(self, policy: ApprovalPolicy | None = None) -> ApproveReleaseOperator:
         def tell(context: Any) -> None:
             self.told.append(context["approval_progress"])
 
         with DAG("digits_release", params={"version": Param(None, type=["null", "integer"])}):
-            asking = ApproveReleaseOperator(task_id="approve", model=MODEL, policy=policy or ApprovalPolicy(), subject="Release?", notifiers=[tell])
+            asking = ApproveReleaseOperator(task_id="approve", model=MODEL, policy=policy or ApprovalPolicy(), notifiers=[tell])
             asking >> BaseOperator(task_id="publish")  # type: ignore[arg-type]
         return asking
 
@@ -67,18 +81,20 @@ class Office:
         return operator.execute_complete(self.context(task=operator), {**said, "responded_by_user": {"id": user, "name": user}, **more})
 
     def kinds(self) -> list[str]:
-        return [event.kind for event in chain.events(self.ledger)]
+        """What the trail says of the request."""
+        return [event.kind for event in chain.events(self.ledger) if event.kind not in ("handed over", "registered")]
 
 
 @pytest.fixture
 def office(
-    registry: MlflowRegistry, tracking_uri: str, connect: Callable[..., None], ledger: Store, monkeypatch: pytest.MonkeyPatch
+    registry: MlflowRegistry, tags: dict[str, str], tracking_uri: str, connect: Any, ledger: Store, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Office]:
     connect("mlflow_default", "mlflow", host=tracking_uri)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **detail: asked.append(detail))  # the API server's part; see tests/integration
+    registrations.note(ledger, "digits", 1, "digits_on_dataset/run 1", tags)
     yield Office(ledger, asked)
-    registry.set_tags("digits", 1, TAGS)
+    registry.set_tags("digits", 1, tags)
 
 
 def test_it_asks_waits_and_returns_who_approved(office: Office) -> None:
@@ -113,7 +129,7 @@ def test_a_rejection_skips_what_follows_and_says_so_in_the_trail(office: Office)
         operator.execute(office.context())
     with pytest.raises(DownstreamTasksSkipped):
         office.answer(operator, "cleo", "Reject", "too early")
-    event = chain.events(office.ledger)[-2]
+    event = chain.events(office.ledger, kinds=["rejected"])[-1]
     assert (event.kind, event.actor, event.details["comment"]) == ("rejected", "cleo", "too early")
 
 
@@ -149,9 +165,9 @@ def test_an_answer_about_a_model_that_changed_meanwhile_is_stale(office: Office,
 
 
 @pytest.mark.parametrize("said", ["nothing", "rejected", "approved for another label"])
-def test_nothing_is_published_that_the_ledger_does_not_know_as_approved(office: Office, said: str, workspace: Path) -> None:
+def test_nothing_is_published_that_the_ledger_does_not_know_as_approved(office: Office, tags: dict[str, str], said: str, workspace: Path) -> None:
     release = "digits_release/run 1"
-    subject = approvals.Subject.of(MODEL, "tf_serving_default/stable")
+    subject = approvals.Subject.of({**tags, **MODEL}, "tf_serving_default/stable")
     if said != "nothing":
         approvals.ask(office.ledger, release, subject, ApprovalPolicy(), ())
         answer = approvals.Answer("cleo", "cleo", said != "rejected", datetime.now(UTC))
@@ -159,3 +175,66 @@ def test_nothing_is_published_that_the_ledger_does_not_know_as_approved(office: 
     publish = PublishSavedModelOperator(task_id="publish", model=MODEL, version_label="canary" if "label" in said else "stable")
     with pytest.raises(AirflowFailException, match=r"NotApproved: .*(nobody was asked|is rejected|target was tf_serving_default/stable)"):
         publish.execute(office.context())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"params_input": {"comment": "fine", "mood": "good"}},
+        {"params_input": {"mood": "good"}},
+        {"params_input": {"comment": 7}},
+        {"params_input": {"comment": ["fine"]}},
+        {"chosen_options": ["Perhaps"]},
+        {"chosen_options": ["Approve", "Reject"], "params_input": None},
+        {"chosen_options": []},
+    ],
+)
+def test_an_answer_that_does_not_fit_the_form_is_recorded_and_asked_again(office: Office, said: dict[str, Any]) -> None:
+    operator = office.operator()
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    with pytest.raises(TaskAwaitingInput):
+        office.answer(operator, "cleo", **said)
+    [refused] = chain.events(office.ledger, kinds=["answer refused"])
+    assert (refused.actor, refused.details["reason"][:30]) == ("cleo", "The answer does not fit the fo")
+    assert office.answer(office.operator(), "cleo", comment="fine")["approved_by"] == ["cleo"]
+
+
+def test_the_form_shows_figures_of_the_records_and_text_in_them_stays_text(office: Office) -> None:
+    operator = office.operator()
+    operator.subject, operator.body = "Release digits version 1, accuracy 0.9999?", "accuracy 0.9999"
+    with pytest.raises(TaskAwaitingInput):
+        operator.execute(office.context())
+    asked = office.asked[0]
+    assert asked["subject"] == "Release digits version 1?"
+    rows = dict(line.strip("| ").split(" | ", 1) for line in asked["body"].splitlines()[2:])
+    assert rows["Evaluation"] == "accuracy 0.9500 (champion 0.9500), macro_f1 0.9400 (champion 0.9300) on 200 held-out rows"
+    assert (rows["Replaces"], rows["By"]) == ("nothing, it is the first", "Ann Lee &lt;ann@example.org&gt;")
+    assert (rows["Gate"], rows["Trained on"]) == (MODEL["decision"].replace(">", "&gt;"), "digits v1 (sha256:v1)")
+
+
+@pytest.mark.parametrize("how", ["asked again", "in another run", "registered again"])
+def test_who_was_an_author_once_stays_one(office: Office, tags: dict[str, str], how: str) -> None:
+    office.triggered_by = "bob"
+    with pytest.raises(TaskAwaitingInput):
+        office.operator().execute(office.context())
+    release, subject = "digits_release/run 1", approvals.Subject.of({**tags, **MODEL}, "tf_serving_default/stable")
+    if how == "registered again":
+        kept = registrations.authors_before(office.ledger, "digits", tags)
+        assert kept == {ANN}
+    else:
+        approvals.expire(office.ledger, release)
+        release = "digits_release/run 2" if how == "in another run" else release
+        approvals.ask(office.ledger, release, subject, ApprovalPolicy(), ())
+        for user in ("bob", "ann"):
+            request = approvals.answer(office.ledger, release, approvals.Answer(user, user, True, datetime.now(UTC)), subject)
+            assert request.outcome is None and "is an author of what is released" in request.problem
+
+
+def test_an_altered_selection_is_refused_before_anybody_is_asked(office: Office) -> None:
+    for change in ({"version": 2}, {"expected_champion": 3}, {"decision": "released: accuracy 0.9999"}, {"authors": ""}):
+        operator = office.operator()
+        operator.model = {**MODEL, **change}
+        with pytest.raises(AirflowFailException, match=r"NotHandedOver: .*Clear 'select'"):
+            operator.execute(office.context())
+    assert (office.asked, office.kinds()) == ([], [])

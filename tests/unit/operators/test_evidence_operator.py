@@ -16,6 +16,8 @@ from airflow_mlops.ledger import journal, questions
 from airflow_mlops.ledger.evidence.pack import verify
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.evidence import WriteEvidencePackOperator
+from airflow_mlops.registry import registrations
+from tests import fakes
 from tests.fakes import FakeTaskInstance, context
 from tests.released import MODEL, VERSION, Released
 
@@ -31,9 +33,12 @@ class Desk:
         self.path = workspace / "evidence" / "digits_release" / MODEL / DIRECTORY
 
     def write(self, run_id: str = RUN_ID, statements: str = "", **ti: Any) -> dict[str, Any]:
-        model = {**self.released.tags, "name": MODEL, "version": VERSION, "expected_champion": 6, "previous": 6}
+        model = {"name": MODEL, "version": VERSION, "expected_champion": 6, "previous": 6}
         self.ti = FakeTaskInstance(**{"dag_id": "digits_release", "run_id": run_id, "task_id": "evidence", **ti})
-        return WriteEvidencePackOperator(task_id="evidence", model=model, statements=statements).execute(context(self.ti))
+        return WriteEvidencePackOperator(task_id="evidence", model=model, statements=statements).execute(self.after(model))
+
+    def after(self, model: dict[str, Any]) -> Any:
+        return context(self.ti, task=fakes.handed_over(self.released.store, model, ti=self.ti))
 
     def events(self) -> list[Any]:
         return [event for event in questions.why(self.released.store, MODEL, VERSION) if event.kind == "evidence"]
@@ -41,7 +46,9 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path, workspace: Path, ledger: Store) -> Desk:
-    return Desk(Released(tmp_path, ledger).promoted(), workspace)
+    released = Released(tmp_path, ledger)
+    registrations.note(ledger, MODEL, VERSION, "digits_on_dataset/run 1", released.tags)
+    return Desk(released.promoted(), workspace)
 
 
 def test_a_release_leaves_one_pack_that_the_trail_vouches_for(desk: Desk) -> None:

@@ -15,10 +15,13 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, D
 
 from airflow_mlops.exceptions import ModelNotFound, RegistryUnavailable
 from airflow_mlops.gates import ReleasePolicy
+from airflow_mlops.ledger import handovers
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.gate import GateModelOperator
-from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowRegisterModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.operators.registration import MlflowRegisterModelOperator
 from airflow_mlops.records import ResultRef, evidence_digest, lineage
+from airflow_mlops.registry import registrations
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.results import from_data, to_data
 from tests import fakes
@@ -35,8 +38,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Shop:
     """One registered model of its own name per test, and the records of a training."""
 
-    def __init__(self, name: str, database: Path, directory: Path) -> None:
-        self.name, self.directory, self.registry = name, directory, MlflowRegistry(f"sqlite:///{database}")
+    def __init__(self, name: str, database: Path, directory: Path, ledger: Store) -> None:
+        self.name, self.directory, self.registry, self.ledger = name, directory, MlflowRegistry(f"sqlite:///{database}"), ledger
 
     def records(self, **training: Any) -> dict[str, Any]:
         """Return what the stages before the gate returned."""
@@ -52,48 +55,64 @@ class Shop:
             "robustness": to_data(fakes.leave_record(home, "robustness", fakes.robustness(home), training=trained)),
         }
 
+    def handed(self, records: dict[str, Any]) -> Any:
+        """Let the run's stages hand over all records that `records` are made from; return what comes after them."""
+        refs = lineage(*(from_data(ResultRef, ref) for ref in records.values()))
+        return fakes.handed_over(self.ledger, *map(to_data, refs.values()))
+
     def gate(self, records: dict[str, Any], policy: ReleasePolicy | None = None) -> GateModelOperator:
         return GateModelOperator(task_id="gate", policy=policy or ReleasePolicy(), **records)
 
-    def register(self, records: dict[str, Any], *, released: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    def decide(self, records: dict[str, Any], ti: FakeTaskInstance | None = None) -> dict[str, Any]:
+        return self.gate(records).execute(context(ti, task=self.handed(records)))
+
+    def register(self, records: dict[str, Any], policy: ReleasePolicy | None = None, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Register the model of `records`; return the operator's answer and its asset event's extra."""
-        decision = {**self.gate(records).execute(context()), "released": released}
-        events = {CANDIDATE: SimpleNamespace(extra={})}
-        operator = MlflowRegisterModelOperator(task_id="register", model_name=self.name, decision=decision, candidate=CANDIDATE)
-        return operator.execute(context(outlet_events=events)), events[CANDIDATE].extra
+        events, task = {CANDIDATE: SimpleNamespace(extra={})}, self.handed(records)
+        settings: Any = {"model_name": self.name, "candidate": CANDIDATE, "policy": policy or ReleasePolicy(), **records}
+        operator = MlflowRegisterModelOperator(task_id="register", **settings)
+        return operator.execute(context(outlet_events=events, task=task, **more)), events[CANDIDATE].extra
 
-    def select(self, *extras: dict[str, Any], version: Any = None) -> dict[str, Any]:
-        return MlflowSelectCandidateOperator(task_id="select", model_name=self.name, version=version).execute(context(extras=extras))
+    def select(self, *extras: dict[str, Any], version: Any = None, policy: ReleasePolicy | None = None) -> dict[str, Any]:
+        settings: Any = {"model_name": self.name, "policy": policy or ReleasePolicy(), "version": version}
+        ti = FakeTaskInstance(task_id="select")
+        return MlflowSelectCandidateOperator(task_id="select", **settings).execute(context(ti, extras=extras))
 
-    def promote(self, model: dict[str, Any], **ti: Any) -> dict[str, Any]:
-        return MlflowPromoteModelOperator(task_id="promote", model=model).execute(context(FakeTaskInstance(**{"run_id": "run 1", **ti})))
+    def promote(self, model: dict[str, Any], **about: Any) -> dict[str, Any]:
+        ti = FakeTaskInstance(**{"run_id": "run 1", "task_id": "promote", **about})
+        return MlflowPromoteModelOperator(task_id="promote", model=model).execute(context(ti, task=fakes.handed_over(self.ledger, model, ti=ti)))
 
 
 @pytest.fixture
 def shop(request: pytest.FixtureRequest, database: Path, tmp_path: Path, connect: Callable[..., None], ledger: Store) -> Shop:
     connect("mlflow_default", "mlflow", host=f"sqlite:///{database}")
-    return Shop(request.node.name, database, tmp_path)
+    return Shop(request.node.name, database, tmp_path, ledger)
 
 
 def test_a_good_model_passes_the_gate_and_nothing_is_skipped(shop: Shop) -> None:
-    ti = FakeTaskInstance()
-    answer = shop.gate(shop.records()).execute(context(ti))
+    ti = FakeTaskInstance(task_id="gate")
+    answer = shop.decide(shop.records(), ti)
     assert json.loads(json.dumps(answer)) == answer
     assert answer["released"]
     assert answer["headline"].startswith("released: no champion to compare with")
-    assert set(answer["evidence"]) == {"validate", "train", "evaluate", "robustness"}
     assert ti.pushed == {}
+    handed = handovers.handed_over(shop.ledger, f"{ti.dag_id}/{ti.run_id}")["gate"][-1].value
+    assert set(handed["records"]) == {"validate", "train", "evaluate", "robustness"}
 
 
 def test_a_model_that_is_not_good_enough_is_a_result_and_what_follows_directly_is_skipped(shop: Shop) -> None:
-    ti = FakeTaskInstance(task_id="gate")
+    ti, records = FakeTaskInstance(task_id="gate"), shop.records()
     with DAG("d"):
-        gate = shop.gate(shop.records(), ReleasePolicy({"accuracy": 0.99}))
+        gate = shop.gate(records, ReleasePolicy({"accuracy": 0.99}))
         after, later, beside = (BaseOperator(task_id=name) for name in ("after", "later", "beside"))
         gate >> after >> later
         gate >> beside
+    task = shop.handed(records)
+    task.get_direct_relatives = gate.get_direct_relatives
+    seen = context(ti, task=task)
     with pytest.raises(DownstreamTasksSkipped) as caught:
-        gate.execute(context(ti, task=gate))
+        gate.execute(seen)
+    assert seen["gate_decision"] == ti.pushed["return_value"]["headline"], "messages say what was decided, not what the XCom says by then"
     assert set(caught.value.tasks) == {"after", "beside"}
     stored = ti.pushed["return_value"]
     assert not stored["released"]
@@ -102,23 +121,40 @@ def test_a_model_that_is_not_good_enough_is_a_result_and_what_follows_directly_i
 
 
 def test_a_gate_with_nothing_behind_it_still_says_no(shop: Shop) -> None:
+    records = shop.records()
     with DAG("d"):
-        gate = shop.gate(shop.records(), ReleasePolicy(max_defect_rate=0.1))
-    answer = gate.execute(context(task=gate))
+        gate = shop.gate(records, ReleasePolicy(max_defect_rate=0.1))
+    task = shop.handed(records)
+    task.get_direct_relatives = gate.get_direct_relatives
+    answer = gate.execute(context(task=task))
     assert not answer["released"]
 
 
 def test_a_gate_does_not_believe_a_record_that_changed(shop: Shop) -> None:
     records = shop.records()
+    after = shop.handed(records)
     Path(records["evaluation"]["uri"]).write_text("{}")
     with pytest.raises(AirflowFailException, match=r"ResultInvalid: .*changed after its stage ended"):
-        shop.gate(records).execute(context())
+        shop.gate(records).execute(context(task=after))
 
 
 def test_a_gate_refuses_measures_of_two_different_models(shop: Shop) -> None:
     mixed = {"evaluation": shop.records()["evaluation"], "robustness": shop.records()["robustness"]}
     with pytest.raises(AirflowFailException, match=r"ResultInvalid: .*two different runs of stage 'train'"):
-        shop.gate(mixed).execute(context())
+        shop.gate(mixed).execute(context(task=fakes.handed_over(shop.ledger, *mixed.values())))
+
+
+@pytest.mark.parametrize("stage", ["validate", "train"])
+def test_a_gate_and_a_registration_refuse_measures_of_a_model_that_another_run_trained(shop: Shop, stage: str) -> None:
+    records = shop.records()
+    refs = lineage(*(from_data(ResultRef, ref) for ref in records.values()))
+    after = fakes.handed_over(shop.ledger, *(to_data(ref) for name, ref in refs.items() if name != stage))
+    events = {CANDIDATE: SimpleNamespace(extra={})}
+    register = MlflowRegisterModelOperator(task_id="r", model_name=shop.name, candidate=CANDIDATE, policy=ReleasePolicy(), **records)
+    for operator in (shop.gate(records), register):
+        with pytest.raises(AirflowFailException, match=f"NotHandedOver: .*{stage}"):
+            operator.execute(context(task=after, outlet_events=events))
+    assert shop.registry.models().count(shop.name) == 0
 
 
 def test_a_version_says_what_each_stage_behind_it_used_and_cost(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +188,7 @@ def test_a_model_is_registered_once_with_its_origin_and_its_gates(shop: Shop) ->
     assert {name: version.tags[name] for name in expected} == expected
     assert version.tags["gate.decision"].startswith("released")
     refs = lineage(*(from_data(ResultRef, ref) for ref in records.values()))
+    assert registrations.registered(shop.ledger, shop.name, 1).items() <= version.tags.items()
     assert json.loads(version.tags["evidence"]) == {stage: {"uri": ref.uri, "digest": ref.digest} for stage, ref in refs.items()}
     assert set(refs) == {"validate", "train", "evaluate", "robustness"}
     assert version.tags["evidence_digest"] == evidence_digest(refs)
@@ -200,8 +237,8 @@ def test_promotion_believes_the_registry_and_not_its_memory(shop: Shop) -> None:
 
 
 def test_a_model_that_the_gate_refused_is_never_registered(shop: Shop) -> None:
-    with pytest.raises(AirflowFailException, match="only one that passed is registered"):
-        shop.register(shop.records(), released=False)
+    with pytest.raises(AirflowFailException, match="only one that passes is registered"):
+        shop.register(shop.records(), ReleasePolicy({"accuracy": 0.99}))
     with pytest.raises(ModelNotFound):
         shop.registry.get(shop.name, 1)
 
@@ -230,7 +267,7 @@ def test_a_version_that_went_through_no_gate_is_not_released(shop: Shop, version
         pass
     shop.registry.register(shop.name, run.run_id, run.artifact_uri)
     shop.registry.set_alias(shop.name, "candidate", 1)
-    with pytest.raises(AirflowFailException, match=r"SpecError: .* does not say what it was compared with"):
+    with pytest.raises(AirflowFailException, match=r"SpecError: .*the ledger knows of no registration"):
         shop.select(version=version)
 
 
@@ -257,16 +294,16 @@ def test_a_registry_that_is_down_is_worth_a_retry(shop: Shop, connect: Callable[
     with pytest.raises(RegistryUnavailable):
         shop.register(records)
     with pytest.raises(RegistryUnavailable):
-        shop.promote({"name": shop.name, "version": 1, "expected_champion": None})
+        shop.promote({"name": shop.name, "version": 1, "expected_champion": None, "fencing_token": 0})
 
 
 @pytest.mark.parametrize(
     ("operator_class", "settings"),
     [
         (GateModelOperator, {"evaluation": 1, "robustness": 2, "policy": ReleasePolicy()}),
-        (MlflowSelectCandidateOperator, {"model_name": "m", "version": "7", "mlflow_conn_id": "a"}),
+        (MlflowSelectCandidateOperator, {"model_name": "m", "policy": ReleasePolicy(), "version": "7", "mlflow_conn_id": "a"}),
         (MlflowPromoteModelOperator, {"model": {"name": "m"}, "mlflow_conn_id": "a", "ledger_conn_id": "b"}),
-        (MlflowRegisterModelOperator, {"model_name": "m", "candidate": CANDIDATE, "decision": "x", "mlflow_conn_id": "a"}),
+        (MlflowRegisterModelOperator, {"model_name": "m", "candidate": CANDIDATE, "evaluation": 1, "robustness": 2, "policy": ReleasePolicy()}),
     ],
 )
 def test_constructors_only_assign(operator_class: type[BaseOperator], settings: dict[str, Any]) -> None:

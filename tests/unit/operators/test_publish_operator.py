@@ -12,12 +12,15 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.artifacts import file_digest, path_digest
+from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.publish import PublishSavedModelOperator
+from airflow_mlops.registry import registrations
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.serving import config, manifest, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.stores import open_store
 from airflow_mlops.serving.warmup import WARM_UP
+from tests import fakes
 from tests.bare_saved_models import golden, saved_model, signature, tensor
 from tests.fakes import FakeTaskInstance, context
 
@@ -34,18 +37,20 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with registry.start_run("digits", name="training", tags={}) as run:
             for name in ("saved_model", "golden.json"):
                 run.log_artifact(home / str(version) / name)
-        registry.register("digits", run.run_id, run.artifact_uri, tags={})
+        files = home / str(version)
+        digests = {"golden_digest": file_digest(files / "golden.json"), "saved_model_digest": path_digest(files / "saved_model")[0]}
+        registry.register("digits", run.run_id, run.artifact_uri, tags=digests)
     return home
 
 
 class Desk:
     """The task that publishes a registered version, each time as another try, and what it publishes to."""
 
-    def __init__(self, registered: Path, connect: Callable[..., None], home: Path) -> None:
+    def __init__(self, registered: Path, connect: Callable[..., None], home: Path, ledger: Store) -> None:
         self.registered, self.connect, self.home = registered, connect, home
         self.config_file, self.tries = home / "models.config", itertools.count(1)
         connect("mlflow_default", "mlflow", host=f"sqlite:///{registered}/mlflow.db")
-        connect("mlops_ledger_default", "mlops_ledger", schema=str(home / "ledger.db"))
+        self.ledger = ledger
         self.connection(base_path=str(home / "served"))
 
     def connection(self, **extra: Any) -> None:
@@ -55,19 +60,23 @@ class Desk:
         config.write(self.config_file, ServerConfig((ModelConfig("digits", base_path, versions, labels),)))
 
     def model(self, version: int, champion: int | None = None) -> dict[str, Any]:
+        return {"name": "digits", "version": version, "expected_champion": champion}
+
+    def digests(self, version: int) -> dict[str, str]:
         files = self.registered / str(version)
-        digests = {"golden_digest": file_digest(files / "golden.json"), "saved_model_digest": path_digest(files / "saved_model")[0]}
-        return {"name": "digits", "version": version, "expected_champion": champion, **digests}
+        return {"golden_digest": file_digest(files / "golden.json"), "saved_model_digest": path_digest(files / "saved_model")[0]}
 
     def publish(self, version: int, champion: int | None = None, **settings: Any) -> dict[str, Any]:
         settings = {"approval_required": False, **settings}
-        operator = PublishSavedModelOperator(task_id="publish", model=self.model(version, champion), **settings)
-        return operator.execute(context(FakeTaskInstance(try_number=next(self.tries))))
+        model, ti = self.model(version, champion), FakeTaskInstance(task_id="publish", try_number=next(self.tries))
+        registrations.note(self.ledger, "digits", version, "a run", self.digests(version))
+        operator = PublishSavedModelOperator(task_id="publish", model=model, **settings)
+        return operator.execute(context(ti, task=fakes.handed_over(self.ledger, model)))
 
 
 @pytest.fixture
-def desk(registered: Path, connect: Callable[..., None], tmp_path: Path, workspace: Path) -> Desk:
-    return Desk(registered, connect, tmp_path)
+def desk(registered: Path, connect: Callable[..., None], tmp_path: Path, workspace: Path, ledger: Store) -> Desk:
+    return Desk(registered, connect, tmp_path, ledger)
 
 
 def test_a_registered_version_is_published_with_its_warm_up_and_its_manifest(desk: Desk) -> None:
@@ -75,12 +84,13 @@ def test_a_registered_version_is_published_with_its_warm_up_and_its_manifest(des
     assert done == {
         **desk.model(1),
         "golden": done["golden"],
+        "golden_digest": desk.digests(1)["golden_digest"],
         "path": str(base / "1"),
         "headline": f"digits version 1 is published at {base}/1",
     }
     assert Path(done["golden"]).read_bytes() == (desk.registered / "1" / "golden.json").read_bytes()
     found = manifest.read(open_store(base), 1)
-    assert found and found.digest == desk.model(1)["saved_model_digest"]
+    assert found and found.digest == desk.digests(1)["saved_model_digest"]
     assert len(warmup.read(base / "1" / WARM_UP)) == 1
 
 

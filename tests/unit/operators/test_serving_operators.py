@@ -24,6 +24,7 @@ from airflow_mlops.serving.client import ServingClient
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from airflow_mlops.serving.publish import publish_saved_model
 from airflow_mlops.triggers.tf_serving import TFServingRolloutTrigger
+from tests import fakes
 from tests.fakes import FakeTaskInstance, context
 from tests.servers import EmbeddedServer, await_state, free_port
 
@@ -61,7 +62,8 @@ def server(starting_server: EmbeddedServer, saved_models: dict[int, Path]) -> Em
 class Desk:
     """One model of its own name, its published versions, and the task that rolls them out."""
 
-    def __init__(self, name: str, server: EmbeddedServer, connect: Callable[..., None], home: Path) -> None:
+    def __init__(self, name: str, server: EmbeddedServer, connect: Callable[..., None], home: Path, ledger: Store) -> None:
+        self.ledger = ledger
         self.name, self.server, self.connect, self.home = name, server, connect, home
         self.answering(True)
 
@@ -81,16 +83,20 @@ class Desk:
         model = {"name": self.name, "version": version, "golden": str(golden), "golden_digest": file_digest(golden)}
         return TFServingRolloutOperator(task_id="roll_out", model=model, timeout_seconds=seconds)
 
+    def after(self, operator: TFServingRolloutOperator, ti: Try) -> Any:
+        """Return the context of the task after one that handed over what the operator is told."""
+        return context(ti, task=fakes.handed_over(self.ledger, operator.model, ti=ti))
+
     def begin(self, operator: TFServingRolloutOperator, ti: Try) -> dict[str, Any]:
         """Run the task until it defers, then its trigger, and return the trigger's event."""
         with pytest.raises(TaskDeferred) as deferred:
-            operator.execute(context(ti))
+            operator.execute(self.after(operator, ti))
         with ThreadPoolExecutor(1) as triggerer:
             return triggerer.submit(asyncio.run, event_of(deferred.value.trigger)).result()
 
     def roll_out(self, version: int, ti: Try, **changes: Any) -> dict[str, Any]:
         operator = self.operator(version, **changes)
-        return operator.execute_complete(context(ti), self.begin(operator, ti))
+        return operator.execute_complete(self.after(operator, ti), self.begin(operator, ti))
 
     def configure(self, model: ModelConfig) -> None:
         """Write the model's entry by hand, without telling the server."""
@@ -129,7 +135,7 @@ def desk(
     ledger: Store,
     tmp_path: Path,
 ) -> Iterator[Desk]:
-    desk = Desk(request.node.name.partition("[")[0], server, connect, tmp_path)
+    desk = Desk(request.node.name.partition("[")[0], server, connect, tmp_path, ledger)
     for version, path in saved_models.items():
         publish_saved_model(path, tmp_path / desk.name, version, path_digest(path)[0])
     desk.roll_out(1, Try(run_id="the first release"))
@@ -160,7 +166,7 @@ def test_a_reload_that_the_server_refuses_does_not_stay_in_the_file(desk: Desk) 
     before = ModelConfig(desk.name, str(desk.home / desk.name), (1, 9), {"stable": 1, "archive": 9})  # 9 is not loaded: refused
     desk.configure(before)
     with pytest.raises(AirflowFailException, match=r"RolloutFailed: Version 2 .*refused.*Version 1 serves 'stable' when the server starts again"):
-        desk.operator(2).execute(context(Try()))
+        (operator := desk.operator(2)).execute(desk.after(operator, Try()))
     assert desk.config == before
     assert desk.serves() == 1
 
@@ -174,13 +180,13 @@ def test_a_server_that_dies_in_the_switch_starts_again_with_the_champion_when_no
     event = desk.begin(operator, Try())
     with monkeypatch.context() as patch, pytest.raises(ServingUnavailable):
         patch.setattr(ServingClient, "reload", dies)
-        operator.execute_complete(context(Try()), event)
+        operator.execute_complete(desk.after(operator, Try()), event)
     assert desk.label == 2
     with pytest.raises(ServingUnavailable):
-        operator.execute(context(Try(try_number=2)))
+        operator.execute(desk.after(operator, Try(try_number=2)))
     assert desk.label == 2  # a further try may still complete it
     with pytest.raises(AirflowFailException, match="Version 1 serves 'stable' when the server starts again"):
-        operator.execute(context(Try(try_number=3)))
+        operator.execute(desk.after(operator, Try(try_number=3)))
     desk.server.start()
     with desk.server.client() as client:
         await_state(client, desk.name, 1, "AVAILABLE")
@@ -198,7 +204,7 @@ def test_a_switch_without_an_answer_is_undone_in_the_last_try_only(
     event = desk.begin(operator, ti)
     monkeypatch.setattr(ServingClient, "reload", silent)
     with pytest.raises(ServingUnavailable if label == 2 else AirflowFailException, match="did not answer"):
-        operator.execute_complete(context(ti), event)
+        operator.execute_complete(desk.after(operator, ti), event)
     assert desk.label == label
 
 
@@ -207,7 +213,7 @@ def test_a_ledger_that_fails_for_good_after_the_switch_takes_the_version_out_aga
     event = desk.begin(operator, ti)
     connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/ledger.db", extra={"driver": "sqlite"})
     with pytest.raises(AirflowFailException, match="Version 1 serves 'stable' now"):
-        operator.execute_complete(context(ti), event)
+        operator.execute_complete(desk.after(operator, ti), event)
     assert (desk.serves(), desk.label) == (1, 1)
 
 
@@ -221,7 +227,7 @@ def test_a_killed_switch_goes_back_when_the_server_is_silent_and_is_done_again_w
     operator, ti = desk.operator(2, seconds=0.2), Try(try_number=2)
     event = desk.begin(operator, ti)
     with pytest.raises(AirflowFailException, match="Version 1 serves 'stable' now"):
-        operator.execute_complete(context(ti), {**event, "reason": "the server did not answer until the deadline"})
+        operator.execute_complete(desk.after(operator, ti), {**event, "reason": "the server did not answer until the deadline"})
     assert (desk.serves(), desk.label) == (1, 1)
     assert desk.roll_out(2, Try(try_number=3, max_tries=5))["previous"] == 1
     assert (desk.serves(), desk.label) == (2, 2)
@@ -235,9 +241,9 @@ def test_a_version_that_serves_already_stays_when_the_server_is_silent(desk: Des
     event = desk.begin(cleared, ti)
     desk.answering(False)
     for fails in (
-        lambda: cleared.execute(context(ti)),
-        lambda: cleared.execute_complete(context(ti), event),
-        lambda: cleared.execute_complete(context(ti), {**event, "reason": "the server did not answer until the deadline"}),
+        lambda: cleared.execute(desk.after(cleared, ti)),
+        lambda: cleared.execute_complete(desk.after(cleared, ti), event),
+        lambda: cleared.execute_complete(desk.after(cleared, ti), {**event, "reason": "the server did not answer until the deadline"}),
     ):
         with pytest.raises(AirflowFailException, match=r"had label 'stable' before and keeps it, but now: .*did not answer"):
             fails()
@@ -262,7 +268,7 @@ def test_golden_answers_that_changed_after_publishing_prove_nothing(desk: Desk) 
     for spoil in (lambda: Path(operator.model["golden"]).write_text('{"inputs": [[0]], "outputs": [[2]]}'), Path(operator.model["golden"]).unlink):
         spoil()
         with pytest.raises(AirflowFailException, match=r"RolloutFailed: .*The golden answers .* changed after publishing"):
-            operator.execute_complete(context(Try(run_id="second")), event)
+            operator.execute_complete(desk.after(operator, Try(run_id="second")), event)
     assert (desk.serves(), desk.label) == (1, 1)
 
 
@@ -271,7 +277,7 @@ def test_an_old_release_that_is_cleared_does_not_come_back(desk: Desk) -> None:
     desk.roll_out(1, Try(run_id="new"))
     before = desk.config
     with pytest.raises(AirflowFailException, match=r"is on version 1; this rollout of version 2 was complete before\. Another rollout came between"):
-        desk.operator(2).execute(context(Try(run_id="old")))
+        (operator := desk.operator(2)).execute(desk.after(operator, Try(run_id="old")))
     assert (desk.serves(), desk.config) == (1, before)
 
 
@@ -280,7 +286,7 @@ def test_a_model_that_serves_without_the_label_is_not_touched(desk: Desk, versio
     before = ModelConfig(desk.name, str(desk.home / desk.name), versions)
     desk.configure(before)
     with pytest.raises(AirflowFailException, match=r"SpecError: .*without the label 'stable'.*version_labels { key: \"stable\" value: VERSION }"):
-        desk.operator(2).execute(context(Try()))
+        (operator := desk.operator(2)).execute(desk.after(operator, Try()))
     assert desk.config == before
     desk.configure(ModelConfig(desk.name, str(desk.home / desk.name), versions, {"stable": 1}))
     assert desk.roll_out(2, Try())["previous"] == 1  # and the same run goes on once the label is there
@@ -289,7 +295,7 @@ def test_a_model_that_serves_without_the_label_is_not_touched(desk: Desk, versio
 def test_a_server_that_refuses_to_say_what_it_serves_is_a_reason_to_go_back(desk: Desk, connect: Callable[..., None]) -> None:
     operator = desk.operator(2)
     with pytest.raises(TaskDeferred) as deferred:
-        operator.execute(context(Try()))
+        operator.execute(desk.after(operator, Try()))
     stranger = grpc.server(ThreadPoolExecutor(1))  # it knows no method
     port = stranger.add_insecure_port("127.0.0.1:0")
     stranger.start()
@@ -300,7 +306,7 @@ def test_a_server_that_refuses_to_say_what_it_serves_is_a_reason_to_go_back(desk
     assert "UNIMPLEMENTED" in event["reason"]
     desk.answering(True)
     with pytest.raises(AirflowFailException, match="Version 1 serves 'stable' now"):
-        operator.execute_complete(context(Try()), event)
+        operator.execute_complete(desk.after(operator, Try()), event)
     assert desk.label == 1
 
 

@@ -18,10 +18,11 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlops.data.layout import ArrayLayout
 from airflow_mlops.exceptions import DatasetNotFound, RegistryUnavailable, StageKilled, StageStopped
+from airflow_mlops.ledger.store import Store
 from airflow_mlops.local.digits import publish_digits
 from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.records import ResultRef, load
-from airflow_mlops.results import from_data
+from airflow_mlops.results import from_data, to_data
 from airflow_mlops.stages import train
 from tests import fakes
 from tests.fakes import FakeTaskInstance, context
@@ -42,7 +43,7 @@ def mlflow(connect: Callable[..., None]) -> None:
 
 
 @pytest.fixture
-def operator(scripted: ModuleType, workspace: Path, mlflow: None) -> Callable[..., RunStageOperator]:
+def operator(scripted: ModuleType, workspace: Path, mlflow: None, ledger: Store) -> Callable[..., RunStageOperator]:
     """Make an operator for an action of the scripted stage."""
 
     def make(action: str, **fields: Any) -> RunStageOperator:
@@ -198,15 +199,20 @@ def bad_trainings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
 
     def run(function: str) -> BaseException:
         spec = train.Spec(validation, LAYOUT, f"bad_code:{function}", str(home / "code"), "digits", f"sqlite:///{database}", {})
+        ti = FakeTaskInstance(task_id=function)
         try:
-            RunStageOperator(task_id=function, stage="train", spec=spec).execute(context(FakeTaskInstance(task_id=function)))
+            RunStageOperator(task_id=function, stage="train", spec=spec).execute(context(ti, task=before))
         except Exception as error:
             return error
         raise AssertionError(f"{function} ended well")
 
+    store = Store(f"sqlite:///{home}/ledger.db")
+    before = fakes.handed_over(store, to_data(validation))
+    store.close()
     functions = ("exits", "kills_itself")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(functions)) as pool:
         patch.setenv("AIRFLOW__MLOPS__WORKSPACE", str(home / "workspace"))
+        patch.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", json.dumps({"conn_type": "mlops_ledger", "schema": f"{home}/ledger.db"}))
         patch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps({"conn_type": "mlflow", "host": "http://127.0.0.1:9"}))
         return database, dict(zip(functions, pool.map(run, functions), strict=True))
 

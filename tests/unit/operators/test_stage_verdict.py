@@ -11,17 +11,20 @@ from types import SimpleNamespace
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_mlops.artifacts import file_digest
+from airflow_mlops.artifacts import canonical_json, file_digest
 from airflow_mlops.data.snapshot import publish_version
-from airflow_mlops.ledger import datasets
+from airflow_mlops.exceptions import LedgerUnavailable
+from airflow_mlops.ledger import datasets, handovers
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators import stage
 from airflow_mlops.operators.stage import RunStageOperator
 from airflow_mlops.records import SCHEMA_VERSION, Record
 from airflow_mlops.results import DatasetVersion, Finding, ValidationResult, to_data
 from airflow_mlops.stages import validate
 from tests import fakes
-from tests.fakes import context
+from tests.fakes import FakeTaskInstance, context
 
+RUN = f"{FakeTaskInstance().dag_id}/{FakeTaskInstance().run_id}"
 BROKEN = Finding("expect_column_min_to_be_between", "x", "x goes down to -1.")
 
 
@@ -38,7 +41,7 @@ def ended(tmp_path: Path, workspace: Path, version: DatasetVersion, monkeypatch:
     def make(*critical: Finding) -> RunStageOperator:
         result: ValidationResult = dataclasses.replace(fakes.validation(workspace, dataset=version), critical=critical)
         record = Record(SCHEMA_VERSION, "validate", "sha256:spec", result=to_data(result))
-        (tmp_path / "result.json").write_text("{}")
+        (tmp_path / "result.json").write_bytes(canonical_json(to_data(record)))
         process = SimpleNamespace(run=lambda log: record, out_dir=workspace, result_path=tmp_path / "result.json")
         monkeypatch.setattr(RunStageOperator, "_start", lambda self, context: process)
         return RunStageOperator(task_id="validate", stage="validate", spec={})
@@ -52,7 +55,7 @@ def test_a_rejected_version_and_its_findings_are_in_the_ledger(tmp_path: Path, v
     suite.write_text(json.dumps({"name": "digits", "expectations": [expectation]}))
     operator = RunStageOperator(task_id="validate", stage="validate", spec=validate.Spec(version, str(suite)))
     with pytest.raises(AirflowFailException, match="DatasetRejected") as caught:
-        operator.execute(context())
+        operator.execute(context(task=fakes.handed_over(ledger, to_data(version))))
     assert f"DatasetRejected: {datasets.rejected(ledger, 'digits')[version.digest]}" == str(caught.value)
 
 
@@ -74,5 +77,35 @@ def test_a_ledger_that_fails_does_not_hide_the_verdict(
         connect("mlops_ledger_default", "mlops_ledger", schema=schema)
     with pytest.raises(AirflowFailException, match="x goes down to -1"):
         ended(BROKEN).execute(context())
-    assert ended().execute(context())["stage"] == "validate"
-    assert capsys.readouterr().out.count("The verdict on digits v1 is not in the ledger") == 2
+    assert capsys.readouterr().out.count("The verdict on digits v1 is not in the ledger") == 1
+
+
+def test_a_result_that_the_ledger_does_not_have_is_none_and_is_noted_as_soon_as_it_answers(
+    ended: Callable[..., RunStageOperator], connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, ledger: Store, tmp_path: Path
+) -> None:
+    asked: list[float] = []
+
+    def wait(seconds: float) -> None:
+        asked.append(seconds)
+        if len(asked) == 2:
+            connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "ledger.db"))
+
+    monkeypatch.setattr(stage.time, "sleep", wait)
+    connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/at/all/ledger.db")
+    answer = ended().execute(context())
+    assert asked == list(stage.LEDGER_PAUSES[:2])
+    assert handovers.handed_over(ledger, RUN)["train"][-1].value == answer
+    monkeypatch.setattr(stage.time, "sleep", asked.append)
+    connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/at/all/ledger.db")
+    with pytest.raises(LedgerUnavailable):
+        ended().execute(context())
+
+
+def test_a_record_that_changes_while_it_is_verified_is_no_result(ended: Callable[..., RunStageOperator], ledger: Store, tmp_path: Path) -> None:
+    operator = ended()
+    better = dataclasses.replace(fakes.validation(tmp_path), num_rows=10**6)
+    fakes.leave_record(tmp_path / "other", "validate", better)
+    (tmp_path / "result.json").write_bytes((tmp_path / "other" / "validate" / "result.json").read_bytes())
+    with pytest.raises(AirflowFailException, match=r"ResultInvalid: .*changed while it was verified"):
+        operator.execute(context())
+    assert handovers.handed_over(ledger, RUN) == {}

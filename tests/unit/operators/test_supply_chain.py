@@ -6,7 +6,7 @@ import itertools
 import pickle
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,12 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mlops.artifacts import Artifact
 from airflow_mlops.gates import ReleasePolicy
 from airflow_mlops.hooks.tf_serving import TFServingHook
-from airflow_mlops.operators.gate import GateModelOperator
-from airflow_mlops.operators.model import MlflowRegisterModelOperator, MlflowSelectCandidateOperator
+from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.model import MlflowSelectCandidateOperator
 from airflow_mlops.operators.publish import PublishSavedModelOperator
+from airflow_mlops.operators.registration import MlflowRegisterModelOperator
+from airflow_mlops.records import lineage
+from airflow_mlops.registry import registrations
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.results import to_data
 from airflow_mlops.serving import protos
@@ -40,7 +43,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Chain:
     """A model's way through register, select and publish."""
 
-    def __init__(self, name: str, database: Path, home: Path, monkeypatch: pytest.MonkeyPatch, connect: Callable[..., None]) -> None:
+    def __init__(self, name: str, database: Path, home: Path, monkeypatch: pytest.MonkeyPatch, connect: Callable[..., None], ledger: Store) -> None:
+        self.ledger = ledger
         self.name, self.home, self.registry = name, home, MlflowRegistry(f"sqlite:///{database}")
         self.monkeypatch, self.connect, self.tries = monkeypatch, connect, itertools.count(1)
         self.files = home / "trained"
@@ -68,10 +72,15 @@ class Chain:
         trained = fakes.leave_record(home, "train", training, validation=fakes.leave_record(home, "validate", fakes.validation(home)))
         evaluation = fakes.leave_record(home, "evaluate", fakes.evaluation(champion_version=None, champion_metrics=None), training=trained)
         attacked = fakes.leave_record(home, "robustness", fakes.robustness(home), training=trained)
-        gate = GateModelOperator(task_id="gate", policy=ReleasePolicy(), evaluation=to_data(evaluation), robustness=to_data(attacked))
-        operator = MlflowRegisterModelOperator(task_id="register", model_name=self.name, decision=gate.execute(context()), candidate=CANDIDATE)
-        operator.execute(context(outlet_events={CANDIDATE: SimpleNamespace(extra={})}))
-        return MlflowSelectCandidateOperator(task_id="select", model_name=self.name).execute(context())
+        task = fakes.handed_over(self.ledger, *map(to_data, lineage(evaluation, attacked).values()))
+        settings: Any = {"model_name": self.name, "policy": ReleasePolicy()}
+        measured = {"evaluation": to_data(evaluation), "robustness": to_data(attacked)}
+        operator = MlflowRegisterModelOperator(task_id="register", candidate=CANDIDATE, **measured, **settings)
+        operator.execute(context(task=task, outlet_events={CANDIDATE: SimpleNamespace(extra={})}))
+        return MlflowSelectCandidateOperator(task_id="select", **settings).execute(context(FakeTaskInstance(task_id="select")))
+
+    def tags(self) -> Mapping[str, str]:
+        return self.registry.get_by_alias(self.name, "candidate").tags
 
     def stored(self) -> Path:
         """Return where MLflow keeps the SavedModel of the candidate."""
@@ -79,7 +88,8 @@ class Chain:
 
     def publish(self, model: dict[str, Any]) -> dict[str, Any]:
         operator = PublishSavedModelOperator(task_id="publish", model=model, approval_required=False)
-        return operator.execute(context(FakeTaskInstance(task_id="publish", try_number=next(self.tries))))
+        ti = FakeTaskInstance(task_id="publish", try_number=next(self.tries))
+        return operator.execute(context(ti, task=fakes.handed_over(self.ledger, model)))
 
     def refused(self, model: dict[str, Any], message: str) -> None:
         with pytest.raises(AirflowFailException, match=message):
@@ -94,11 +104,11 @@ def chain(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     connect: Callable[..., None],
-    ledger: object,
+    ledger: Store,
     workspace: Path,
 ) -> Chain:
     connect("mlflow_default", "mlflow", host=f"sqlite:///{database}")
-    return Chain(re.sub(r"\W", "_", request.node.name), database, tmp_path, monkeypatch, connect)
+    return Chain(re.sub(r"\W", "_", request.node.name), database, tmp_path, monkeypatch, connect, ledger)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +126,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
 
 def test_without_keys_nothing_is_signed_and_everything_is_published(chain: Chain) -> None:
     model = chain.register()
-    assert "signature" not in model
+    assert "signature" not in chain.tags()
     assert chain.publish(model)["path"] == str(chain.home / "served" / chain.name / "1")
 
 
@@ -137,12 +147,14 @@ def test_a_version_that_somebody_else_signed_is_refused(chain: Chain, pairs: lis
 
 
 def test_who_can_change_files_and_tags_of_the_registry_can_not_have_another_model_published(chain: Chain, pairs: list[tuple[Path, Path]]) -> None:
-    """The digests of the tags are those of the new files, so that nothing but the signature tells."""
+    """The digests of the tags are those of the new files: the ledger tells, and where the ledger was rewritten, too, the signature does."""
     chain.keys(*pairs[0])
-    chain.register()
+    model = chain.register()
     (chain.stored() / "variables" / "variables.data-00000-of-00001").write_bytes(b"other weights")
-    chain.registry.set_tags(chain.name, 1, {"saved_model_digest": Artifact.of(chain.stored()).digest})
-    model = MlflowSelectCandidateOperator(task_id="select", model_name=chain.name).execute(context())
+    forged = {"saved_model_digest": Artifact.of(chain.stored()).digest}
+    chain.registry.set_tags(chain.name, 1, forged)
+    chain.refused(model, "RegistryError: The tag 'saved_model_digest' of .* is 'sha256:.*'; expected 'sha256:.*', with which it was registered")
+    registrations.note(chain.ledger, chain.name, 1, "a forger", {**registrations.registered(chain.ledger, chain.name, 1), **forged})
     chain.refused(model, "RegistryError: .* has no valid signature .*variables.data-00000-of-00001")
     chain.keys()
     chain.publish(model)
