@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,3 +139,11 @@ def context(ti: FakeTaskInstance | None = None, *, extras: Sequence[dict[str, An
     run = SimpleNamespace(triggering_user_name=None)
     about = {"ti": ti or FakeTaskInstance(), "task": Task(), "dag_run": run}
     return {**about, "triggering_asset_events": {"asset": events} if events else {}, **more}
+
+
+def after(*values: Any, ti: FakeTaskInstance | None = None) -> Task:
+    """Return a task that comes after one which handed each value over, as JSON, in the ledger that the connection names."""
+    from airflow_mlops.hooks.ledger import MlopsLedgerHook
+
+    with contextlib.closing(MlopsLedgerHook().get_conn()) as store:
+        return handed_over(store, *map(to_data, values), ti=ti)

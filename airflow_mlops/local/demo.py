@@ -16,6 +16,9 @@ from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.local.api import AirflowApi
 from airflow_mlops.local.deployment import LocalDeployment
 from airflow_mlops.local.digits import ALL, SMALL, publish_digits
+from airflow_mlops.records import ResultRef, load
+from airflow_mlops.results import from_data
+from airflow_mlops.stages import stage
 
 RETRAIN, RELEASE, NIGHTLY = "digits_on_dataset", "digits_release", "digits_nightly"
 FINISHED = {"success", "failed", "skipped", "upstream_failed", "removed"}
@@ -185,7 +188,10 @@ def _lines(value: Any) -> Iterator[str]:
     """Yield what is worth showing of a task's result."""
     if not isinstance(value, dict):
         return
-    if "headline" in value:
+    if "stage" in value:  # a reference, which says no more than where the record lies
+        ref = from_data(ResultRef, value, what="reference to a stage's result")
+        yield load(ref, stage(ref.stage).Result).headline()
+    elif "headline" in value:
         yield value["headline"]
     elif "responded_by_user" in value:
         yield f"{', '.join(value['chosen_options'])} by {value['responded_by_user']['name']}"

@@ -21,6 +21,7 @@ from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import ValidationResult, from_data
 from airflow_mlops.stages import validate
 from airflow_mlops.stages.pod import PodSpec
+from tests.fakes import after
 from tests.kubernetes import mounts
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.kubelet import Kubelet
@@ -90,5 +91,5 @@ def test_a_pod_reads_a_dataset_and_a_suite_that_only_the_worker_has(operator: Ca
     suite.write_text(json.dumps({"name": "digits", "expectations": [expectation]}))
     version = publish_digits(tmp_path / "data" / "digits", "v1", num_rows=300, seed=1)
     task = operator("validate", validate.Spec(version, str(suite)), places=(str(tmp_path / "data"),))
-    result = load(from_data(ResultRef, task.execute(context())), ValidationResult)
+    result = load(from_data(ResultRef, task.execute({**context(), "task": after(version)})), ValidationResult)
     assert result.num_rows == 300 and result.report() is not None and result.data_docs.path.is_dir()

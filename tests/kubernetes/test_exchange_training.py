@@ -18,7 +18,7 @@ from airflow_mlops.operators.pod import StagePodOperator
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import TrainingResult, from_data
 from airflow_mlops.stages import train, validate
-from tests.fakes import leave_record
+from tests.fakes import after, leave_record
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.test_exchange_pod import operator, s3
@@ -92,7 +92,7 @@ def test_a_training_whose_pod_is_evicted_goes_on_from_its_checkpoint_in_the_exch
     beside: Callable[..., Any],
 ) -> None:
     task = operator("train", spec, places=(str(tmp_path / "data"),))
-    done = beside(task.execute, context())
+    done = beside(task.execute, {**context(), "task": after(spec.validation)})
     eventually(lambda: done.done() or uploaded(s3, namespace), seconds=90)
     (pod,) = core.list_namespaced_pod(namespace).items
     kubelet.pod(namespace, pod.metadata.name).evict("Evicted", "The node was low on resource: memory.")

@@ -19,6 +19,7 @@ from airflow_mlops.results import TrainingResult, from_data
 from airflow_mlops.stages import train
 from airflow_mlops.stages.job import JobSpec
 from airflow_mlops.stages.pod import PodSpec
+from tests.fakes import after
 from tests.kubernetes import mounts
 from tests.kubernetes.control_plane import eventually
 from tests.kubernetes.test_job import Scripted, Site, context, operator, site
@@ -92,7 +93,7 @@ def test_a_training_whose_worker_is_evicted_goes_on_from_the_checkpoint_in_the_e
     (tmp_path / "mlflow").mkdir()
     with running_server(tmp_path / "mlflow") as server, ThreadPoolExecutor() as beside:
         request = spec._replace(tracking_uri=server.uri)
-        done = beside.submit(task(site, bucket, request, TrainModelJobOperator, data).execute, context())
+        done = beside.submit(task(site, bucket, request, TrainModelJobOperator, data).execute, {**context(), "task": after(spec.validation)})
         eventually(lambda: done.done() or bucket.names("checkpoints", ".safetensors.json"), seconds=120)
         (taken,) = [name for name in site.running() if f"-{index}-" in name]
         site.kubelet.pod(site.namespace, taken).evict("Evicted", "The node was low on resource: memory.")

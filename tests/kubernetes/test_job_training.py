@@ -102,15 +102,16 @@ def task(site: Site, spec: train.Spec, **settings: Any) -> TrainModelJobOperator
     return operator(site.kubelet, spec, JobSpec(pod), TrainModelJobOperator, **settings)
 
 
-def context(ti: FakeTaskInstance | None = None) -> Any:
+def context(spec: train.Spec, ti: FakeTaskInstance | None = None) -> Any:
+    """Return the context of a task after the one that validated."""
     ti = ti or FakeTaskInstance(task_id="t")
-    return fakes.context(ti, run_id=ti.run_id)
+    return fakes.context(ti, run_id=ti.run_id, task=fakes.after(spec.validation, ti=ti))
 
 
 def test_two_pods_train_the_model_that_two_processes_of_one_machine_train(
     site: Site, spec: train.Spec, hold: Path, undisturbed: str, workspace: Path
 ) -> None:
-    answer = from_data(ResultRef, task(site, spec).execute(context()))
+    answer = from_data(ResultRef, task(site, spec).execute(context(spec)))
     result = load(answer, TrainingResult)
     theirs = Path(answer.uri.replace("worker-0", "worker-1"))
     took_part = result_of(read_record(theirs, stage="train", spec_digest=spec_digest(spec)), Participation)
@@ -127,7 +128,7 @@ def test_a_training_whose_worker_is_evicted_goes_on_from_its_checkpoint_to_the_s
 ) -> None:
     hold.touch()
     with ThreadPoolExecutor() as beside:
-        done = beside.submit(task(site, spec).execute, context())
+        done = beside.submit(task(site, spec).execute, context(spec))
         eventually(lambda: done.done() or any(workspace.rglob("step-*.safetensors.json")), seconds=90)
         (taken,) = [name for name in site.running() if f"-{index}-" in name]
         site.kubelet.pod(site.namespace, taken).evict("Evicted", "The node was low on resource: memory.")
@@ -151,7 +152,7 @@ def test_workers_that_find_different_checkpoints_do_not_train(spec: train.Spec, 
 def test_the_program_of_a_worker_that_fails_fails_the_task_at_once_with_its_words(site: Site, spec: train.Spec, hold: Path, workspace: Path) -> None:
     hold.touch()
     with ThreadPoolExecutor() as beside:
-        done = beside.submit(task(site, spec).execute, context())
+        done = beside.submit(task(site, spec).execute, context(spec))
         eventually(lambda: done.done() or any(workspace.rglob("step-*.safetensors.json")), seconds=90)
         hold.write_text("no such column")
         with pytest.raises(AirflowFailException, match=r"(?s)exit code 1 and left no result record.*no such column"):

@@ -14,6 +14,8 @@ import httpx
 import pytest
 
 from airflow_mlops.local.digits import publish_digits
+from airflow_mlops.records import ResultRef, load
+from airflow_mlops.results import TrainingResult, from_data
 from tests.deployments import RELEASE, RETRAIN, Story, deployed, stage_process, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -122,7 +124,8 @@ def test_a_nightly_run_by_hand_trains_from_scratch_on_the_newest_version(story: 
     assert story.api.runs("digits_nightly") == [], "unpausing starts nothing"
     run_id = story.api.trigger("digits_nightly")
     assert story.finished("digits_nightly", run_id) == "success"
-    assert "from scratch" in story.api.xcom("digits_nightly", run_id, "train")["headline"]
+    trained = from_data(ResultRef, story.api.xcom("digits_nightly", run_id, "train"))
+    assert load(trained, TrainingResult).warm_started_from is None
 
 
 def test_a_killed_supervisor_is_replaced_by_the_next_start(story: Story) -> None:
