@@ -10,7 +10,7 @@ OTHERS = (None, True, 0, -1, 2.5, 1e300, "", "x", [], {}, [None], {"x": None}, "
 
 
 def altered(value: Any, *others: Any) -> Iterator[Any]:
-    """Yield `value` altered once: other types in its place or in any part of it, parts dropped, added, repeated and swapped with those of `others`."""
+    """Yield `value` altered once: another type in its place or in any part of it, a part dropped, added, repeated or taken from `others`."""
     seen = [value]
     for one in _altered(value, others):
         if not any(type(one) is type(known) and one == known for known in seen):

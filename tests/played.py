@@ -59,7 +59,7 @@ class PlayedRun:
 
     def __init__(self, dag: DAG, run_id: str, *, extras: Sequence[Any] = (), user: str | None = None, conf: Mapping[str, Any] = {}) -> None:
         self.dag, self.run_id, self.extras, self.user = dag, run_id, extras, user
-        self.params = {**dag.params.dump(), **conf}
+        self.conf, self.params = dict(conf), {**dag.params.dump(), **conf}
         self.xcoms: dict[tuple[str, int], Any] = {}
         self.tries: dict[str, int] = {}
 
@@ -99,7 +99,10 @@ class PlayedRun:
         outlets = {asset: SimpleNamespace(extra={}) for asset in task.outlets}
         context: Any = {"ti": ti, "task_instance": ti, "task": task, "dag": self.dag, "run_id": self.run_id, "params": self.params}
         context |= {"outlet_events": outlets, "triggering_asset_events": {"asset": events} if events else {}}
-        context |= {"dag_run": SimpleNamespace(triggering_user_name=self.user), "conn": SimpleNamespace(mlflow_default=SimpleNamespace(host="http://m"))}
+        context |= {
+            "dag_run": SimpleNamespace(triggering_user_name=self.user, conf=self.conf),
+            "conn": SimpleNamespace(mlflow_default=SimpleNamespace(host="http://m")),
+        }
         task.render_template_fields(context)
         return context["task"], context
 
@@ -126,7 +129,9 @@ class InstantStage:
 
     def run(self, log_line: Callable[[str], None]) -> Record:
         inputs = {name: value for name, value in self.spec._asdict().items() if isinstance(value, ResultRef)}
-        record = Record(SCHEMA_VERSION, self.name, spec_digest(self.spec), result=to_data(getattr(self, self.name)()), inputs=inputs, usage=fakes.USAGE)
+        record = Record(
+            SCHEMA_VERSION, self.name, spec_digest(self.spec), result=to_data(getattr(self, self.name)()), inputs=inputs, usage=fakes.USAGE
+        )
         write_atomically(self.result_path, canonical_json(to_data(record)))
         return read_record(self.result_path, stage=self.name, spec_digest=spec_digest(self.spec))
 
@@ -147,7 +152,9 @@ class InstantStage:
     def evaluate(self) -> Any:
         champion = self.registry.aliases(self.spec.model_name).get("champion")
         measured = {"accuracy": self.accuracy, "macro_f1": self.accuracy}
-        return fakes.evaluation(metrics=measured, champion_version=str(champion) if champion else None, champion_metrics=measured if champion else None)
+        return fakes.evaluation(
+            metrics=measured, champion_version=str(champion) if champion else None, champion_metrics=measured if champion else None
+        )
 
     def robustness_shard(self) -> Any:
         from airflow_mlops.results import RobustnessShardResult

@@ -77,8 +77,17 @@ def check(handed: Handovers, sources: Mapping[str, frozenset[str]]) -> None:
 
     :param sources: the tasks directly before this one, each with all tasks before it.
     """
+    if missing := [source for source in sources if source not in handed]:
+        raise NotHandedOver(
+            f"Nothing was handed over in this run by {_named(missing)}: by the ledger it never succeeded. Somebody marked it as success by hand, or "
+            f"this ledger is not the one it wrote to. A mark is no result: clear {_named(missing)} with what follows, so that it does its work."
+        )
     for source, before in sources.items():
-        _check(handed, source, before)
+        if later := _later(handed, before, min(each.number for each in handed[source].values())):
+            raise NotHandedOver(
+                f"Task {later[0]!r} ran again after {source!r}, whose result is of what was before. Clear {source!r} with what follows, so that all "
+                "results are of the same work."
+            )
 
 
 def take(handed: Handovers, sources: Collection[str], value: Any) -> Any:
@@ -96,19 +105,6 @@ def take(handed: Handovers, sources: Collection[str], value: Any) -> Any:
         f"The XCom that this task reads says {_shown(value)}, and by the ledger {said or 'no task is before this one'}. Somebody altered or deleted "
         f"the XCom, or marked a task by hand: it is not used. Clear {_named(sources)} with what follows, so that the XCom is written again."
     )
-
-
-def _check(handed: Handovers, source: str, before: frozenset[str]) -> None:
-    if source not in handed:
-        raise NotHandedOver(
-            f"Task {source!r} handed nothing over in this run: by the ledger it never succeeded. Somebody marked it as success by hand, or this "
-            f"ledger is not the one it wrote to. A mark is no result: clear {source!r} with what follows, so that it does its work."
-        )
-    if later := _later(handed, before, min(each.number for each in handed[source].values())):
-        raise NotHandedOver(
-            f"Task {later[0]!r} ran again after {source!r}, whose result is of what was before. Clear {source!r} with what follows, so that all "
-            "results are of the same work."
-        )
 
 
 def _later(handed: Handovers, tasks: frozenset[str], number: int) -> list[str]:
