@@ -99,14 +99,8 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
             return last
         authors = tuple(dict.fromkeys([*authors, *_authors_before(connection, subject)]))
         said = {"subject": asdict(subject), "policy": asdict(policy), "authors": list(authors)}
-        row: dict[str, Any] = {
-            "release": release,
-            "attempt": (last.attempt if last else 0) + 1,
-            "binding": subject.binding,
-            "request": said,
-            "outcome": None,
-        }
-        row |= {"asked_at": asked_at, "expires_at": asked_at + timedelta(days=policy.valid_days)}
+        row: dict[str, Any] = {"release": release, "attempt": (last.attempt if last else 0) + 1, "binding": subject.binding, "request": said}
+        row |= {"outcome": None, "asked_at": asked_at, "expires_at": asked_at + timedelta(days=policy.valid_days)}
         if not insert_new(connection, APPROVAL_REQUESTS, row):  # on PostgreSQL: another process of the same task asked at this moment
             return _open(connection, release)
         request = Request(release, row["attempt"], subject, policy.num_approvals, row["expires_at"], None, ())
