@@ -42,6 +42,7 @@ class Ti(fakes.FakeTaskInstance):
 
     id: str = "ti"
     xcoms: dict[tuple[str, int], Any] = field(default_factory=dict)
+    log_url: str = "http://airflow/log"
     read: set[str] = field(default_factory=set)  # the tasks whose XComs were read
 
     def xcom_pull(self, task_ids: str, key: str = RETURNED, default: Any = None, map_indexes: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,9 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         with self._ledger() as store:
             description = self._describe(store, context)
             authors = tuple(sorted({*description["authors"].splitlines(), *who_triggered(context)}))
-            request = approvals.ask(store, run_of(context), self._subject(description), self.policy, authors)
+            # What the gate leaves to a person is no policy's to approve.
+            policy = dataclasses.replace(self.policy, num_approvals=max(1, self.policy.num_approvals)) if description["questions"] else self.policy
+            request = approvals.ask(store, run_of(context), self._subject(description), policy, authors)
         return self._go_on(context, request)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:

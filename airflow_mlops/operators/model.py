@@ -71,7 +71,8 @@ class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
             expected, token = self._champion(store, registry, model, tags)
             about = {"name": self.model_name, "version": model.version, "expected_champion": expected, "fencing_token": token}
             headline = f"{self.model_name} version {model.version}, to replace {f'version {expected}' if expected else 'nothing, it is the first'}"
-            return dict(hand_over(store, context, {**about, "decision": decision.headline(), "headline": headline}))
+            said = {"decision": decision.headline(), "questions": list(decision.questions), "headline": headline}
+            return dict(hand_over(store, context, {**about, **said}))
 
     def _chosen(self, store: Store, registry: ModelRegistry, context: Context) -> ModelVersion:
         from airflow_mlops.registry.aliases import version_of

@@ -26,7 +26,8 @@ from tests.fakes import FakeTaskInstance, context
 from tests.released import Released, tags_of
 
 ANN = "Ann Lee <ann@example.org>"
-MODEL = {"name": "digits", "version": 1, "expected_champion": None, "fencing_token": 0, "decision": "released: accuracy 0.9500 >= 0.9"}
+MODEL: dict[str, Any] = {"name": "digits", "version": 1, "expected_champion": None, "fencing_token": 0, "questions": []}
+MODEL["decision"] = "released: accuracy 0.9500 >= 0.9"
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,13 @@ def test_a_rejection_skips_what_follows_and_says_so_in_the_trail(office: Office)
 def test_a_policy_that_asks_nobody_approves_at_once(office: Office) -> None:
     assert office.operator(ApprovalPolicy(0)).execute(office.context())["headline"] == "Approved by policy; no person was asked."
     assert office.asked == []
+
+
+def test_what_the_gate_leaves_to_a_person_no_policy_approves(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODEL, "questions", ["The model was not compared with champion v3."])
+    with pytest.raises(TaskAwaitingInput):
+        office.operator(ApprovalPolicy(0)).execute(office.context())
+    assert len(office.asked) == 1 and office.kinds() == ["approval asked"]
 
 
 def test_when_nobody_answers_the_task_fails_and_the_trail_says_expired(office: Office) -> None:
