@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-OTHERS = (None, True, 0, -1, 2.5, 1e300, "", "x", [], {}, [None], {"x": None}, "{{ 7 }}", {"__classname__": "builtins.object"})
+OTHERS = (None, True, 0, 2.5, "x", "{{ 7 }}", [], {}, {"x": None}, {"__classname__": "builtins.object"})
 
 
 def altered(value: Any, *others: Any) -> Iterator[Any]:
@@ -32,9 +32,9 @@ def _altered(value: Any, others: tuple[Any, ...]) -> Iterator[Any]:
         for number, part in enumerate(value):
             yield from ([*value[:number], one, *value[number + 1 :]] for one in _altered(part, _parts(others, number)))
     elif isinstance(value, str):
-        yield from (f"{value} ", value[:-1], value.upper(), f"/elsewhere{value}", value[::-1])
+        yield from ("", value[:-1], f"/elsewhere{value}")
     elif isinstance(value, int | float):
-        yield from (value + 1, -value, str(value), float(value) + 0.5)
+        yield from (value + 1, -value, 1e300, str(value))
 
 
 def _altered_object(value: dict[str, Any], others: tuple[Any, ...]) -> Iterator[Any]:

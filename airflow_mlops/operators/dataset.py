@@ -161,7 +161,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         return next((candidate.version for candidate in found if candidate.version), None)
 
     def _directory(self, name: str) -> Path:
-        if Path(name).name != name or name.startswith(".") or not name.isprintable():
+        if not isinstance(name, str) or Path(name).name != name or name.startswith(".") or not name.isprintable():
             raise SpecError(f"{name!r} is no version's name: expected the plain name of a directory in {self.inbox}. Correct it.")
         return Path(self.inbox) / name
 

@@ -76,11 +76,15 @@ class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
 
     def _chosen(self, store: Store, registry: ModelRegistry, context: Context) -> ModelVersion:
         from airflow_mlops.registry.aliases import version_of
+        from airflow_mlops.registry.registrations import registered
 
         wanted = version_of(self.version)
         if wanted is None:
             wanted = self._triggering(store, context)
-        return registry.get_by_alias(self.model_name, CANDIDATE) if wanted is None else registry.get(self.model_name, wanted)
+        if wanted is None:
+            return registry.get_by_alias(self.model_name, CANDIDATE)
+        registered(store, self.model_name, wanted)  # before a registry is asked for whatever number somebody wrote
+        return registry.get(self.model_name, wanted)
 
     def _triggering(self, store: Store, context: Context) -> int | None:
         """Return the newest version that the asset events name and the ledger knows; whoever may write asset events may write anything."""

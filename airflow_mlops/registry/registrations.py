@@ -62,7 +62,7 @@ def registered(store: Store, name: str, version: int) -> dict[str, str]:
     """
     if (tags := _last(store, name, version)) is None:
         raise SpecError(
-            f"{name} version {version} is in the registry, but the ledger knows of no registration: no pipeline registered it after its gates. "
+            f"{name} version {version} is not to be released: the ledger knows of no registration, so no pipeline registered it after its gates. "
             "Choose a version that one registered, or let its run register it again: clear 'register'."
         )
     return tags
