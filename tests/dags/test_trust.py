@@ -18,6 +18,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped, TaskAwaitingInput
 
 from airflow_mlops.data.snapshot import publish_version
+from airflow_mlops.exceptions import DatasetNotFound
 from airflow_mlops.ledger import chain, champions
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.pipelines import Grid, PipelineSpec, model_pipelines
