@@ -134,7 +134,7 @@ class TrainingResult(StageResult):
     resumed_from_step: int | None = None
 
     def headline(self) -> str:
-        return " ".join([self.figures(), *self.undone()])
+        return ". ".join([self.figures(), " ".join(self.undone())]) if self.undone() else self.figures()
 
     def figures(self) -> str:
         """Return how it began and what it came to, as one line."""

@@ -202,6 +202,11 @@ def _control(guided: Sequence[Arm], sample: Sequence[Arm]) -> Control:
 def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm], examined: Sequence[Recipe]) -> list[str]:
     """Return what a reader of the figures should know, as sentences."""
     notes = []
+    if blind := lab.probe.uncounted:
+        notes.append(
+            f"Coverage says nothing of the layers {', '.join(blind)}: recurrent, attention and embedding layers have no neurons here, and it is that "
+            f"of the {lab.probe.num_neurons:,} neurons of the other layers alone."
+        )
     if lab.own_profile:
         notes.append("No profile of the training data was given: neuron ranges are those of the campaign's own inputs.")
     if lab.num_objected:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from airflow_mlops.exceptions import RobustnessError, SpecError
 from airflow_mlops.robustness.mutators.base import Floats, Ints
-from airflow_mlops.robustness.neurons import NEURON_LAYERS, LayerSpan, spans, sublayers, values, watched
+from airflow_mlops.robustness.neurons import NEURON_LAYERS, LayerSpan, spans, sublayers, uncounted, values, watched
 
 __all__ = ["NEURON_LAYERS", "Answers", "LayerSpan", "Probe", "model_digest"]
 
@@ -72,6 +72,7 @@ class Probe:
         self.num_classes = int(output.shape[1])
         self.layers = spans(named)
         self.num_neurons = self.layers[-1].stop
+        self.uncounted = uncounted(model, layer_types)
         self.digest = model_digest(model)
 
     def check(self, inputs: npt.NDArray[Any]) -> None:

@@ -27,6 +27,9 @@ POOLS = (
     *(_layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D, _layers.GlobalAveragePooling3D),
 )
 NEURON_LAYERS: tuple[type, ...] = (*CONVOLUTIONS, *POOLS, _layers.Dense)
+SCALING = (
+    *(_layers.BatchNormalization, _layers.GroupNormalization, _layers.LayerNormalization, _layers.RMSNormalization, _layers.PReLU),
+)  # what they learn moves the neurons of the layer before them
 METHODS = ("call", "quantized_call")  # Keras runs the second instead of the first where a layer is quantised
 
 
@@ -59,6 +62,14 @@ def sublayers(model: Any) -> list[Any]:
                 waiting.append(layer)
     found.pop(id(model), None)
     return list(found.values())
+
+
+def uncounted(model: Any, layer_types: tuple[type, ...]) -> list[str]:
+    """Return the names of the outermost layers inside `model` that learn and have no neurons: recurrent, attention and embedding layers."""
+    learning = [layer for layer in sublayers(model) if layer.trainable_weights and not isinstance(layer, (*layer_types, *SCALING))]
+    blind = [layer for layer in learning if not any(isinstance(inner, layer_types) for inner in sublayers(layer))]
+    inside = {id(inner) for layer in blind for inner in sublayers(layer)}
+    return [layer.name for layer in blind if id(layer) not in inside]
 
 
 @contextlib.contextmanager

@@ -238,3 +238,18 @@ def test_a_model_that_was_probed_still_trains_and_is_saved(digits, tmp_path):
     model.fit(digits.inputs[:64], digits.labels[:64], verbose=0)
     model.save(tmp_path / "model.keras")
     assert names(Probe(keras.saving.load_model(tmp_path / "model.keras"))) == names(digits.probe)
+
+
+def test_layers_that_learn_and_have_no_neurons_are_named_once():
+    seen = keras.Input((12, 2))
+    hidden = layers.MultiHeadAttention(2, 4, name="attention")(seen, seen)
+    hidden = layers.LayerNormalization()(layers.LSTM(8, return_sequences=True, name="memory")(hidden))
+    hidden = layers.Bidirectional(layers.GRU(4), name="both_ways")(hidden)
+    model = keras.Model(seen, keras.Sequential([keras.Input((8,)), layers.Dense(2, activation="softmax")], name="head")(hidden))
+    assert Probe(model).uncounted == ["attention", "memory", "both_ways"]
+
+
+def test_a_model_whose_every_layer_is_seen_has_nothing_uncounted(digits):
+    assert digits.probe.uncounted == []
+    normalized = [layers.Input((8, 8, 1)), layers.Conv2D(3, 3), layers.BatchNormalization(), layers.PReLU(), layers.Flatten()]
+    assert Probe(keras.Sequential([*normalized, layers.Dense(2, activation="softmax")])).uncounted == []
