@@ -114,7 +114,8 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         tags = registered(store, self.model["name"], self.model["version"])
         evidence = evidence_of(tags)
         self.subject, self.body = question(self.model), form(self.model, tags, evidence)
-        context["approval_question"] = f"{self.subject} {evidence.evaluation.headline()}."  # type: ignore[typeddict-unknown-key]
+        said = " ".join([self.subject, *self.model["questions"], f"{evidence.evaluation.headline()}."])
+        context["approval_question"] = said  # type: ignore[typeddict-unknown-key]
         return {**tags, **self.model}
 
     def _go_on(self, context: Context, request: Request) -> Any:

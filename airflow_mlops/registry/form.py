@@ -23,12 +23,14 @@ def form(model: Mapping[str, Any], tags: Mapping[str, str], evidence: Evidence) 
     """
     expected, training = model["expected_champion"], evidence.training
     rows = {
+        **({"To decide": " ".join(model["questions"])} if model["questions"] else {}),  # first: it is why a person must look
         "Replaces": f"version {expected}" if expected else "nothing, it is the first",
         "Trained on": f"{training.dataset.dataset} {training.dataset.name} ({training.dataset.digest[:19]})",
         "Code": training.code_version[:19],
         "By": ", ".join(tags["authors"].splitlines()) or "unknown",
         "Model, evidence": f"{training.model.digest[:19]}, {tags['evidence_digest'][:19]}",
         "Validation": evidence.validation.headline(),
+        "Training": training.headline(),
         "Evaluation": evidence.evaluation.headline(),
         "Robustness": evidence.robustness.headline(),
         "Gate": model["decision"],

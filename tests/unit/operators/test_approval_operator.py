@@ -139,11 +139,14 @@ def test_a_policy_that_asks_nobody_approves_at_once(office: Office) -> None:
     assert office.asked == []
 
 
-def test_what_the_gate_leaves_to_a_person_no_policy_approves(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_gate_leaves_to_a_person_no_policy_approves_and_it_is_the_first_thing_said(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODEL, "questions", ["The model was not compared with champion v3."])
+    given = office.context()
     with pytest.raises(TaskAwaitingInput):
-        office.operator(ApprovalPolicy(0)).execute(office.context())
+        office.operator(ApprovalPolicy(0)).execute(given)
     assert len(office.asked) == 1 and office.kinds() == ["approval asked"]
+    assert office.asked[0]["body"].splitlines()[2] == "| To decide | The model was not compared with champion v3. |"
+    assert given["approval_question"].startswith("Release digits version 1? The model was not compared with champion v3. accuracy ")
 
 
 def test_when_nobody_answers_the_task_fails_and_the_trail_says_expired(office: Office) -> None:
