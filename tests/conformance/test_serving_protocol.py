@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 
@@ -244,3 +246,35 @@ class TestLargeBodies:
         answer, seconds = self.waits(ours, lambda: float(ours.rest.post("/v1/models/many:predict", content=body).json()["outputs"]))
         assert answer == BIG // len(number) / 8
         assert statistics.median(seconds) < 0.25 and max(seconds) < SECONDS / 2, seconds
+
+    def test_small_requests_beside_rows_for_the_same_model_all_succeed(self, ours: Target) -> None:
+        """Counted, not timed: four clients ask without pause, by both interfaces, while 100 MB of rows are read, run and answered."""
+        row = b"[1.0,2.0,3.0,4.0],"
+        count = BIG // len(row)
+        body = b'{"instances": [' + row * (count - 1) + row[:-1] + b"]}"
+        over = threading.Event()
+
+        def small() -> tuple[int, list[str]]:
+            answered, failed = 0, []
+            while not over.is_set():
+                try:
+                    assert ours.answer("linear") == TWO
+                    answer = ours.post("linear:predict", serving_protocol.INSTANCES)
+                    assert answer.json() == {"predictions": [TWO]}, answer.text
+                    answered += 2
+                except Exception as error:
+                    failed.append(str(error))
+            return answered, failed
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(small) for _ in range(4)]
+            large = httpx.post(f"{ours.rest_url}/v1/models/linear:predict", content=body, timeout=120, trust_env=False)
+            over.set()
+            counts = [one.result(120) for one in asking]
+        assert [failed for _, failed in counts] == [[]] * 4
+        assert sum(answered for answered, _ in counts) > 50
+        if large.status_code == 200:
+            assert large.content.count(b"[5.0,6.0]") == count
+        else:  # on a machine that has no time for it
+            assert (large.status_code, "did not answer within" in large.json()["error"]) == (504, True)
+        assert ours.states("linear") == {1: "AVAILABLE", 2: "AVAILABLE"}

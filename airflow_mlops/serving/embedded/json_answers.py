@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,32 @@ import orjson
 from airflow_mlops.serving.embedded.refusal import invalid
 from airflow_mlops.serving.tensors import Array, short_name
 
+_PIECE = 1 << 17  # numbers that are written at once
+
 
 def predictions(outputs: Mapping[str, Array], *, as_rows: bool) -> bytes:
     """Return ``{"predictions": [...]}`` or ``{"outputs": ...}`` as JSON: objects by output name when there is more than one."""
     if as_rows:
         _check_rows(outputs)
     finite = _finite(outputs.values())
+    size = sum(array.size for array in outputs.values())
+    if size > _PIECE and (as_rows or (len(outputs) == 1 and next(iter(outputs.values())).ndim)):
+        key = b"predictions" if as_rows else b"outputs"
+        return b'{"%s":[' % key + b",".join(_pieces(outputs, size, finite=finite)) + b"]}"
+    return _whole(outputs, finite=finite, as_rows=as_rows)
+
+
+def _pieces(outputs: Mapping[str, Array], size: int, *, finite: bool) -> Iterator[bytes]:
+    """Yield the rows of large outputs piece by piece, so that other threads have their turns."""
+    count = next(iter(outputs.values())).shape[0]
+    step = max(1, count * _PIECE // size)
+    for start in range(0, count, step):
+        rows = {name: array[start : start + step] for name, array in outputs.items()}
+        text = _whole(rows, finite=finite, as_rows=True)
+        yield text[text.index(b"[") + 1 : -2]
+
+
+def _whole(outputs: Mapping[str, Array], *, finite: bool, as_rows: bool) -> bytes:
     columns = {name: _values(name, array, finite=finite) for name, array in outputs.items()}
     only = next(iter(columns.values()))
     if not as_rows:

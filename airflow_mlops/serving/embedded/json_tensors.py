@@ -33,8 +33,8 @@ def signature_name(document: Document) -> str:
     return name
 
 
-def inputs_of(document: Document, types: Types) -> tuple[dict[str, Array], bool]:
-    """Return (tensors by input name, whether they came as rows); `types` are the signature's inputs."""
+def inputs_of(document: Document, types: Types, *, first: int = 0) -> tuple[dict[str, Array], bool]:
+    """Return (tensors by input name, whether they came as rows); `types` are the signature's inputs, `first` is the number of the first row."""
     if not types:
         raise invalid(f"Failed to get input map for signature: {signature_name(document) or 'DEFAULT'}")
     keys = {"instances", "inputs"} & document.keys()
@@ -50,10 +50,10 @@ def inputs_of(document: Document, types: Types) -> tuple[dict[str, Array], bool]
         raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
     if not instances:
         raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
-    return _rows(instances, types), True
+    return _rows(instances, types, first), True
 
 
-def _rows(instances: list[Any], types: Types) -> dict[str, Array]:
+def _rows(instances: list[Any], types: Types, first: int) -> dict[str, Array]:
     if not isinstance(instances[0], dict) and len(types) > 1:
         raise invalid("instances is a plain list, but expecting list of objects as multiple input tensors required as per tensorinfo_map")
     as_objects = _is_object(instances[0])
@@ -64,14 +64,14 @@ def _rows(instances: list[Any], types: Types) -> dict[str, Array]:
         if as_objects and all(_is_object(item) and item.keys() == types.keys() for item in instances):
             return {name: _tensor([item[name] for item in instances], dtype) for name, dtype in types.items()}
     except Refusal:  # found again, in the right order and with its place
-        return _careful_rows(instances, types, as_objects=as_objects)
-    return _careful_rows(instances, types, as_objects=as_objects)
+        return _careful_rows(instances, types, first, as_objects=as_objects)
+    return _careful_rows(instances, types, first, as_objects=as_objects)
 
 
-def _careful_rows(instances: list[Any], types: Types, *, as_objects: bool) -> dict[str, Array]:
+def _careful_rows(instances: list[Any], types: Types, first: int, *, as_objects: bool) -> dict[str, Array]:
     leaves: dict[str, list[Any]] = {}
     shapes: dict[str, Shape] = {}
-    for number, item in enumerate(instances):
+    for number, item in enumerate(instances, first):
         if _is_object(item) != as_objects:
             wanted, got = ("object", "list") if as_objects else ("value/list", "object")
             raise invalid(f"Expecting {wanted} but got {got} at item {number} of input list")
@@ -92,13 +92,18 @@ def _item(value: Any, name: str, types: Types, shapes: dict[str, Shape]) -> list
         raise invalid(f"JSON object: does not have named input: {name}")
     found, shape = _read(value, types[name])
     first = shapes.setdefault(name, shape)
-    expected = int(np.prod(first, dtype=object))
-    if len(found) != expected:
-        raise invalid(f"Expecting tensor size: {expected} but got: {len(found)}")
     if shape != first:
-        shown = (f"[{','.join(map(str, one))}]" for one in (first, shape))
-        raise invalid(f"Expecting shape {' but got: '.join(shown)}")
+        raise invalid(difference(first, shape))
     return found
+
+
+def difference(first: Shape, shape: Shape) -> str:
+    """Return in what a row's shape differs from the first one's: in its size, or else in how that is divided."""
+    expected, got = (int(np.prod(one, dtype=object)) for one in (first, shape))
+    if got != expected:
+        return f"Expecting tensor size: {expected} but got: {got}"
+    shown = (f"[{','.join(map(str, one))}]" for one in (first, shape))
+    return f"Expecting shape {' but got: '.join(shown)}"
 
 
 def _columns(inputs: Any, types: Types) -> dict[str, Any]:
@@ -127,6 +132,18 @@ def _tensor(value: Any, dtype: np.dtype[Any]) -> Array:
     return _checked(value, dtype) if quick is None else quick
 
 
+def plain_numbers(value: list[Any], text: bytes, dtype: np.dtype[Any]) -> Array | None:
+    """Return a list of numbers of one shape, None for anything that needs a closer look; its `text` tells more quickly than each value."""
+    strange = (b'"', b"t", b"f", b"n", b"N", b"I", b"{") + ((b".", b"e", b"E") if dtype.kind != "f" else ())
+    if dtype not in (*_FLOATS, *_INTEGERS) or any(sign in text for sign in strange):
+        return None
+    try:
+        array: Array = np.array(value, np.float64 if dtype.kind == "f" else _limits(dtype).dtype)
+    except (ValueError, OverflowError):
+        return None
+    return _narrowed(array, dtype) if array.ndim <= MAX_RANK else None
+
+
 def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
     """Return plain numbers of one shape, None for anything that needs a closer look or a good reason.
 
@@ -137,15 +154,19 @@ def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
         kinds = set(map(type, array.ravel().tolist()))
         if array.ndim > MAX_RANK or not kinds <= ({int, float} if dtype.kind == "f" else {int}):
             return None
-        if dtype.kind == "f":
-            with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
-                return array.astype(np.float64).astype(dtype)  # by way of a double, as the original reads numbers
-        limits = _limits(dtype)
-        wide = array.astype(limits.dtype)
-        fits = not wide.size or (int(wide.min()) >= limits.min and int(wide.max()) <= limits.max)
-        return wide.astype(dtype) if fits else None
+        return _narrowed(array.astype(np.float64 if dtype.kind == "f" else _limits(dtype).dtype), dtype)
     except (ValueError, OverflowError):  # lists of different lengths, numbers of more than 64 bits
         return None
+
+
+def _narrowed(wide: Array, dtype: np.dtype[Any]) -> Array | None:
+    """Return numbers as they were read, by way of a double or of what `_limits` names, as those of the type; None if it can not hold one."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
+            return wide.astype(dtype)
+    limits = _limits(dtype)
+    fits = not wide.size or (int(wide.min()) >= limits.min and int(wide.max()) <= limits.max)
+    return wide.astype(dtype) if fits else None
 
 
 def _limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:

@@ -50,6 +50,17 @@ def _parse_leniently(body: bytes) -> Any:
         raise invalid(f"JSON Parse error: {error}") from error
 
 
+def listed(text: bytes) -> list[Any]:
+    """Return the list that `text` is from its first byte to its last; raise `ValueError`."""
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:  # NaN, or really no list
+        found = json.JSONDecoder(parse_float=_double, parse_int=_integer).decode(text.decode())
+    if not isinstance(found, list):
+        raise ValueError("It is no list")
+    return found
+
+
 def _reason(text: str, error: json.JSONDecodeError) -> str:
     if not text:
         return "The document is empty."

@@ -16,6 +16,8 @@ from airflow_mlops.serving.embedded.refusal import CODES, Refusal, Shortage
 
 _STATUS_SECONDS = 1.0  # how long to wait for the word on how a process ended, once its socket is closed
 _MAX_UNSENT = 64 << 20  # bytes; also those of clients that have gone away
+LARGE = 1 << 20  # bytes from which a request goes its own way to the process, and waits for other large ones alone
+_MAX_LARGE = 512 << 20  # bytes of large requests of one version that may wait, if there is more than one
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP)
 _MAX_WAITING = 10_000  # requests of one version; more of them could only fill the memory
 
@@ -25,6 +27,19 @@ class Result(NamedTuple):
 
     payload: bytes
     run_micros: int
+
+
+class Lane(asyncio.Protocol):
+    """The way of large requests to a process, one at a time, so that they hold up no small ones; answers come by the other."""
+
+    transport: asyncio.Transport | None = None
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Semaphore(1)
+        self.num_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
 
 
 class End(NamedTuple):
@@ -55,6 +70,7 @@ class ModelProcess(asyncio.Protocol):
         self._board = board
         self._seen = (0, 0)  # its beats at the last look, and at how many looks before it had no more
         self._transport: asyncio.Transport | None = None
+        self.lane = Lane()
         self._retired = False
         self._given_up = ""
         batching = order.batching
@@ -62,16 +78,35 @@ class ModelProcess(asyncio.Protocol):
 
     async def ask(self, kind: Kind, payload: bytes, deadline: float, *, alone: bool = False) -> Result:
         """Return the answer to a client's bytes; raise `Refusal`. `deadline` is monotonic seconds, 0 for none; `alone`: joined with no other."""
-        if self._transport is None or self._transport.is_closing():
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} is gone; it is started again")
         if len(self._waiting) >= self._most:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The queue of {self._name()} is full: {self._most} requests wait")
-        if self._transport.get_write_buffer_size() > _MAX_UNSENT:
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"{self._name()} does not take requests as fast as they come; try again later")
+        if len(payload) <= LARGE:
+            transport = self._open(self._transport)
+            if transport.get_write_buffer_size() > _MAX_UNSENT:
+                raise Refusal(grpc.StatusCode.UNAVAILABLE, f"{self._name()} does not take requests as fast as they come; try again later")
+            return await self._answer(transport, kind, payload, deadline, alone=alone)
+        lane = self.lane
+        if lane.num_bytes and lane.num_bytes + len(payload) > _MAX_LARGE:
+            words = f"{self._name()} has {lane.num_bytes >> 20} MB of large requests to answer; try again later, or send smaller ones"
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, words)
+        lane.num_bytes += len(payload)
+        try:
+            async with lane.turn:
+                return await self._answer(self._open(lane.transport), kind, payload, deadline, alone=alone)
+        finally:
+            lane.num_bytes -= len(payload)
+            self._close_when_idle()
+
+    def _open(self, transport: asyncio.Transport | None) -> asyncio.Transport:
+        if transport is None or transport.is_closing():
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} is gone; it is started again")
+        return transport
+
+    async def _answer(self, transport: asyncio.Transport, kind: Kind, payload: bytes, deadline: float, *, alone: bool) -> Result:
         number = next(self._numbers)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        self._transport.write(pack_call(Call(number, kind, deadline, payload, alone)))
+        transport.write(pack_call(Call(number, kind, deadline, payload, alone)))
         try:
             return await future
         except asyncio.CancelledError:
@@ -94,8 +129,7 @@ class ModelProcess(asyncio.Protocol):
     def give_up(self, reason: str = "") -> None:
         """Wait no longer for the process, which is killed, for this `reason`."""
         self._given_up = reason
-        if self._transport is not None:
-            self._transport.abort()
+        self._abort()
 
     def look(self) -> int:
         """Return for how many looks in a row the process has not said that it is alive though somebody waits, for an answer or for its end.
@@ -113,8 +147,13 @@ class ModelProcess(asyncio.Protocol):
         return self._transport is not None and self._transport.is_closing()
 
     def _close_when_idle(self) -> None:
-        if self._retired and not self._waiting and self._transport is not None:
-            self._transport.abort()  # what was not taken yet is of those who went away
+        if self._retired and not self._waiting and not self.lane.num_bytes:
+            self._abort()  # what was not taken yet is of those who went away
+
+    def _abort(self) -> None:
+        for transport in (self._transport, self.lane.transport):
+            if transport is not None:
+                transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -130,6 +169,8 @@ class ModelProcess(asyncio.Protocol):
                 future.set_result(Result(answer.payload, answer.run_micros) if answer.number else answer.payload)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.lane.transport is not None:
+            self.lane.transport.abort()
         self._ending = asyncio.get_running_loop().create_task(self._end())
 
     async def _end(self) -> None:

@@ -27,6 +27,15 @@ _GRACE_LOOKS = 5  # for a process to end whose socket is closed
 _STILL_LOOKS = 20  # for one that is waited for; reading a very large request can keep a process from saying anything for seconds
 
 
+async def _connected(protocol: asyncio.Protocol, closing: contextlib.ExitStack) -> int:
+    """Return the descriptor of a socket whose other end is the protocol's; `closing` closes it."""
+    ours, theirs = socket.socketpair()
+    closing.callback(theirs.close)
+    ours.setblocking(False)
+    await asyncio.get_running_loop().create_connection(lambda: protocol, sock=ours)
+    return theirs.fileno()
+
+
 class Zygote:
     """Starts model processes by forking them from one prepared process, which is started itself when it is not there."""
 
@@ -67,12 +76,9 @@ class Zygote:
                     self.listen()
                 board = Board.descriptor()
                 closing.callback(os.close, board)
-                ours, theirs = socket.socketpair()
-                closing.callback(theirs.close)
-                ours.setblocking(False)
                 process = self._models[number] = ModelProcess(number, order, Board(board))
-                await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
-                self._tell(Start(number, order), [theirs.fileno(), board])
+                theirs = [await _connected(protocol, closing) for protocol in (process, process.lane)]
+                self._tell(Start(number, order), [*theirs, board])
             except OSError as error:
                 if unborn := self._models.pop(number, None):  # nobody will tell how it ended
                     unborn.retire()

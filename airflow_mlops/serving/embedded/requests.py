@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from airflow_mlops.serving import protos
-from airflow_mlops.serving.embedded import json_answers, json_tensors, json_text
+from airflow_mlops.serving.embedded import json_answers, json_chunks, json_tensors, json_text
 from airflow_mlops.serving.embedded.engine import Servable, check_names
 from airflow_mlops.serving.embedded.refusal import invalid, precondition
 from airflow_mlops.serving.embedded.wire import parsed
@@ -71,15 +71,29 @@ def predict(model: Model, payload: bytes) -> Prepared:
 
 def rest_predict(model: Model, payload: bytes) -> Prepared:
     """Prepare the JSON body of a ``:predict`` request; raises `Refusal`."""
-    document = json_text.parse(payload)
-    name = json_tensors.signature_name(document) or DEFAULT_SIGNATURE
-    if name not in model.servable.signatures:
-        raise invalid(f'Serving signature name: "{name}" not found in signature def')
-    inputs, as_rows = json_tensors.inputs_of(document, model.servable.input_types(name))
+    name, inputs, as_rows = _json_inputs(model, payload)
     run = Run(name, inputs, tuple(model.servable.signatures[name].outputs))
     if not run.wanted:
         raise invalid(f"Cannot convert empty tensor map to JSON: signature {name!r} has no outputs")
     return Prepared((run,), lambda outputs: json_answers.predictions(outputs[0], as_rows=as_rows))
+
+
+def _json_inputs(model: Model, payload: bytes) -> tuple[str, dict[str, Array], bool]:
+    """Return the signature that a body is for, its inputs, and whether they came as rows."""
+    rows = json_chunks.found(payload) if len(payload) > json_chunks.LARGE else None
+    if rows is not None:
+        name = rows.signature or DEFAULT_SIGNATURE
+        if (read := json_chunks.inputs_of(rows, _json_types(model, name))) is not None:
+            return name, *read
+    document = json_text.parse(payload)
+    name = json_tensors.signature_name(document) or DEFAULT_SIGNATURE
+    return name, *json_tensors.inputs_of(document, _json_types(model, name))
+
+
+def _json_types(model: Model, name: str) -> json_tensors.Types:
+    if name not in model.servable.signatures:
+        raise invalid(f'Serving signature name: "{name}" not found in signature def')
+    return model.servable.input_types(name)
 
 
 def _wanted(names: Iterable[str], outputs: Iterable[str]) -> list[str]:

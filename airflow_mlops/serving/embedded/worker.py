@@ -32,8 +32,11 @@ _BEAT_SECONDS = 1.0
 _SWITCH_SECONDS = 0.0005  # a thread that only passes bytes on must not wait 5 ms for one that parses
 
 
-def serve(order: Order, sock: socket.socket, board: int) -> None:
-    """Load what `order` names, say so, and answer until the other end of `sock` is closed; ends the process. `board` is the `Board`'s descriptor."""
+def serve(order: Order, sock: socket.socket, lane: socket.socket, board: int) -> None:
+    """Load what `order` names, say so, and answer until the other end of `sock` is closed; ends the process.
+
+    Large calls come by `lane`. `board` is the `Board`'s descriptor.
+    """
     sys.setswitchinterval(_SWITCH_SECONDS)
     worker = Worker(order, sock, Board(board))
     faulthandler.enable(Board.report_to(board))  # so that the front knows whose request it was
@@ -44,7 +47,7 @@ def serve(order: Order, sock: socket.socket, board: int) -> None:
     except Refusal as error:
         worker.send([Answer(0, error.code.value[0], 0, str(error).encode(errors="replace"))])
         os._exit(1)
-    worker.answer_with(model)
+    worker.answer_with(model, lane)
 
 
 class Worker:
@@ -59,13 +62,14 @@ class Worker:
         self._turn = threading.Lock()
         self._sending = threading.Lock()
 
-    def answer_with(self, model: Model) -> None:
-        """Say that the model is ready, with its signatures, and answer calls until the front is gone."""
+    def answer_with(self, model: Model, lane: socket.socket) -> None:
+        """Say that the model is ready, with its signatures, and answer calls until the front is gone, those of `lane` in a thread of their own."""
         runner = self._runner = Runner(model, self._order.batching, self._board, self._board.work)
         signatures = protos.get_model_metadata_pb2.SignatureDefMap()
         for name, definition in model.servable.signature_defs.items():
             signatures.signature_def[name].CopyFrom(definition)
         self.send([Answer(0, 0, 0, signatures.SerializeToString())])
+        threading.Thread(target=self._work_off, args=(runner, CallReader(lane)), name="large", daemon=True).start()
         num_threads = self._order.batching.num_batch_threads if self._order.batching else self._order.num_threads
         for number in range(num_threads - 1):
             threading.Thread(target=self._work, args=(runner,), name=f"run-{number}", daemon=True).start()
@@ -96,6 +100,12 @@ class Worker:
             while calls := self._next():
                 self.send(runner.answers(calls))
         _leave()
+
+    def _work_off(self, runner: Runner, lane: CallReader) -> None:
+        """Answer large calls one by one; that the front is gone, the others notice."""
+        with contextlib.suppress(OSError):
+            while (call := lane.read()) is not None:
+                self.send(runner.answers([call]))
 
     def _next(self) -> list[Call]:
         """Return the next call, and with batching those that have come with it; none when the front is gone."""

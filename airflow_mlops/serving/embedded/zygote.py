@@ -3,7 +3,7 @@
 A fork takes milliseconds and shares what was loaded; a fresh process would take a second of CPU, just when a new version is to be loaded
 beside serving ones. Forking is only safe while there is a single thread, so nothing here may start one (`_check_alone`).
 
-It obeys one socket: a `Start` with the model's end of a socket pair and its `Board` starts a process, a `Kill` ends one. It tells what it started
+It obeys one socket: a `Start` with the model's ends of two socket pairs and its `Board` starts a process, a `Kill` ends one. It tells what it started
 and how each ended, and ends with the front.
 """
 
@@ -55,7 +55,7 @@ def main(control: socket.socket) -> None:
 def _received(control: socket.socket) -> tuple[bytes, list[int]]:
     """Return a message and what came with it, nothing when the front is gone."""
     try:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 2)
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 3)
     except ConnectionResetError:  # it went with messages of ours unread
         return b"", []
     return message, descriptors
@@ -80,14 +80,14 @@ def _obey(message: Start | Kill, descriptors: list[int], control: socket.socket,
         os.close(descriptor)
 
 
-def _become(order: Order, sock: int, board: int) -> None:
+def _become(order: Order, sock: int, lane: int, board: int) -> None:
     """Turn the forked process into the model's."""
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # if memory runs out, better one model than the front
             Path("/proc/self/oom_score_adj").write_text("500")
-        worker.serve(order, socket.socket(fileno=sock), board)
+        worker.serve(order, socket.socket(fileno=sock), socket.socket(fileno=lane), board)
     except BaseException:
         logging.exception("model %s version %s", order.name, order.version)
     finally:

@@ -174,3 +174,15 @@ def test_results_of_classify_and_regress_are_written_alike() -> None:
     assert json_answers.results([[("yes", 0.5)]], np.array([0.5], np.float32)) == b'{"results":[[["yes",0.5]]]}'
     assert json_answers.results([math.nan, 0.5], np.array([math.nan, 0.5], np.float32)) == b'{"results": [NaN, 0.5]}'
     assert json_answers.results(json_answers.shortest(np.array([0.1, 1], np.float32)), np.zeros(1)) == b'{"results":[0.1,1.0]}'
+
+
+@pytest.mark.parametrize("as_rows", [True, False])
+def test_a_large_answer_is_written_in_pieces_as_it_is_written_whole(monkeypatch: pytest.MonkeyPatch, as_rows: bool) -> None:
+    numbers = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    odd = numbers.copy()
+    odd[7, 1] = np.nan
+    answers: list[dict[str, Array]] = [{"y": numbers}, {"y": odd}, {"y": strings(*[b"a", b"]"] * 25)}, {"y": numbers, "z": np.arange(50)}]
+    expected = [repr(answer(as_rows=as_rows, **one)) for one in answers]
+    monkeypatch.setattr(json_answers, "_PIECE", 20)
+    assert [repr(answer(as_rows=as_rows, **one)) for one in answers] == expected
+    assert answer(as_rows=False, y=np.float32(1.5)) == {"outputs": 1.5}

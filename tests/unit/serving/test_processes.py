@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from airflow_mlops.serving import protos
+from airflow_mlops.serving.embedded import model_process
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.model_process import Crashed, End, ModelProcess, Result
 from airflow_mlops.serving.embedded.orders import BatchingParameters, Order
@@ -517,6 +518,7 @@ class TestALostZygote:
 
 FRONT = """
 import asyncio, json, sys
+from airflow_mlops.serving.embedded import model_process
 from airflow_mlops.serving.embedded.frames import Kind
 from airflow_mlops.serving.embedded.orders import Order
 from airflow_mlops.serving.embedded.processes import Zygote
@@ -555,3 +557,66 @@ async def test_a_front_that_is_killed_leaves_neither_zygote_nor_models(home: Hom
     for process in alive:
         process.kill()
     assert (len(gone), alive) == (4, [])
+
+
+class TestLargeRequests:
+    """They go their own way to the process, one at a time."""
+
+    @staticmethod
+    def large(value: float = 0.0, signature: str = "") -> bytes:
+        return request(value, *np.zeros(1 << 19), signature=signature)
+
+    async def test_small_ones_are_answered_while_a_large_one_is_run_or_waits(self, home: Home) -> None:
+        process = await home.spawn("trouble", num_threads=1)
+        waiting = [asyncio.create_task(process.ask(Kind.PREDICT, self.large(1.0, "slow"), 0.0)) for _ in range(2)]
+        for number in range(20):
+            assert await answer(process, float(number)) == [float(number)]
+        assert not any(one.done() for one in waiting)
+        await asyncio.gather(*waiting)
+        process.retire()
+        assert await ended(process) == "ended"
+
+    async def test_a_process_that_is_retired_answers_those_that_wait_first(self, home: Home) -> None:
+        process = await home.spawn("trouble")
+        waiting = [asyncio.create_task(process.ask(Kind.PREDICT, self.large(0.2, "slow"), 0.0)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        process.retire()
+        assert [bool(one.payload) for one in await asyncio.gather(*waiting)] == [True, True]
+        assert await ended(process) == "ended"
+
+    async def test_more_of_them_than_memory_is_there_for_are_turned_away_with_a_sentence(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(model_process, "_MAX_LARGE", 5 << 20)
+        process = await home.spawn("trouble")
+        waiting = [asyncio.create_task(process.ask(Kind.PREDICT, self.large(0.3, "slow"), 0.0)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        code, words = await refusal(process.ask(Kind.PREDICT, self.large(), 0.0))
+        assert (code, words) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "model trouble version 1 has 4 MB of large requests to answer; try again later, or send smaller ones",
+        )
+        assert await answer(process, 1.0) == [1.0]
+        await asyncio.gather(*waiting)
+        process.retire()
+        await ended(process)
+
+    async def test_one_that_ends_the_process_is_accused_and_the_next_is_told(self, home: Home) -> None:
+        process = await home.spawn("trouble")
+        crash, other = (asyncio.create_task(process.ask(Kind.PREDICT, self.large(1.0, signature), 0.0)) for signature in ("crash", ""))
+        with pytest.raises(Crashed):
+            await crash
+        code, words = await refusal(other)
+        assert (code, words) == (grpc.StatusCode.UNAVAILABLE, "The process of model trouble version 1 is gone; it is started again")
+        await ended(process)
+
+    async def test_one_whose_client_goes_away_makes_room(self, home: Home) -> None:
+        process = await home.spawn("trouble")
+        first = asyncio.create_task(process.ask(Kind.PREDICT, self.large(0.3, "slow"), 0.0))
+        second = asyncio.create_task(process.ask(Kind.PREDICT, self.large(0.3, "slow"), 0.0))
+        await asyncio.sleep(0.05)
+        for one in (second, first):
+            one.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert process.lane.num_bytes == 0
+        assert (await process.ask(Kind.PREDICT, self.large(), 0.0)).payload
+        process.retire()
+        await ended(process)
