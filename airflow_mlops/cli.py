@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from airflow_mlops.commands import audit, doctor, exchange, reproduction
+from airflow_mlops.commands import audit, doctor, exchange, reproduction, rollback
 from airflow_mlops.exceptions import MlopsError, SpecError
 
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(run=_stop)
     _add_evidence(commands.add_parser("evidence", help="verify the evidence pack of a release, and print its ML Test Score"))
     audit.add(commands)
+    rollback.add(commands)
     doctor.add(commands)
     reproduction.add(commands)
     exchange.add(commands)

@@ -160,6 +160,7 @@ Everything still runs; look around:
    MLflow        {self.settings.url("mlflow")}
    Model server  {self.settings.url("serving_rest")}/v1/models/digits
    Files         {self.deployment.home}
+   Roll back     airflow-mlops rollback digits --home {self.deployment.home} --reason "I want to see it"
    Stop it       make stop
 """)
 

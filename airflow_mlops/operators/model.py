@@ -109,9 +109,19 @@ class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
         if serving not in (tags["evaluated_against"], str(model.version)):
             raise PromotionConflict(
                 f"{self.model_name} version {model.version} was compared with champion {tags['evaluated_against']}, but the champion is now "
-                f"{serving}. Clear the task 'evaluate' of {tags['airflow_run']} with all that follows, so that it is compared anew."
+                f"{serving}. {_todo(store, model, tags['airflow_run'])}"
             )
         return (champion.version, champion.token) if champion else (None, 0)
+
+
+def _todo(store: Store, model: ModelVersion, run: str) -> str:
+    """Return what helps where a version was compared with another champion than there is."""
+    from airflow_mlops.registry.promotion import way_back
+    from airflow_mlops.registry.rollback import was_champion
+
+    if was_champion(store, model.name, model.version):
+        return f"It was champion before. {way_back(model.name, model.version)}"
+    return f"Clear the task 'evaluate' of {run} with all that follows, so that it is compared again."
 
 
 class MlflowPromoteModelOperator(BaseOperator, HandsOver):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mlops.ledger.store import Store
-    from airflow_mlops.registry.base import ModelRegistry
+    from airflow_mlops.registry.base import ModelRegistry, ModelVersion
     from airflow_mlops.serving.retention import RetentionPolicy
 
 
@@ -86,9 +86,8 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
             out_dir = try_directory(context)
             golden = registry.download(registered, "golden.json", out_dir / "golden.json")
             Artifact(str(golden), tags["golden_digest"], golden.stat().st_size).verify()
-            saved_model = registry.download(registered, "saved_model", out_dir / "saved_model")
-            check_signature(registered, saved_model)
-            path = self._publish(saved_model, tags["saved_model_digest"], golden, policy)
+            registry.download(registered, "saved_model", out_dir / "saved_model")
+            path = self._publish(registered, out_dir, tags["saved_model_digest"], policy)
             files = {"golden": str(golden), "golden_digest": tags["golden_digest"], "path": path}
             headline = f"{name} version {version} is published at {path}"
             self.log.info("%s", headline)
@@ -109,36 +108,49 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
                 "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
             )
 
-    def _publish(self, saved_model: Path, digest: str, golden: Path, policy: RetentionPolicy) -> str:
-        """Publish beside what the server's configuration names, and return the place."""
-        from airflow_mlops.serving import config
-        from airflow_mlops.serving.publish import inspect_saved_model, publish_saved_model
-        from airflow_mlops.serving.usage import Usage
-
+    def _publish(self, registered: ModelVersion, files: Path, digest: str, policy: RetentionPolicy) -> str:
+        """Publish beside what the server's configuration names, take old versions away, and return the place."""
         hook = TFServingHook(self.tf_serving_conn_id)
-        base_path, config_file, options = hook.base_path(self.model["name"]), Path(hook.extra("config_path")), hook.storage_options()
-        inspect_saved_model(saved_model, digest, code_allowed=hook.unsafe_models_allowed())
-        path = publish_saved_model(
-            saved_model,
-            base_path,
-            self.model["version"],
-            digest,
-            golden=golden,
-            usage=Usage.of(config.read(config_file), base_path, self.version_label),
-            signature_change_allowed=self.signature_change_allowed is True,
-            storage_options=options,
-        )
-        self._retain(base_path, config_file, policy, options)
+        allowed = self.signature_change_allowed is True
+        path = publish(hook, registered, files, digest, version_label=self.version_label, signature_change_allowed=allowed)
+        self._retain(hook, policy)
         return path
 
-    def _retain(self, base_path: str, config_file: Path, policy: RetentionPolicy, options: dict[str, Any]) -> None:
+    def _retain(self, hook: TFServingHook, policy: RetentionPolicy) -> None:
         """Take old versions away; when that fails the release goes on, and the next one tries again."""
         from airflow_mlops.serving.retention import retain
 
-        version = self.model["version"]
+        version, base_path, options = self.model["version"], hook.base_path(self.model["name"]), hook.storage_options()
+        config_file = Path(hook.extra("config_path"))
         try:
             removed = retain(base_path, policy, config_file, version=version, label=self.version_label, storage_options=options)
         except MlopsError as error:
             self.log.warning("Old versions below %s stay where they are: %s", base_path, error)
         else:
             self.log.info("Old versions removed: %s", removed or "none")
+
+
+def publish(
+    hook: TFServingHook, registered: ModelVersion, files: Path, digest: str, *, version_label: str, signature_change_allowed: bool = False
+) -> str:
+    """Publish the SavedModel of this digest that was downloaded to `files`, beside what the server's configuration names; return the place.
+
+    The golden answers there are what the server warms up on. A version that is published already must be as it was published.
+    """
+    from airflow_mlops.serving import config
+    from airflow_mlops.serving.publish import inspect_saved_model, publish_saved_model
+    from airflow_mlops.serving.usage import Usage
+
+    base_path, saved_model = hook.base_path(registered.name), files / "saved_model"
+    check_signature(registered, saved_model)
+    inspect_saved_model(saved_model, digest, code_allowed=hook.unsafe_models_allowed())
+    return publish_saved_model(
+        saved_model,
+        base_path,
+        registered.version,
+        digest,
+        golden=files / "golden.json",
+        usage=Usage.of(config.read(Path(hook.extra("config_path"))), base_path, version_label),
+        signature_change_allowed=signature_change_allowed,
+        storage_options=hook.storage_options(),
+    )

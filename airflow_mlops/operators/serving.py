@@ -36,7 +36,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
     :param timeout_seconds: how long the version may take to load; 300 covers a model of some gigabytes on a slow disk.
     """
 
-    template_fields = ("model",)
+    template_fields: tuple[str, ...] = ("model",)
     ui_color = "#e2f4e4"
 
     def __init__(
@@ -57,6 +57,10 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> Any:
+        self._begin(context)
+
+    def _begin(self, context: Context) -> None:
+        """Load the version beside the serving one, and wait in the triggerer."""
         from airflow_mlops.serving import rollout
 
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
@@ -72,6 +76,11 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Verify and switch, or go back: the trigger's `event` says which, with its reason."""
+        answer = self._complete(context, event)
+        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            return dict(hand_over(store, context, answer))
+
+    def _complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         from airflow_mlops.serving import rollout
 
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:
@@ -87,10 +96,10 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
         kept = "" if plan.previous in (None, plan.version) else f"; version {plan.previous} stays loaded"
         headline = f"served and offline answers agree; label {plan.label!r} serves version {plan.version}{kept}"
         self.log.info("%s", headline)
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            return dict(hand_over(store, context, {**self.model, "previous": plan.previous, "headline": headline}))
+        return {**self.model, "previous": plan.previous, "headline": headline}
 
     def _take(self, context: Context) -> None:
+        """Look what is to be rolled out."""
         with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             (self.model,) = take(store, context, self.model)
 

@@ -1,4 +1,4 @@
-"""The three DAGs of a model: retrain when a dataset arrives, retrain every night, release."""
+"""The four DAGs of a model: retrain when a dataset arrives, retrain every night, release, roll back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.notifications.slack import PipelineNotifier
 from airflow_mlops.pipelines.release import release_tasks
 from airflow_mlops.pipelines.retraining import retraining_tasks
+from airflow_mlops.pipelines.rollback import rollback_form, rollback_task
 from airflow_mlops.pipelines.spec import PipelineSpec
 from airflow_mlops.triggers.dataset import DatasetVersionTrigger
 
@@ -23,12 +24,15 @@ gate becomes the *candidate* and starts **{model}_release**. By hand: choose a v
 champion knew can not hide. From the gate on it is **{model}_on_dataset**.""",
     "release": """Asks a person whether the candidate of **{model}** may go live, loads it beside the serving version, compares its served answers
 with those it gave offline, moves the label `stable`, and makes it the *champion*. When anything fails, the previous version serves on.""",
+    "rollback": """Brings an earlier champion of **{model}** back, in seconds: publishes it again if its files are gone, proves its answers,
+moves the label `stable`, and makes it the *champion*. Nothing is evaluated and nobody else is asked: whoever may start this DAG may do it, and the
+audit trail keeps who it was and why. A release that is under way is refused; retraining goes on from the champion that then is.""",
 }
 FAILED = ":x: *{{ dag.dag_id }}* `{{ run_id }}`: task `{{ ti.task_id }}` failed: {{ exception | default('its process died; see the log') }}"
 
 
-def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG]:
-    """Return ``<model>_on_dataset``, ``<model>_nightly`` and ``<model>_release``."""
+def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG, DAG]:
+    """Return ``<model>_on_dataset``, ``<model>_nightly``, ``<model>_release`` and ``<model>_rollback``."""
     trigger = DatasetVersionTrigger(dataset=spec.dataset, inbox=spec.inbox)
     arrivals = Asset(name=f"{spec.dataset}_dataset", group="datasets", watchers=[AssetWatcher(name=f"{spec.dataset}_inbox", trigger=trigger)])
     candidate = Asset(name=f"{spec.model}_candidate", group="models")
@@ -46,7 +50,11 @@ def model_pipelines(spec: PipelineSpec) -> tuple[DAG, DAG, DAG]:
     version = Param(None, type=["null", "integer"], minimum=1, title="Model version", description="Empty: the candidate.")
     with _dag(spec, "release", [candidate], "Ask a person, roll out, promote", {"version": version}) as release:
         release_tasks(spec, release)
-    return on_dataset, nightly, release
+
+    # Not paused when it is new: who needs it, needs it at once.
+    with _dag(spec, "rollback", None, "Bring an earlier champion back", rollback_form(), is_paused_upon_creation=False) as rollback:
+        rollback_task(spec, rollback)
+    return on_dataset, nightly, release, rollback
 
 
 def mlflow_tracking_uri() -> str:
@@ -54,7 +62,7 @@ def mlflow_tracking_uri() -> str:
     return MlflowHook().tracking_uri
 
 
-def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params: dict[str, Param]) -> DAG:
+def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params: dict[str, Param], **more: Any) -> DAG:
     return DAG(
         f"{spec.model}_{name}",
         schedule=schedule,
@@ -70,6 +78,7 @@ def _dag(spec: PipelineSpec, name: str, schedule: Any, description: str, params:
             "retry_delay": timedelta(seconds=10),
             "on_failure_callback": PipelineNotifier(text=FAILED, channel=spec.channel),
         },
+        **more,
     )
 
 

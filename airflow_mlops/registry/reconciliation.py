@@ -132,7 +132,7 @@ def _not_served(store: Store, registry: ModelRegistry, reign: Reign, version: in
     gone = "" if version is None or exists(registry, reign.model, version) else ", which was deleted from the registry"
     message = (
         f"The servers serve {champions.spoken(version)}{gone}; the champion is version {reign.version} since {reign.since:%Y-%m-%d %H:%M} UTC. "
-        "Clear 'roll_out' of its release, or roll back."
+        f"Clear 'roll_out' of its release, or start '{reign.model}_rollback'."
     )
     return [Difference(reign.model, message, repaired=False)]
 

@@ -18,10 +18,10 @@ HEADERS = {
     "Cache-Control": "private, no-cache",
 }
 
-STEPS = {"plan-rollout": "begin rollout", "switch": "serve", "promote": "make champion", "evidence": "write evidence"}
+STEPS = {"plan-rollout": "begin rollout", "switch": "serve", "promote": "make champion", "rollback": "roll back", "evidence": "write evidence"}
 
 # Signs that every text font has; emoji would be empty boxes on many a Linux desktop.
-SIGNS = {":scales:": "⚖", ":raising_hand:": "☝", ":rocket:": "★", ":x:": "✘"}
+SIGNS = {":scales:": "⚖", ":raising_hand:": "☝", ":rocket:": "★", ":rewind:": "«", ":x:": "✘"}
 
 
 def render(template: str, **values: object) -> str:

@@ -32,7 +32,7 @@ def edges(dag: DAG) -> set[tuple[str, str]]:
 
 def test_every_file_parses(bag: DagBag) -> None:
     assert bag.import_errors == {}
-    assert set(bag.dags) == {"digits_on_dataset", "digits_nightly", "digits_release", "reconcile_models"}
+    assert set(bag.dags) == {"digits_on_dataset", "digits_nightly", "digits_release", "digits_rollback", "reconcile_models"}
 
 
 def test_airflow_finds_the_dag_files_and_leaves_the_model_code_alone() -> None:
@@ -48,7 +48,12 @@ def test_where_an_image_is_named_every_stage_is_a_pod_and_the_training_has_a_gpu
     monkeypatch.setenv("AIRFLOW__MLOPS__STAGE_IMAGE", "stages:cpu")
     monkeypatch.setenv("AIRFLOW__MLOPS__STAGE_IMAGE_CUDA", "stages:cuda")
     bag = DagBag(DAGS / "digits_gpu.py", bundle_name="dags-folder")
-    assert bag.import_errors == {} and set(bag.dags) == {"digits_gpu_on_dataset", "digits_gpu_nightly", "digits_gpu_release"}
+    assert bag.import_errors == {} and {dag_id.removeprefix("digits_gpu_") for dag_id in bag.dags} == {
+        "on_dataset",
+        "nightly",
+        "release",
+        "rollback",
+    }
     dag = bag.dags["digits_gpu_on_dataset"]
     pods = {task.task_id: task.partial_kwargs["pod_spec"] if task.is_mapped else task.pod_spec for task in dag.tasks if task.task_id in STAGES}
     assert {name: (pod.image, pod.num_gpus) for name, pod in pods.items()} == {
@@ -103,12 +108,25 @@ def test_every_parameter_of_the_train_function_is_a_field_of_the_form(bag: DagBa
         ("digits_nightly", "dataset_version", 7),
         ("digits_release", "version", 0),
         ("digits_release", "version", "newest"),
+        ("digits_rollback", "version", 0),
+        ("digits_rollback", "version", "newest"),
+        ("digits_rollback", "reason", ""),
+        ("digits_rollback", "reason", "  "),
+        ("digits_rollback", "reason", None),
     ],
 )
 def test_impossible_values_are_refused_before_a_run_starts(bag: DagBag, dag_id: str, name: str, value: Any) -> None:
     param = bag.dags[dag_id].params.get_param(name)
     with pytest.raises(ParamValidationError):
         param.resolve(value)
+
+
+def test_a_rollback_is_one_task_that_needs_a_reason_and_can_be_started_at_once(bag: DagBag) -> None:
+    dag = bag.dags["digits_rollback"]
+    assert dag.task_ids == ["roll_back"] and dag.is_paused_upon_creation is False and not dag.timetable.can_be_scheduled
+    with pytest.raises(ParamValidationError):
+        dag.params.validate()
+    assert dag.params.get_param("version").resolve() is None and dag.params.get_param("reason").resolve("it errs") == "it errs"
 
 
 @pytest.mark.parametrize("clock", ["00:00:00", "01:59:59", "02:00:01", "02:04:00", "12:00:00"])
@@ -123,7 +141,7 @@ def test_the_nightly_retraining_never_starts_at_once_when_it_is_unpaused(bag: Da
     assert (first.run_after.hour, first.run_after.minute) == (2, 0)
 
 
-@pytest.mark.parametrize("dag_id", ["digits_on_dataset", "digits_nightly", "digits_release", "reconcile_models"])
+@pytest.mark.parametrize("dag_id", ["digits_on_dataset", "digits_nightly", "digits_release", "digits_rollback", "reconcile_models"])
 def test_two_runs_of_one_dag_never_work_at_the_same_time(bag: DagBag, dag_id: str) -> None:
     assert (bag.dags[dag_id].max_active_runs, bag.dags[dag_id].catchup) == (1, False)
 

@@ -15,7 +15,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, D
 
 from airflow_mlops.exceptions import ModelNotFound, RegistryUnavailable
 from airflow_mlops.gates import ReleasePolicy
-from airflow_mlops.ledger import handovers
+from airflow_mlops.ledger import champions, handovers
+from airflow_mlops.ledger.champions import Claim
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.gate import GateModelOperator
 from airflow_mlops.operators.model import MlflowPromoteModelOperator, MlflowSelectCandidateOperator
@@ -259,6 +260,14 @@ def test_a_model_that_was_compared_with_another_champion_is_not_released(shop: S
     with pytest.raises(AirflowFailException, match=r"PromotionConflict: .*compared with champion none, but the champion is now 1"):
         shop.select(version=2)
     assert shop.select(version=1)["expected_champion"] == 1  # a release that is cleared after its promotion goes through again
+
+
+def test_an_earlier_champion_is_not_released_again_and_the_way_back_is_told(shop: Shop) -> None:
+    shop.register(shop.records())
+    shop.promote(shop.select(version=1))
+    champions.crown(shop.ledger, Claim("the next release", shop.name, 2, 1))
+    with pytest.raises(AirflowFailException, match=rf"PromotionConflict: .* the champion is now 2. It was champion before. .*'{shop.name}_rollback'"):
+        shop.select(version=1)
 
 
 @pytest.mark.parametrize("version", [None, 1])

@@ -29,7 +29,6 @@ from tests.fakes import FakeTaskInstance, context
 from tests.servers import EmbeddedServer, await_state, free_port
 
 INPUTS = [[1.0, 2.0], [0.5, -1.0]]
-VERSIONS = (1, 2)  # version n answers the sum of a row plus n
 
 
 @dataclass
@@ -37,26 +36,6 @@ class Try(FakeTaskInstance):
     """A try of a task that is tried three times, unless told otherwise."""
 
     max_tries: int = 2
-
-
-@pytest.fixture(scope="module")
-def saved_models(starting_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    import keras
-    import numpy as np
-
-    home, paths = tmp_path_factory.mktemp("saved_models"), {}
-    for version in VERSIONS:
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        model.set_weights([np.ones((2, 1), np.float32), np.full(1, version, np.float32)])
-        model.export(home / str(version), verbose=False)
-        paths[version] = home / str(version)
-    return paths
-
-
-@pytest.fixture(scope="module")
-def server(starting_server: EmbeddedServer, saved_models: dict[int, Path]) -> EmbeddedServer:
-    starting_server.wait_ready()
-    return starting_server
 
 
 class Desk:
@@ -91,8 +70,12 @@ class Desk:
         """Run the task until it defers, then its trigger, and return the trigger's event."""
         with pytest.raises(TaskDeferred) as deferred:
             operator.execute(self.after(operator, ti))
+        return self.event(deferred.value.trigger)
+
+    def event(self, trigger: Any) -> dict[str, Any]:
+        """Return what a trigger yields."""
         with ThreadPoolExecutor(1) as triggerer:
-            return triggerer.submit(asyncio.run, event_of(deferred.value.trigger)).result()
+            return triggerer.submit(asyncio.run, event_of(trigger)).result()
 
     def roll_out(self, version: int, ti: Try, **changes: Any) -> dict[str, Any]:
         operator = self.operator(version, **changes)
