@@ -85,12 +85,12 @@ def test_the_train_function_trains_on_the_published_data(home: Path, version: Da
     assert last == "(None, 3) ['train_accuracy', 'train_loss', 'train_accuracy', 'train_loss']"
 
 
-def test_the_dag_file_makes_three_dags_and_the_model_code_is_not_parsed(home: Path) -> None:
+def test_the_dag_file_makes_four_dags_and_the_model_code_is_not_parsed(home: Path) -> None:
     from airflow.dag_processing.dagbag import DagBag
 
     bag = DagBag(home / "dags", bundle_name="dags-folder")
     assert bag.import_errors == {}
-    assert set(bag.dags) == {"signs_on_dataset", "signs_nightly", "signs_release"}
+    assert set(bag.dags) == {"signs_on_dataset", "signs_nightly", "signs_release", "signs_rollback"}
     assert [Path(stat.file).name for stat in bag.dagbag_stats] == ["signs.py"]
 
 
@@ -111,7 +111,13 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 def test_the_table_of_dags_names_the_dags() -> None:
     table = README.partition("## The DAGs")[2].partition("##")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == {"digits_on_dataset", "digits_nightly", "digits_release", "reconcile_models"}
+    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == {
+        "digits_on_dataset",
+        "digits_nightly",
+        "digits_release",
+        "digits_rollback",
+        "reconcile_models",
+    }
 
 
 def test_every_setting_and_connection_type_is_explained() -> None:
