@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow_mlops import __version__
 
-OPERATORS = "approval dataset evidence gate job messages model pod publish reconciliation registration search serving stage"
+OPERATORS = "approval dataset evidence gate job messages model pod publish reconciliation registration rollback search serving stage"
 
 
 def get_provider_info() -> dict[str, Any]:

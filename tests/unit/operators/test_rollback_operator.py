@@ -136,7 +136,8 @@ def test_the_champion_before_the_present_one_comes_back_and_the_trail_says_who_a
         "m_rollback/rollback 1",
     )
     assert who_served(shop.ledger, shop.name, now()).since.subject == f"{shop.name}@2"
-    assert rows.verify(shop.ledger) == chain.head(shop.ledger) and done["audit_head"] == str(chain.head(shop.ledger))
+    anchor = chain.Head.parse(done["audit_head"])
+    assert anchor.number >= event.number and rows.verify(shop.ledger, [anchor]) == chain.head(shop.ledger)
     assert journal.open_effects(shop.ledger, now() + timedelta(minutes=1)) == []
 
 
