@@ -6,7 +6,9 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction, RetryRule
 
+from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.preflight import Preflight
+from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.notifications.slack import ApprovalNotifier, PipelineNotifier
 from airflow_mlops.operators.approval import ApproveReleaseOperator
 from airflow_mlops.operators.evidence import WriteEvidencePackOperator
@@ -17,7 +19,10 @@ from airflow_mlops.pipelines.spec import PipelineSpec
 
 UNANSWERED = "airflow.providers.standard.exceptions.HITLTimeoutError"
 ASK = ":raising_hand: {{ approval_question }} {{ approval_progress }}"
-DONE = ":rocket: *{{ dag.dag_id }}*: {{ promoted.name }} version {{ promoted.version }} serves and is the champion. "
+DONE = (
+    ":rocket: *{{ dag.dag_id }}*: {{ promoted.name }} version {{ promoted.version }} serves "
+    f"(`{TFServingHook.default_conn_name}`) and is the champion (`{MlflowHook.default_conn_name}`). "
+)
 ANCHOR = "Audit trail `{{ promoted.audit_head }}`"
 
 
