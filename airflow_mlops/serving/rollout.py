@@ -78,24 +78,25 @@ def begin(client: Replicas, plan: Plan) -> None:
 
 
 def verify(client: Replicas, plan: Plan, golden: Path, *, label: str | None = None) -> None:
-    """Raise `RolloutFailed` unless every replica answers as the JSON file `golden` says.
+    """Raise `RolloutFailed` unless every replica answers as the JSON file `golden` says, twice: what changes with every request passes once by luck.
 
     The version is asked by its number or, with `label`, by that label, which must lead to it.
     """
     expected = read_golden(golden, RolloutFailed)
     asked: dict[str, Any] = {"label": label} if label else {"version": plan.version}
 
-    def answered(replica: ServingClient) -> tuple[int, Any]:
-        signature = replica.signatures(plan.model, **asked).get(DEFAULT_SIGNATURE)
-        version, outputs = replica.predict_tensors(plan.model, _inputs(replica, plan, golden, expected["inputs"], signature), **asked)
-        return version, rows_of(outputs)
+    def answered(replica: ServingClient) -> list[tuple[int, Any]]:
+        inputs = _inputs(replica, plan, golden, expected["inputs"], replica.signatures(plan.model, **asked).get(DEFAULT_SIGNATURE))
+        answers = [replica.predict_tensors(plan.model, inputs, **asked) for _ in range(2)]
+        return [(version, rows_of(outputs)) for version, outputs in answers]
 
-    for address, (version, outputs) in ServingFleet(client.replicas).ask_all(answered).items():
-        if version != plan.version:
-            raise RolloutFailed(
-                f"Version {version} of {plan.model!r} answered at {address}, not version {plan.version}. See who else changes labels."
-            )
-        check_answers(expected["outputs"], outputs, f"Version {version} of {plan.model!r} at {address}")
+    for address, answers in ServingFleet(client.replicas).ask_all(answered).items():
+        for when, (version, outputs) in zip(("", ", asked again,"), answers, strict=True):
+            if version != plan.version:
+                raise RolloutFailed(
+                    f"Version {version} of {plan.model!r} answered at {address}, not version {plan.version}. See who else changes labels."
+                )
+            check_answers(expected["outputs"], outputs, f"Version {version} of {plan.model!r} at {address}{when}")
 
 
 def switch(client: Replicas, plan: Plan, golden: Path) -> None:

@@ -18,10 +18,13 @@ INPUTS = [[1.0, 2.0, 3.0, 4.0], [0.5, 0.0, -1.0, 0.1]]
 
 @dataclass(frozen=True)
 class Models:
-    """SavedModels of a Dense layer on 4 features: `good[i]` answers ``x @ W + i``; `nan` answers NaN; `broken` can not be loaded."""
+    """SavedModels of a Dense layer on 4 features: `good[i]` answers ``x @ W + i``; `nan` answers NaN; `counting` answers as the first and adds how
+    often it was asked before; `broken` can not be loaded.
+    """
 
     good: tuple[Path, Path, Path]
     nan: Path
+    counting: Path
     broken: Path
     two_inputs: Path
 
@@ -37,6 +40,7 @@ class Models:
 def models(starting_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Models:
     import keras
     import numpy as np
+    import tensorflow as tf
 
     home = tmp_path_factory.mktemp("models")
     weights = np.arange(8, dtype=np.float32).reshape(4, 2) / 10
@@ -54,7 +58,17 @@ def models(starting_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFac
     keras.Model({"left": left, "right": right}, {"both": keras.layers.Concatenate()([left, right]), "right": right}).export(
         home / "two", verbose=False
     )
-    return Models(good, dense("nan", float("nan")), home / "broken", home / "two")
+    module = tf.Module()
+    module.weights, module.asked = tf.Variable(weights), tf.Variable(0.0)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")])
+    def count(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        answer = x @ module.weights + module.asked
+        module.asked.assign_add(1.0)
+        return {"output_0": answer}
+
+    tf.saved_model.save(module, str(home / "counting"), signatures={"serving_default": count})
+    return Models(good, dense("nan", float("nan")), home / "counting", home / "broken", home / "two")
 
 
 @pytest.fixture(scope="session")

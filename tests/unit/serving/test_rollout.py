@@ -123,6 +123,14 @@ def test_a_model_that_answers_nan_is_not_rolled_out(stage: Stage) -> None:
     assert stage.serves() == 1
 
 
+def test_a_model_that_is_right_once_and_wrong_when_it_is_asked_again_is_not_rolled_out(stage: Stage) -> None:
+    stage.roll_out(1, None)
+    publish_saved_model(stage.models.counting, stage.base, 4, path_digest(stage.models.counting)[0])
+    with pytest.raises(RolloutFailed, match=r"asked again, answers the golden inputs differently.*by up to 1,.*Version 1 serves 'stable' now"):
+        stage.roll_out(4, 1, golden=stage.golden(1))
+    assert stage.serves() == 1
+
+
 def test_a_version_that_can_not_be_loaded_fails_with_the_server_s_error(stage: Stage) -> None:
     stage.roll_out(1, None)
     shutil.copytree(stage.models.broken, stage.base / "5")  # the publisher would refuse it
