@@ -99,9 +99,9 @@ def load_model(path: Path, *, code_allowed: bool = False) -> Any:
     Code in the file, of lambda layers, runs only if it is `code_allowed`.
     """
     inspect_keras(path, code_allowed=code_allowed)
-    import keras
+    from airflow_mlops.training.keras_file import load
 
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=not code_allowed)
+        return load(path, code_allowed=code_allowed)
     except Exception as error:  # Keras raises nearly anything for a file of another version
         raise EvaluationError(f"{path} can not be loaded as a Keras model ({type(error).__name__}: {error}). Save it with this Keras.") from error

@@ -99,6 +99,7 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
     from airflow_mlops.training.distributed import join
     from airflow_mlops.training.export import checked_formats, save
     from airflow_mlops.training.function import code_authors, code_version, import_all, resolve
+    from airflow_mlops.training.keras_file import Extensions
     from airflow_mlops.training.reproducibility import package_versions, pin, set_seed
     from airflow_mlops.training.trainer import fit
     from airflow_mlops.training.weights import weights_digest
@@ -156,8 +157,8 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
             raise StageStopped("The training was told to stop before it was done. Run it again: it goes on from its last checkpoint.")
         if not worker.is_chief:
             return Participation(worker.index, worker.num_workers, weights_digest(trained))
-        served = features.before(trained) if features else trained
-        exported = save(trained, train.inputs, out_dir, served=served, formats=formats, code_allowed=spec.unsafe_models_allowed)
+        own: Any = {"code_allowed": spec.unsafe_models_allowed, "extensions": Extensions(spec.code_path, spec.extensions)}
+        exported = save(trained, train.inputs, out_dir, features=features, formats=formats, **own)
         _log(history, spec, packages, (*exported.files, *([out_dir / FEATURES] if features else [])))
     model, saved_model, golden = map(Artifact.of, exported[:3])
     result = TrainingResult(
@@ -177,7 +178,7 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
         split=definition,
         warm_started_from=str(champion.version) if champion else None,
         start_problem=start_problem,
-        notes=notes_of(frame.columns, definition, checkpoints, authors),
+        notes=(*notes_of(frame.columns, definition, checkpoints, authors), *exported.notes),
         code_authors=authors,
         formats={name: Artifact.of(path) for name, path in exported.formats.items()},
         format_problems=exported.problems,

@@ -25,7 +25,7 @@ class TrainingContext:
     * `inputs`: (N, *input_shape) float32; `labels`: (N,) int64 in 0..num_classes-1. Held-out rows are not among them. Neither can be written.
     * `params`: what the pipeline was given for the function, unchanged.
     * `seed`: every source of randomness is seeded with it already; use it for generators of your own.
-    * `initial_model`: the champion to continue from, or None to start from scratch.
+    * `initial_model`: the champion to continue from, not compiled, or None to start from scratch.
     * `log_metric`: (name, value, step) to the run's history; the value must be finite.
     * `out_dir`: an existing directory for files of your own.
     * `dataset`: the version that the rows are of; None only where a test of your own made them.

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
-from airflow_mlops.exceptions import MlopsError, NonFiniteModel, SpecError, TrainingError, unknown_name
+from airflow_mlops.exceptions import MlopsError, SpecError, TrainingError, unknown_name
 from airflow_mlops.inspection import inspect_graph, inspect_keras
+from airflow_mlops.training import keras_file as keras_files
+from airflow_mlops.training.keras_file import Extensions
+from airflow_mlops.training.served import SERVING, TOLERANCE, Golden, ServedModel, different, golden_answers, left_out, read
+from airflow_mlops.training.served import write as write_served
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NUM_GOLDEN = 8
-TOLERANCE = 1e-4  # absolute, and relative to answers above one; sums of float32 in another order differ by about 1e-6, other models by far more
+    from airflow_mlops.training.features import Features
+
 REQUIRED, OPTIONAL = "required", "optional"
-SERVING = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
 
 class Format(NamedTuple):
@@ -40,7 +42,7 @@ class Format(NamedTuple):
 class Exported(NamedTuple):
     """What was written: Keras file, SavedModel directory, golden answers, example request, signature, and the formats that passed, by name.
 
-    `problems` says of each format that was asked for and is not offered why.
+    `problems` says of each format that was asked for and is not offered why, `notes` what else of the model is not in what is served.
     """
 
     model: Path
@@ -50,6 +52,7 @@ class Exported(NamedTuple):
     signature: Path
     formats: dict[str, Path]
     problems: dict[str, str]
+    notes: tuple[str, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -62,76 +65,73 @@ def save(
     sample_rows: NDArray[np.float32],
     out_dir: Path,
     *,
-    served: keras.Model | None = None,
+    features: Features | None = None,
     formats: Mapping[str, str] | None = None,
     code_allowed: bool = False,
+    extensions: Extensions | None = None,
 ) -> Exported:
     """Write ``model.keras``, ``saved_model/``, ``golden.json``, ``input_example.json``, ``signature.json`` and each of `formats` below `out_dir`.
 
-    `sample_rows` is (N, *input_shape), N >= 1, of what is served: `served`, or `model` itself. The golden file holds up to 8 of the rows as
-    ``inputs`` and as ``outputs`` what the reloaded SavedModel answers: what a server must answer too; the example is a request for them. `formats`
-    says of names in `FORMATS` whether each is ``required`` or ``optional``: one that can not be written, or that fails the parity check, ends the
-    training or only leaves a sentence.
+    `sample_rows` is (N, *input_shape), N >= 1, of what is served: the model, behind its `features` if there are any. The golden file holds up to 16
+    rows as ``inputs``, the first ones and those nearest to the decision boundary, and as ``outputs`` what the reloaded SavedModel answers: what a
+    server must answer too; the example is a request for them. `formats` says of names in `FORMATS` whether each is ``required`` or ``optional``: one
+    that cannot be written, or that fails the parity check, ends the training or only leaves a sentence.
 
-    Raises `TrainingError` if the model can not be saved or a form answers differently, `NonFiniteModel` if it answers NaN, `UnsafeModel` if its
-    files bring code of their own, which is not `code_allowed`: whoever loads them next would refuse them. `SpecError` for an unknown format.
+    Raises `TrainingError` if the model cannot be saved, if a form answers differently, also when it is asked again or a row alone, or if the next
+    stages could not load it; `NonFiniteModel` if it answers NaN; `UnsafeModel` if its files bring code of their own, which is not `code_allowed`:
+    whoever loads them next would refuse them. `SpecError` for an unknown format.
     """
-    wanted, samples = checked_formats(formats or {}), np.asarray(sample_rows[:NUM_GOLDEN], dtype=np.float32)
+    wanted, samples = checked_formats(formats or {}), np.asarray(sample_rows[:1], dtype=np.float32)
     if not len(samples):
         raise TrainingError("There is no sample row to ask the saved model about; give at least one.")
-    served = served or model
+    served = features.before(model) if features else model
     paths = [out_dir / name for name in ("model.keras", "saved_model", "golden.json", "input_example.json", "signature.json")]
-    keras_file, saved_model, golden, example, signature = paths
+    keras_file, saved_model, golden_file, example, signature = paths
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
-        model.save(keras_file)
-        served.export(saved_model, verbose=False)
-        outputs = _saved_model_answers(saved_model, samples)
-        expected = np.asarray(served(samples, training=False))
+        keras_files.write(model, keras_file)
+        write_served(served, saved_model)
+        server = ServedModel(saved_model)
+        server.predict(samples)
+        served(samples, training=False)
+    except MlopsError:
+        raise
     except Exception as error:  # Keras and TensorFlow have no common error class
         raise TrainingError(
-            f"Model {model.name!r} can not be saved and loaded again as a SavedModel: {type(error).__name__}: {error}. "
+            f"Model {model.name!r} cannot be saved and loaded again as a SavedModel: {type(error).__name__}: {error}. "
             "Use serializable layers and one input and one output tensor."
         ) from error
     inspect_keras(keras_file, code_allowed=code_allowed)
     if not code_allowed:
-        inspect_graph(saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes()))
-    if not np.all(np.isfinite(outputs)):
-        raise NonFiniteModel(f"Model {model.name!r} answers NaN or infinity on its own training rows. Check its layers for divisions and logarithms.")
-    check_parity("saved_model", expected, outputs)
-    write_atomically(golden, canonical_json({"inputs": samples.tolist(), "outputs": outputs.tolist()}))
-    write_atomically(example, canonical_json({"signature_name": SERVING, "instances": samples.tolist()}))
+        inspect_graph(read(saved_model))
+    golden = golden_answers(served, server, sample_rows)
+    inner = golden._replace(inputs=features.of(golden.inputs)) if features else golden
+    keras_files.check_loads(keras_file, inner, extensions, code_allowed=code_allowed)
+    write_atomically(golden_file, canonical_json({"inputs": golden.inputs.tolist(), "outputs": golden.outputs.tolist()}))
+    write_atomically(example, canonical_json({"signature_name": SERVING, "instances": golden.inputs.tolist()}))
     write_atomically(signature, canonical_json(_signature(saved_model)))
-    written, problems = _convert(saved_model, samples, outputs, wanted)
-    return Exported(keras_file, saved_model, golden, example, signature, written, problems)
+    written, problems = _convert(saved_model, golden, wanted)
+    return Exported(keras_file, saved_model, golden_file, example, signature, written, problems, left_out(served))
 
 
 def check_parity(name: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
     """Raise `TrainingError`, naming format, row and difference, unless both answers (N, ...) are equal within `TOLERANCE` and choose the same."""
     if found.shape != expected.shape:
         raise TrainingError(f"Format {name!r} answers in shape {found.shape}; expected {expected.shape}, as the model does. Do not use it.")
-    differences = np.abs(found - expected).reshape(len(expected), -1)
-    allowed = TOLERANCE * np.maximum(1.0, np.abs(expected)).reshape(len(expected), -1)
-    wrong = ~(differences <= allowed).all(axis=1)  # also where a difference is NaN
-    if expected.ndim == 2:  # a class that the model finds as good as its own choice is no other answer
-        wrong |= np.take_along_axis(expected, found.argmax(axis=1)[:, None], axis=1)[:, 0] < expected.max(axis=1)
-    if wrong.any():
-        row = int(wrong.argmax())
+    if (row := different(expected, found)) is not None:
         raise TrainingError(
-            f"Format {name!r} answers row {row} differently than the model, by up to {differences[row].max():.3g}: expected at most {TOLERANCE:g} "
-            "and the same choice. It is not offered; leave the format out, or use layers that its converter keeps."
+            f"Format {name!r} answers row {row} differently than the model, by up to {np.abs(found[row] - expected[row]).max():.3g}: expected "
+            f"at most {TOLERANCE:g} and the same choice. It is not offered; leave the format out, or use layers that its converter keeps."
         )
 
 
-def _convert(
-    saved_model: Path, samples: NDArray[np.float32], expected: NDArray[np.float32], wanted: Mapping[str, str]
-) -> tuple[dict[str, Path], dict[str, str]]:
+def _convert(saved_model: Path, golden: Golden, wanted: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, str]]:
     written, problems = dict[str, Path](), dict[str, str]()
     for name, need in wanted.items():
         path = saved_model.parent / FORMATS[name].file
         try:
             _write(name, saved_model, path)
-            check_parity(name, expected, FORMATS[name].answers(path, samples))
+            check_parity(name, golden.outputs, FORMATS[name].answers(path, golden.inputs))
             written[name] = path
         except Exception as error:  # converters raise anything
             path.unlink(missing_ok=True)
@@ -161,21 +161,13 @@ def checked_formats(formats: Mapping[str, str]) -> Mapping[str, str]:
 
 def _signature(saved_model: Path) -> dict[str, Any]:
     """Return name, type and shape of every input and output, as JSON."""
-    graph = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes()).meta_graphs[0]
-    signature = graph.signature_def[SERVING]
+    signature = read(saved_model).meta_graphs[0].signature_def[SERVING]
     sides = {"inputs": signature.inputs, "outputs": signature.outputs}
     return {side: {name: _tensor(info) for name, info in infos.items()} for side, infos in sides.items()}
 
 
 def _tensor(info: Any) -> dict[str, Any]:
     return {"dtype": tf.as_dtype(info.dtype).name, "shape": [dim.size for dim in info.tensor_shape.dim]}
-
-
-def _saved_model_answers(saved_model: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    signature = tf.saved_model.load(str(saved_model)).signatures[SERVING]
-    (name,) = signature.structured_input_signature[1]
-    (outputs,) = signature(**{name: tf.constant(samples)}).values()
-    return np.asarray(outputs)
 
 
 def _to_tflite(saved_model: Path, path: Path) -> None:

@@ -20,6 +20,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import TrainFunctionError
 from airflow_mlops.inspection import inspect_graph
+from airflow_mlops.training.purity import findings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +70,8 @@ def save_features(function: Callable[[Any], Any], input_shape: tuple[int, ...], 
         answer = traced.get_concrete_function().structured_outputs
         if not isinstance(answer, tf.Tensor) or answer.shape.rank in (None, 0) or answer.shape[0] is not None:
             raise TypeError(f"it returned {answer}, and one tensor (N, ...) with a row for each raw row is expected")
+        if found := findings(traced.get_concrete_function().graph.as_graph_def(), [answer.name]):
+            raise ValueError(f"it {found[0].problem} ({found[0].step.node.op}), and one row must have the same features each time")
         module = tf.Module()
         module.features = traced
         tf.saved_model.save(module, str(place), signatures={ENDPOINT: traced})

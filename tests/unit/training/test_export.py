@@ -17,6 +17,7 @@ from airflow_mlops.artifacts import write_atomically
 from airflow_mlops.exceptions import NonFiniteModel, SpecError, TrainingError
 from airflow_mlops.training import export
 from airflow_mlops.training.export import FORMATS, check_parity, save
+from tests.unit.training.own_layers import Inverse
 
 ROWS = np.random.default_rng(5).random((32, 4, 4, 1), dtype=np.float32)
 
@@ -29,11 +30,12 @@ def small_model(*middle: keras.layers.Layer) -> keras.Model:
 def test_the_saved_forms_answer_like_the_model(tmp_path: Path) -> None:
     model = small_model()
     exported = save(model, ROWS, tmp_path / "out")
-    expected = model.predict(ROWS[:8], verbose=0)
     golden = json.loads(exported.golden.read_bytes())
-    assert np.array_equal(np.asarray(golden["inputs"], np.float32), ROWS[:8])
+    rows = np.asarray(golden["inputs"], np.float32)
+    assert np.array_equal(rows[:8], ROWS[:8])
+    expected = model.predict(rows, verbose=0)
     np.testing.assert_allclose(golden["outputs"], expected, rtol=1e-5)
-    np.testing.assert_allclose(keras.saving.load_model(exported.model).predict(ROWS[:8], verbose=0), expected, rtol=1e-5)
+    np.testing.assert_allclose(keras.saving.load_model(exported.model).predict(rows, verbose=0), expected, rtol=1e-5)
     signature = tf.saved_model.load(str(exported.saved_model)).signatures["serving_default"]
     assert list(signature.structured_input_signature[1]) == ["image"]
 
@@ -54,9 +56,22 @@ def unserializable() -> keras.Model:
     return keras.Sequential([keras.Input((4, 4, 1)), Doubling()])
 
 
+def two_outputs() -> keras.Model:
+    rows = keras.Input((4, 4, 1))
+    return keras.Model(rows, {"one": keras.layers.Flatten()(rows), "other": keras.layers.Conv2D(1, 2)(rows)})
+
+
+def test_a_model_of_several_outputs_is_refused_and_one_with_a_name_is_not(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="has 2 outputs; one is served"):
+        save(two_outputs(), ROWS, tmp_path / "two")
+    rows = keras.Input((4, 4, 1), name="image")
+    model = keras.Model({"image": rows}, {"named": keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(rows))})
+    assert list(json.loads(save(model, ROWS, tmp_path / "one").signature.read_bytes())["outputs"]) == ["named"]
+
+
 @pytest.mark.parametrize("make", [two_inputs, unserializable])
 def test_a_model_that_can_not_be_served_is_an_error_at_once(tmp_path: Path, make: Callable[[], keras.Model]) -> None:
-    with pytest.raises(TrainingError, match="can not be saved and loaded again"):
+    with pytest.raises(TrainingError, match="cannot be saved and loaded again"):
         save(make(), ROWS, tmp_path / "out")
     assert not (tmp_path / "out" / "golden.json").exists()
 
@@ -96,14 +111,6 @@ def test_the_input_example_is_a_request_for_the_golden_rows(tmp_path: Path) -> N
     exported = save(small_model(), ROWS, tmp_path)
     example = json.loads(exported.example.read_bytes())
     assert example == {"signature_name": "serving_default", "instances": json.loads(exported.golden.read_bytes())["inputs"]}
-
-
-@keras.saving.register_keras_serializable("tests")
-class Inverse(keras.layers.Layer):
-    """What no converter here has an operation for."""
-
-    def call(self, inputs: Any) -> Any:
-        return tf.math.erfinv(tf.math.igamma(inputs * inputs + 1.0, inputs * inputs + 0.5))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -39,7 +39,7 @@ def test_served_features_are_those_of_the_training_to_the_bit(tmp_path: Path) ->
     """The model answers with what it is given, so that the features themselves come out of the server's signature."""
     layer = made(features, tmp_path / "features")
     model = keras.Sequential([keras.Input((129,)), keras.layers.Flatten()])
-    exported = save(model, ROWS, tmp_path / "out", served=layer.before(model))
+    exported = save(model, ROWS, tmp_path / "out", features=layer)
     learned_from = layer.of(ROWS)
     assert learned_from.shape == (32, 129)
     assert np.array_equal(served(exported.saved_model, ROWS), learned_from)
@@ -51,7 +51,7 @@ def test_a_trained_model_answers_raw_rows_as_it_answers_their_features_to_the_bi
     model = keras.Sequential([keras.Input((129,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3, activation="softmax")])
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(layer.of(ROWS), np.arange(32) % 3, verbose=0)
-    exported = save(model, ROWS, tmp_path / "out", served=layer.before(model), formats={"onnx": "required", "tflite": "required"})
+    exported = save(model, ROWS, tmp_path / "out", features=layer, formats={"onnx": "required", "tflite": "required"})
     assert np.array_equal(served(exported.saved_model, ROWS), np.asarray(model(layer.of(ROWS), training=False)))
     assert json.loads(exported.signature.read_bytes())["inputs"] == {"pixels": {"dtype": "float32", "shape": [-1, 8, 8, 1]}}
     assert keras.saving.load_model(exported.model).input_shape == (None, 129)
