@@ -154,7 +154,8 @@ class EvaluationResult(StageResult):
     """Challenger and champion on the same `num_rows` rows, which neither has learned from; `judged` says how many each of them held out.
 
     `champion_metrics` is None when there is no champion, or when both cannot be compared: `champion_problem` then says why, and the rows are all
-    that the challenger held out. `start_problem` is the training's.
+    that the challenger held out. `start_problem` is the training's. The metrics are those of the SavedModel, as it is served; `served_difference` is
+    the largest absolute difference of its answers to the rows that it held out from those of the Keras file, which the robustness campaign attacks.
     """
 
     num_rows: int
@@ -165,6 +166,7 @@ class EvaluationResult(StageResult):
     judged: JudgedRows
     champion_problem: str | None = None
     start_problem: str | None = None
+    served_difference: float | None = None
 
     def headline(self) -> str:
         champion = self.champion_metrics

@@ -11,6 +11,7 @@ from airflow_mlops.results import EvaluationResult, TrainingResult
 from airflow_mlops.splits import JudgedRows, SplitDefinition
 from airflow_mlops.stages.inputs import layout_of, unseen
 from airflow_mlops.stages.models import champion_of, definition_of, load_challenger, load_champion
+from airflow_mlops.stages.served import served_challenger
 
 if TYPE_CHECKING:
     from airflow_mlops.data.arrays import LabelledArrays
@@ -58,11 +59,11 @@ def run(spec: Spec, out_dir: Path) -> EvaluationResult:
     training = load(spec.training, TrainingResult)
     rows = to_arrays(read_frame(training.dataset), layout_of(training.split))
     held_out = unseen(rows, training.split)
-    challenger = load_challenger(training, code_allowed=spec.unsafe_models_allowed)
+    challenger = served_challenger(training, load_challenger(training, code_allowed=spec.unsafe_models_allowed), held_out.inputs)
     registry = MlflowRegistry(spec.tracking_uri)
     champion = champion_of(registry, spec.model_name)
     other = _opponent(spec, registry, champion, training.split, rows, out_dir) if champion else Opponent(None, held_out)
-    metrics, champion_metrics, problem = compare(challenger, other.model, other.rows.inputs, other.rows.labels)
+    metrics, champion_metrics, problem = compare(challenger.model, other.model, other.rows.inputs, other.rows.labels)
     unknown = {"the challenger": training.split.unknown, f"champion v{champion.version}" if champion else "": other.unknown}
     return EvaluationResult(
         num_rows=len(other.rows),
@@ -73,12 +74,14 @@ def run(spec: Spec, out_dir: Path) -> EvaluationResult:
         judged=JudgedRows(len(held_out), other.num_held_out, tuple(f"of {name}: {why}" for name, why in unknown.items() if why)),
         champion_problem=other.problem or problem,
         start_problem=training.start_problem,
+        served_difference=challenger.difference,
     )
 
 
 def _opponent(spec: Spec, registry: ModelRegistry, champion: ModelVersion, split: SplitDefinition, rows: LabelledArrays, out_dir: Path) -> Opponent:
     """Return the champion, or why it cannot be had: one that today's Keras cannot load, or must not, shall not block its successors."""
     from airflow_mlops.data.split import below
+    from airflow_mlops.training.served import InferenceModel
 
     known, held_out = definition_of(registry, champion, out_dir), unseen(rows, split)
     unknown = known.unknown if known else "it has no record of the rows it learned from"
@@ -89,7 +92,7 @@ def _opponent(spec: Spec, registry: ModelRegistry, champion: ModelVersion, split
                 raise NotComparable(f"The inputs of champion v{champion.version} and of the challenger differ: {'; '.join(differences)}.")
             num_held_out = int(below(rows, known.unseen_fraction).sum())
             held_out = _both(held_out, known.unseen_fraction, f"champion v{champion.version}", num_held_out)
-        model = load_champion(registry, champion, out_dir, code_allowed=spec.unsafe_models_allowed)
+        model = InferenceModel(load_champion(registry, champion, out_dir, code_allowed=spec.unsafe_models_allowed))
     except (EvaluationError, UnsafeModel, ModelNotFound) as error:
         return Opponent(None, unseen(rows, split), num_held_out, unknown, str(error))
     return Opponent(_in_order(model, known, split), held_out, num_held_out, unknown)

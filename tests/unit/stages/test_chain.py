@@ -30,6 +30,7 @@ from airflow_mlops.exceptions import (
     ResultInvalid,
     SpecError,
     TrainFunctionError,
+    TrainingError,
     UnsafeModel,
 )
 from airflow_mlops.gates import ReleasePolicy, decide
@@ -40,6 +41,7 @@ from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.stages import evaluate, robustness, robustness_shard, start, train
 from airflow_mlops.stages.inputs import read_split
 from airflow_mlops.stages.runner import run_stage, spec_data, spec_digest
+from airflow_mlops.training.served import ServedModel
 from tests.fakes import leave_record
 
 from .conftest import Workshop
@@ -147,6 +149,16 @@ def test_validation_warns_without_stopping_the_run(chain: Chain, workshop: Works
     assert chain.validation.report().is_file()
 
 
+def test_what_is_judged_is_what_is_served_and_agrees_with_what_is_attacked(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
+    assert chain.compared.served_difference is not None and chain.compared.served_difference < 1e-5
+    served = ServedModel(chain.second.saved_model.path)
+    held_out = read_split(chain.second.dataset, chain.second.split).held_out
+    assert chain.compared.metrics["accuracy"] == np.mean(served.predict(held_out.inputs).argmax(axis=1) == held_out.labels)
+    other = leave_record(tmp_path, "train", replace(chain.second, saved_model=chain.first.saved_model))
+    with pytest.raises(EvaluationError, match=r"SavedModel that would be served answers held-out row \d+ as .*train it again"):
+        evaluate.run(evaluate.Spec(other, "digits", workshop.tracking_uri), tmp_path)
+
+
 def test_the_first_model_has_no_champion_to_be_compared_with(chain: Chain) -> None:
     assert chain.first.warm_started_from is None
     assert (chain.first_alone.champion_version, chain.first_alone.champion_metrics) == (None, None)
@@ -171,7 +183,7 @@ def test_neither_model_learned_from_the_rows_both_are_judged_by(chain: Chain, wo
 
 def test_the_golden_answers_come_from_the_recorded_rows(chain: Chain) -> None:
     golden = json.loads(chain.second.golden.path.read_bytes())
-    assert len(golden["inputs"]) == len(golden["outputs"]) == 8
+    assert len(golden["inputs"]) == len(golden["outputs"]) == 16
     assert all(sum(row) == pytest.approx(1, abs=1e-4) for row in golden["outputs"])
 
 
@@ -324,8 +336,9 @@ def test_a_lambda_layer_is_refused_by_the_training_that_made_it_and_a_team_may_a
 
 def test_layers_of_a_team_are_loaded_when_their_module_is_named(chain: Chain, workshop: Workshop, tmp_path: Path) -> None:
     spec = workshop.training_spec(chain.validation_ref, function="with_own_layer", model_name="own_layer", unsafe_models_allowed=True)
-    ref, _ = workshop.run("train", spec, "own_layer")
-    path = tmp_path / "spec.json"
+    with pytest.raises(TrainingError, match=r"Doubled.*register_keras_serializable.*extensions"):
+        raise fail(workshop, tmp_path, spec)
+    ref, _ = workshop.run("train", spec._replace(extensions=("user_code",)), "own_layer")
     own = {"code_path": spec.code_path, "extensions": ("user_code",), "unsafe_models_allowed": True}
     path, result = tmp_path / "spec.json", tmp_path / "result.json"
     path.write_text(json.dumps(spec_data(evaluate.Spec(ref, "own_layer", workshop.tracking_uri, **own))))
