@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import re
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,9 +33,15 @@ def bytes_digest(data: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return ``sha256:<64 hex digits>`` of a file's content."""
-    with path.open("rb") as stream:
+    """Return ``sha256:<64 hex digits>`` of a file's content; raise `OSError` for a named pipe or a device, which could be waited for forever."""
+    with open(path, "rb", opener=_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def path_digest(path: Path) -> tuple[str, int]:

@@ -7,62 +7,44 @@ counted, so a stray ``_SUCCESS`` or editor file neither breaks a version nor smu
 
 from __future__ import annotations
 
-import functools
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated
-
-from pydantic import Field, TypeAdapter, ValidationError
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
 
 from airflow_mlops.artifacts import bytes_digest, canonical_json, file_digest, write_atomically
+from airflow_mlops.data.manifest import (
+    MANIFEST_NAME,
+    MAX_BYTES,
+    NAME_PATTERN,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    check,
+    check_path,
+    parse,
+    read_regular,
+)
 from airflow_mlops.exceptions import DatasetError, DatasetNotFound, ManifestInvalid, ManifestMismatch, SpecError
-from airflow_mlops.results import STRICT, DatasetVersion, problems
+from airflow_mlops.results import DatasetVersion
 
-MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(NAME_PATTERN)
 
 Digester = Callable[[Path], str]
-
-
-@STRICT
-@dataclass(frozen=True)
-class FileEntry:
-    """One data file: `path` relative to the version's directory with forward slashes, `size` in bytes, `sha256` as 64 hex digits."""
-
-    path: str
-    size: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-@STRICT
-@dataclass(frozen=True)
-class Manifest:
-    """The content of ``manifest.json``: the dataset's name and its files."""
-
-    schema_version: int
-    dataset: Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
-    files: tuple[FileEntry, ...]
-
-    @property
-    def digest(self) -> str:
-        """``sha256:...`` of the canonical JSON of the file list, sorted by path."""
-        return bytes_digest(canonical_json([asdict(entry) for entry in sorted(self.files, key=lambda entry: entry.path)]))
 
 
 def write_manifest(directory: Path, dataset: str) -> Manifest:
     """Write ``manifest.json`` over every file below `directory` (hidden ones excepted), atomically; call it last.
 
-    Raises `ManifestInvalid` for a directory without data or with symbolic links, `SpecError` for an unusable dataset name.
+    Raises `ManifestInvalid` for a directory without data, with symbolic links, or with names or more files than a manifest may have, and
+    `SpecError` for an unusable dataset name.
     """
     _check_name("dataset name", dataset)
     manifest = Manifest(SCHEMA_VERSION, dataset, tuple(_entry(directory, path) for path in _listed(directory)))
-    _check(directory / MANIFEST_NAME, manifest)
+    check(directory / MANIFEST_NAME, manifest)
     write_atomically(directory / MANIFEST_NAME, canonical_json(asdict(manifest)))
     return manifest
 
@@ -101,20 +83,15 @@ def read_manifest(directory: Path) -> Manifest:
     Raises `DatasetNotFound` if there is none (yet) and `ManifestInvalid` if it is unreadable, unsafe or names no data.
     """
     path = directory / MANIFEST_NAME
-    _refuse_links(directory, MANIFEST_NAME)
+    _refuse_links(directory, [MANIFEST_NAME])
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ManifestInvalid(f"{path} is no regular file: expected a JSON document. Publish the version again.")
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetNotFound(f"{path} does not exist: the version is not published yet. Publishers write the manifest last.") from error
-    try:
-        manifest = _manifest_type().validate_json(data, strict=True)
-    except ValidationError as error:
-        raise ManifestInvalid(
-            f"{path} is not a dataset manifest: {problems(error)}. Write it with airflow_mlops.data.snapshot.write_manifest."
-        ) from error
-    _check(path, manifest)
+    manifest = parse(path, data)
+    _refuse_links(directory, [entry.path for entry in manifest.files])
     return manifest
 
 
@@ -125,9 +102,9 @@ def open_version(directory: Path, *, digest_of: Digester = file_digest) -> Datas
     """
     manifest = read_manifest(directory)
     for entry in manifest.files:
-        _check_size(directory, entry)
+        check_size(directory, entry)
     for entry in manifest.files:  # only after all sizes agree: a version that is still being copied costs no hashing
-        _check_digest(directory, entry, digest_of(directory / entry.path))
+        check_digest(directory, entry, digest_of(directory / entry.path))
     return DatasetVersion(dataset=manifest.dataset, name=directory.absolute().name, digest=manifest.digest, uri=str(directory.absolute()))
 
 
@@ -143,14 +120,14 @@ def contents(version: DatasetVersion) -> Iterator[tuple[str, bytes]]:
     manifest = read_manifest(directory)
     _same_digest(version, manifest.digest)
     for entry in sorted(manifest.files, key=lambda entry: entry.path):
-        _check_size(directory, entry)
-        data = (directory / entry.path).read_bytes()
-        _check_digest(directory, entry, bytes_digest(data))
+        check_size(directory, entry)
+        data = read_regular(directory / entry.path, entry.size)
+        check_digest(directory, entry, bytes_digest(data))
         yield entry.path, data
 
 
 def _entry(directory: Path, relative: str) -> FileEntry:
-    _refuse_links(directory, relative)
+    _refuse_links(directory, [relative])
     path = directory / relative
     _require_file(path)
     return FileEntry(relative, path.stat().st_size, file_digest(path).removeprefix("sha256:"))
@@ -171,7 +148,7 @@ def _fill(staging: Path, source: Path | Mapping[str, bytes | Path]) -> None:
     if isinstance(source, Path):
         source = {relative: source / relative for relative in _listed(source)}
     for relative, content in source.items():
-        _check_path(staging, relative)
+        check_path(staging, relative)
         if "/." in f"/{relative}":
             raise ManifestInvalid(f"{relative!r} is a hidden file: expected a visible name, because manifests leave hidden files out. Rename it.")
         target = staging / relative
@@ -183,36 +160,16 @@ def _fill(staging: Path, source: Path | Mapping[str, bytes | Path]) -> None:
             target.write_bytes(content)
 
 
-def _check(path: Path, manifest: Manifest) -> None:
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ManifestInvalid(f"{path} has schema version {manifest.schema_version}, this package reads {SCHEMA_VERSION}: use one version for both.")
-    if sum(entry.size for entry in manifest.files) == 0:
-        raise ManifestInvalid(f"{path} names {len(manifest.files)} files with 0 bytes in all: expected data. Publish at least one file with rows.")
-    seen: set[str] = set()
-    for entry in manifest.files:
-        _check_path(path, entry.path)
-        if entry.path in seen:
-            raise ManifestInvalid(f"{path} names {entry.path!r} more than once: expected every file once. Write the manifest again.")
-        seen.add(entry.path)
-        _refuse_links(path.parent, entry.path)
+def _refuse_links(directory: Path, relative: Iterable[str]) -> None:
+    """Raise `ManifestInvalid` if `directory`, or anything on the way from it to the `relative` paths in it, is a symbolic link."""
+    places = {parent for path in relative for parent in (path, *map(str, PurePosixPath(path).parents))}
+    for place in sorted(places, key=len):
+        if (directory / place).is_symlink():
+            raise ManifestInvalid(f"{directory / place} is a symbolic link: expected a real file or directory. Publish a copy of what it points to.")
 
 
-def _check_path(manifest: Path, path: str) -> None:
-    pure = PurePosixPath(path)
-    plain = path and not pure.is_absolute() and pure.as_posix() == path and ".." not in pure.parts and path != MANIFEST_NAME
-    if not plain or "\\" in path or "\0" in path or path == "." or PureWindowsPath(path).drive:
-        raise ManifestInvalid(
-            f"{manifest} names the unsafe path {path!r}: expected a plain relative path inside the version's directory, with forward slashes."
-        )
-
-
-def _refuse_links(directory: Path, relative: str) -> None:
-    for path in (directory, *(directory / parent for parent in reversed(PurePosixPath(relative).parents)), directory / relative):
-        if path.is_symlink():
-            raise ManifestInvalid(f"{path} is a symbolic link: expected a real file or directory. Publish a copy of what it points to.")
-
-
-def _check_size(directory: Path, entry: FileEntry) -> None:
+def check_size(directory: Path, entry: FileEntry) -> None:
+    """Raise `ManifestMismatch` unless `entry` is a file of the right size in `directory`."""
     path = directory / entry.path
     try:
         found = path.lstat()
@@ -226,7 +183,8 @@ def _check_size(directory: Path, entry: FileEntry) -> None:
         )
 
 
-def _check_digest(directory: Path, entry: FileEntry, found: str) -> None:
+def check_digest(directory: Path, entry: FileEntry, found: str) -> None:
+    """Raise `ManifestMismatch` unless `found` is the digest that `entry` has."""
     if found != f"sha256:{entry.sha256}":
         raise ManifestMismatch(f"{directory / entry.path} was altered: expected sha256:{entry.sha256}, found {found}. Publish the version again.")
 
@@ -242,8 +200,3 @@ def _same_digest(version: DatasetVersion, found: str) -> None:
 def _check_name(kind: str, name: str) -> None:
     if not NAME.fullmatch(name):
         raise SpecError(f"The {kind} {name!r} is unusable: expected 1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit.")
-
-
-@functools.cache
-def _manifest_type() -> TypeAdapter[Manifest]:
-    return TypeAdapter(Manifest)

@@ -42,6 +42,37 @@ DATASET_VERSIONS = sa.Table(
     info={SCOPE: ("dataset", "key")},
 )
 
+ORDER = sa.Table(
+    "dataset_order",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    # 1, 2, 3... as the manifests of a dataset were first seen: the highest is the newest. 0, -1... were announced before there was an order.
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("dataset", "number"),
+    info={SCOPE: ("dataset",)},
+)
+
+OFFERS = sa.Table(
+    "dataset_offers",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("offered_at", UtcDateTime, nullable=False),  # when Airflow stored an event of it again
+    info={SCOPE: ("dataset", "digest")},
+)
+
+TURNS = sa.Table(
+    "dataset_turns",
+    METADATA,
+    sa.Column("dataset", sa.String(250), primary_key=True),
+    sa.Column("digest", sa.String(80), primary_key=True),
+    sa.Column("purpose", sa.String(501), primary_key=True),  # the DAG id of a pipeline that a version's event started a run of
+    sa.Column("run_id", sa.String(250), nullable=False),
+    sa.Column("taken_at", UtcDateTime, nullable=False),
+    info={SCOPE: ("dataset", "digest")},
+)
+
 CLAIMS = sa.Table(
     "dataset_claims",
     METADATA,

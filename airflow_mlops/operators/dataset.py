@@ -1,6 +1,7 @@
 """Take the dataset version a run works on, so that no other run of the same pipeline does.
 
-An event is delivered at least once, the work on its version is done once: a run whose versions all belong to other runs is skipped.
+An event is delivered at least once, the work on its version is done once: a run whose versions all belong to other runs is skipped. An event is
+a hint: whoever may write asset events can have written it, so a version counts only as the ledger or its own manifest has it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetNotFound, MlopsError, SpecError
+from airflow_mlops.exceptions import DatasetAlreadyClaimed, DatasetError, DatasetNotFound, ResultInvalid, SpecError
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.handovers import HandsOver, hand_over
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.names import shown
 from airflow_mlops.results import DatasetVersion, to_data
 from airflow_mlops.triggers.dataset import version_of
 
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
     from airflow_mlops.ledger.store import Store
 
 
+MAX_TEXT = 4096  # characters of a field: as long as a path may be
+
+
 class ClaimDatasetOperator(BaseOperator, HandsOver):
     """Return the dataset version of this run, claimed in the ledger and its files verified.
 
     The version is the newest of the asset events that started the run and that no other run has (older ones are claimed with it: they are
     superseded), else the one called `version`, else the newest complete one in the inbox that validation has not rejected and no other run
-    has. A run that is cleared keeps its version.
+    has. The newest is the one whose manifest the ledger saw last. A run that is cleared keeps its version.
 
     :param dataset: name of the dataset, as in the manifests.
     :param inbox: directory with one directory per version; what is not in it is refused.
@@ -72,46 +77,65 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
                 self._require_dataset(read_manifest(verify(version)).dataset, version.uri)
             else:
                 version = self._named(self.version) if self.version else self._newest(store, purpose, run_id)
-                datasets.claim(store, version, purpose=purpose, run_id=run_id)
+                datasets.claim(store, version, purpose=purpose, run_id=run_id, of_event=False)
             self.log.info("This run works on %s %s (%s) in %s.", version.dataset, version.name, version.digest, version.uri)
             return dict(hand_over(store, context, to_data(version)))
 
     def _arrived(self, store: Store, context: Context) -> list[DatasetVersion]:
-        """Return the versions of the asset events, oldest first, without those that are not what the ledger or the manifest says."""
+        """Return the versions of the asset events, oldest first; raise `SpecError` if there are events of versions and none is to be believed."""
+        from airflow_mlops.ledger import datasets
+
         events = [event for events in (context.get("triggering_asset_events") or {}).values() for event in events]
         extras = [event.extra for event in sorted(events, key=lambda event: event.timestamp) if isinstance(event.extra, Mapping)]
         versions: dict[str, DatasetVersion] = {}
-        refusals = []
+        refusals: list[str] = []
         for payload in (extra["payload"] for extra in extras if "payload" in extra):
             try:
-                version = self._announced(store, version_of(payload))
-            except MlopsError as error:  # one that was written by hand must not cost the others their run
-                self.log.warning("An asset event is not used. %s", error)
-                refusals.append(str(error))
-            else:
+                version = self._plain(version_of(payload))
+                with datasets.turn_even_if_refused(store, version, purpose=context["ti"].dag_id, run_id=context["ti"].run_id):
+                    self._require_believable(store, version)
                 versions[version.digest] = version
+            except (SpecError, ResultInvalid) as error:
+                refusals.append(str(error))
+                self.log.error("Refused: %s", error)
         if refusals and not versions:
-            raise SpecError(" ".join(refusals))
-        return list(versions.values())
+            raise SpecError(" ".join(dict.fromkeys(refusals)))
+        numbers = datasets.see(store, self.dataset, versions)
+        return sorted(versions.values(), key=lambda version: numbers[version.digest])
 
-    def _announced(self, store: Store, version: DatasetVersion) -> DatasetVersion:
-        """Return the version of an event; whoever may write asset events can have written any payload, so it is a hint where to look."""
+    def _plain(self, version: DatasetVersion) -> DatasetVersion:
+        """Return `version` if a ledger may be asked for it; raise `SpecError` for what no version says of itself."""
+        for field, text in to_data(version).items():
+            if not text.isprintable() or len(text) > MAX_TEXT:
+                raise SpecError(f"An asset event has the {field} {shown(repr(text))}: expected at most {MAX_TEXT} characters that print.")
+        return version
+
+    def _require_believable(self, store: Store, version: DatasetVersion) -> None:
+        """Raise `SpecError` unless the ledger announced the `version` that an event tells of, or its manifest says the same."""
         from airflow_mlops.data.snapshot import read_manifest
         from airflow_mlops.ledger import datasets
 
-        self._require_dataset(version.dataset, f"The asset event of {version.uri}")
+        self._require_dataset(version.dataset, f"The asset event of {shown(version.uri)}")
         place = self._directory(version.name)
         if (Path(version.uri).parent.resolve(), Path(version.uri).name) != (place.parent.resolve(), place.name):
             raise SpecError(
-                f"An asset event says that {version.name!r} lies in {version.uri}: expected {place}. "
+                f"An asset event says that {version.name!r} lies in {shown(version.uri)}: expected {place}. "
                 "Watch the same inbox as this task reads, and start no run with an event of another place."
             )
-        if not datasets.is_announced(store, version) and (digest := read_manifest(place).digest) != version.digest:
-            raise SpecError(
-                f"An asset event says that {version.name!r} has the digest {version.digest}: expected {digest}, which its manifest has. The event "
-                f"was written by hand, and no version was taken for it. To work on {version.name!r}, start this DAG with its name."
-            )
-        return version
+        if datasets.announced_as(store, version) == version.name:
+            return  # also if it was altered since, which this run shall tell
+        try:
+            manifest = read_manifest(place)
+            found = f"its manifest is of {manifest.dataset} {manifest.digest}"
+        except DatasetError as error:
+            found = str(error)
+        else:
+            if (manifest.dataset, manifest.digest) == (version.dataset, version.digest):
+                return
+        raise SpecError(
+            f"An asset event says that {version.name!r} is {version.dataset} {shown(version.digest)}, which the ledger has not announced; {found}. "
+            "Expected an event of the trigger, or one that says what the manifest says. Start a run with the version's name instead."
+        )
 
     def _take(self, store: Store, arrived: list[DatasetVersion], purpose: str, run_id: str) -> DatasetVersion:
         """Claim every version that no other run has and return the newest; skip the run when there is none."""
@@ -145,8 +169,8 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
 
         owners, rejected = datasets.claimed(store, self.dataset, purpose=purpose), datasets.rejected(store, self.dataset)
         own = {digest for digest, owner in owners.items() if owner == run_id}
-        version = self._newest_of(own.__contains__) if own else None
-        version = version or self._newest_of(lambda digest: digest not in owners and digest not in rejected)
+        version = self._newest_of(store, own.__contains__) if own else None
+        version = version or self._newest_of(store, lambda digest: digest not in owners and digest not in rejected)
         if version is None:
             raise DatasetNotFound(
                 f"{self.inbox} holds no complete version of {self.dataset!r} that is left to work on: validation has rejected {len(rejected)} "
@@ -154,15 +178,16 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
             )
         return version
 
-    def _newest_of(self, fits: Callable[[str], bool]) -> DatasetVersion | None:
-        from airflow_mlops.data.arrival import candidates
+    def _newest_of(self, store: Store, fits: Callable[[str], bool]) -> DatasetVersion | None:
+        from airflow_mlops.data.inbox import Inbox, in_order
 
-        found = candidates(Path(self.inbox), wanted=lambda heading: heading.dataset == self.dataset and fits(heading.digest), newest_first=True)
-        return next((candidate.version for candidate in found if candidate.version), None)
+        inbox = Inbox(Path(self.inbox))
+        found = (inbox.examine([one]) for one, heading in reversed(in_order(store, inbox.listed(), self.dataset)) if fits(heading.digest))
+        return next((candidate.version for candidates in found for candidate in candidates if candidate.version), None)
 
     def _directory(self, name: str) -> Path:
         if not isinstance(name, str) or Path(name).name != name or name.startswith(".") or not name.isprintable():
-            raise SpecError(f"{name!r} is no version's name: expected the plain name of a directory in {self.inbox}. Correct it.")
+            raise SpecError(f"{shown(repr(name))} is no version's name: expected the plain name of a directory in {self.inbox}. Correct it.")
         return Path(self.inbox) / name
 
     def _require_dataset(self, dataset: str, what: str) -> None:

@@ -17,6 +17,8 @@ from airflow_mlops.results import DatasetVersion, to_data
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_mlops.ledger.store import Store
+
 
 class DatasetVersionSensor(BaseSensorOperator):
     """Wait for a complete version of a dataset that no run of this DAG has taken and no validation has rejected, take it, and return it.
@@ -41,21 +43,24 @@ class DatasetVersionSensor(BaseSensorOperator):
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             owners = datasets.claimed(store, self.dataset, purpose=dag_id)
             own = {digest for digest, owner in owners.items() if owner == run_id}
-            version = self._oldest((owners.keys() | datasets.rejected(store, self.dataset).keys()) - own)
+            version = self._oldest(store, (owners.keys() | datasets.rejected(store, self.dataset).keys()) - own)
             if version is None:
                 return PokeReturnValue(is_done=False)
             try:
-                datasets.claim(store, version, purpose=dag_id, run_id=run_id)
+                datasets.claim(store, version, purpose=dag_id, run_id=run_id, of_event=False)
             except DatasetAlreadyClaimed:  # taken by another run since we looked: there may be another version
                 return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=to_data(version))
 
-    def _oldest(self, passed_over: Set[str]) -> DatasetVersion | None:
-        """Return the oldest complete version whose digest is not in `passed_over`; only its files, and those of broken ones before it, are read."""
-        from airflow_mlops.data.arrival import candidates
+    def _oldest(self, store: Store, passed_over: Set[str]) -> DatasetVersion | None:
+        """Return the complete version that the ledger saw first of those whose digest is not in `passed_over`; only their files are read."""
+        from airflow_mlops.data.inbox import Inbox, in_order
 
-        for candidate in candidates(Path(self.inbox), wanted=lambda found: found.dataset == self.dataset and found.digest not in passed_over):
-            if candidate.version:
-                return candidate.version
-            self.log.warning("%s is not complete: %s", candidate.name, candidate.problem)
+        inbox = Inbox(Path(self.inbox))
+        for one, heading in in_order(store, inbox.listed(), self.dataset):
+            if heading.digest not in passed_over:
+                for candidate in inbox.examine([one]):
+                    if candidate.version:
+                        return candidate.version
+                    self.log.warning("%s is not complete: %s", candidate.name, candidate.problem)
         return None

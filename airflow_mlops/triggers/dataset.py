@@ -1,8 +1,9 @@
 """Dataset arrival as an event trigger: at least one asset event per complete dataset version, also across restarts of the triggerer.
 
 The trigger uses Airflow's acknowledged streams: a version enters the ledger as announced only after Airflow has its event in the metadata
-database. A triggerer that dies before that announces the version again after its restart, one that dies later never does; should it die
-between the two, the event comes twice. The run's claim on the version (`airflow_mlops.ledger.datasets.claim`) then skips the second run.
+database. A triggerer that dies before that announces the version again after its restart, one that dies later does not; should it die
+between the two, the event comes twice. A version whose event brought no run is offered again, for Airflow drops events that come while a run
+waits for its turn. The run's claim on the version (`airflow_mlops.ledger.datasets.claim`) skips the second run of whatever came twice.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow.triggers.shared_stream import AdvanceItem, SharedStreamProducer
 
 from airflow_mlops.data import arrival
+from airflow_mlops.data.inbox import LOOK_SECONDS, Inbox
 from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.results import DatasetVersion, from_data, to_data
 
 if TYPE_CHECKING:
-    from airflow_mlops.ledger.datasets import Waiting
     from airflow_mlops.ledger.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class DatasetVersionTrigger(BaseEventTrigger):
     :param dataset: name of the dataset, as in the manifests.
     :param inbox: directory with one directory per version.
     :param ledger_conn_id: connection of type ``mlops_ledger``.
-    :param poll_interval_seconds: 5: a look at an unchanged inbox costs its listing and the times of one manifest per version.
+    :param poll_interval_seconds: 5: a look at an unchanged inbox costs its listing and the times of one manifest per version. A look that took
+        longer is followed by a pause as long as it was.
     :param settle_seconds: how long a version may differ from its manifest before it is reported as broken.
     """
 
@@ -88,8 +90,8 @@ class DatasetInbox(SharedStreamProducer):
         self.hook = MlopsLedgerHook(ledger_conn_id)
         self.poll_interval_seconds = poll_interval_seconds
         self.policy = arrival.ArrivalPolicy(settle_seconds=settle_seconds)
-        self._digest_of = arrival.DigestCache()
-        self._heading_of = arrival.HeadingCache()
+        self._inbox = Inbox(self.inbox, look_seconds=LOOK_SECONDS)
+        self._order: dict[str, int] = {}
         self._told_of: set[tuple[str, str]] = set()
         self._pending: dict[str, DatasetVersion] = {}
         self._store: Store | None = None
@@ -99,10 +101,13 @@ class DatasetInbox(SharedStreamProducer):
         from airflow_mlops.ledger.datasets import announce_broken
 
         while True:
+            began = time.monotonic()
             try:
                 for found in await self._look():
                     if isinstance(found, arrival.AnnounceComplete):
                         self._pending[found.key] = found.version
+                        if found.again:
+                            log.warning("No run has taken %s %s, which was announced: it is offered again.", self.dataset, found.version.name)
                         yield to_data(found.version), found.key
                     else:
                         log.error("Dataset version %s arrived broken: %s", found.name, found.reason)
@@ -112,7 +117,7 @@ class DatasetInbox(SharedStreamProducer):
                 if not error.retryable:
                     raise
                 log.warning("%s Trying again in %g s.", error, self.poll_interval_seconds)
-            await asyncio.sleep(self.poll_interval_seconds)
+            await asyncio.sleep(max(self.poll_interval_seconds, time.monotonic() - began))
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         """Remember the versions whose events Airflow has stored; offer the others again."""
@@ -134,34 +139,40 @@ class DatasetInbox(SharedStreamProducer):
             await asyncio.to_thread(self._store.close)
 
     async def _look(self) -> tuple[arrival.Announcement, ...]:
+        return await asyncio.to_thread(self._decided, await self._ledger())
+
+    def _decided(self, store: Store) -> tuple[arrival.Announcement, ...]:
         from airflow_mlops.ledger.datasets import announced, waiting
 
-        store = await self._ledger()
-        known = await asyncio.to_thread(announced, store, self.dataset) | self._pending.keys()
-        now = time.time()
-        untaken = await asyncio.to_thread(waiting, store, self.dataset)
-        # What Airflow has not stored yet waits for a run, too.
-        since = now if self._pending else untaken and untaken.since
-        candidates = await asyncio.to_thread(self._scan, known)
-        actions = arrival.decide(arrival.Observation(candidates, known, since), now, self.policy)
+        known = announced(store, self.dataset) | self._pending.keys()
+        candidates = self._candidates(store, known)
+        # Asked for after the look, which may take long.
+        untaken = tuple(arrival.Untaken(*one) for one in waiting(store, self.dataset))
+        observation = arrival.Observation(candidates, known, self._order, untaken, bool(self._pending))
+        actions = arrival.decide(observation, time.time(), self.policy)
         if untaken and not any(isinstance(action, arrival.AnnounceComplete) for action in actions):
-            self._tell_of_held([c for c in candidates if c.version], untaken)
+            self._tell_of_held([candidate for candidate in candidates if candidate.version], untaken[-1])
         return actions
 
-    def _scan(self, known: Set[str]) -> tuple[arrival.Candidate, ...]:
-        def wanted(found: arrival.Heading) -> bool:
-            return found.dataset == self.dataset and found.digest not in known
+    def _candidates(self, store: Store, known: Set[str]) -> tuple[arrival.Candidate, ...]:
+        """Look at what is there; give what was never seen before its number in the ledger."""
+        from airflow_mlops.ledger.datasets import see
 
-        return tuple(arrival.scan(self.inbox, wanted=wanted, digest_of=self._digest_of, heading_of=self._heading_of))
+        mine = [one for one in self._inbox.listed() if one.heading is None or one.heading.dataset == self.dataset]
+        seen = [one.heading.digest for one in mine if one.heading and not one.problem]
+        if any(digest not in self._order for digest in seen):
+            self._order = see(store, self.dataset, seen)
+        return tuple(self._inbox.examine((one for one in mine if one.problem or one.heading is None or one.heading.digest not in known), known))
 
-    def _tell_of_held(self, held: Sequence[arrival.Candidate], untaken: Waiting) -> None:
+    def _tell_of_held(self, held: Sequence[arrival.Candidate], untaken: arrival.Untaken) -> None:
         """Log once for each version why it is not announced."""
+        name = untaken.version.name
         latest = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(untaken.since + self.policy.hold_seconds))
         for candidate in held:
-            if (candidate.key, untaken.name) not in self._told_of:
-                message = "%s %s has arrived and is held until a run has taken %s, which was announced before it; at the latest until %s."
-                log.info(message, self.dataset, candidate.name, untaken.name, latest)
-        self._told_of = {(candidate.key, untaken.name) for candidate in held}
+            if (candidate.key, name) not in self._told_of:
+                message = "%s %s has arrived and is held until the run of %s has begun, which was announced before it; at the latest until %s."
+                log.info(message, self.dataset, candidate.name, name, latest)
+        self._told_of = {(candidate.key, name) for candidate in held}
 
     async def _ledger(self) -> Store:
         if self._store is None:

@@ -70,6 +70,20 @@ def test_a_ledger_from_before_migrations_keeps_its_rows(ledger_url: str) -> None
     store.close()
 
 
+def test_what_was_announced_before_there_was_an_order_is_older_than_all_that_is_seen_and_waits_for_nothing(ledger_url: str) -> None:
+    make_old(ledger_url)
+    engine = sa.create_engine(ledger_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO dataset_versions VALUES ('digits', 'sha256:v0', 'sha256:v0', 'v0', '/', NULL, '2025-01-01 00:00:00')")
+        connection.exec_driver_sql("INSERT INTO dataset_versions VALUES ('digits', 'broken:x', NULL, 'x', '', 'gone', '2025-01-01 00:00:00')")
+    engine.dispose()
+    store = Store(ledger_url)
+    assert datasets.waiting(store, "digits") == ()
+    assert datasets.see(store, "digits", ["sha256:v2", "sha256:v1"]) == {"sha256:v0": -1, "sha256:v1": 0, "sha256:v2": 1}
+    assert datasets.waiting(store, "digits") == ()
+    store.close()
+
+
 def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(store: Store, ledger_url: str) -> None:
     with store.transaction() as connection:
         connection.execute(sa.text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,9 @@ def test_a_version_of_another_dataset_is_refused_and_not_taken(inbox: Path, ledg
 
 def test_an_event_may_not_pass_another_dataset_off_as_this_one(inbox: Path, ledger: Store) -> None:
     letters = publish(inbox, "letters", dataset="letters")
-    with pytest.raises(AirflowFailException, match=r"SpecError: .*'letters': expected 'digits'"):
+    with pytest.raises(AirflowFailException, match=r"SpecError: .*which the ledger has not announced; its manifest is of letters sha256:"):
         claim(inbox, event(dataclasses.replace(letters, dataset="digits")))
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
 
 
 @pytest.mark.parametrize("changes", [{"uri": "{outside}"}, {"uri": "{outside}", "name": "v2"}, {"name": "../outside", "uri": "{outside}"}])
@@ -212,7 +214,7 @@ def test_a_version_corrected_in_place_while_its_run_is_queued_holds_up_no_other(
     write_manifest(Path(old.uri), "digits")
     with pytest.raises(AirflowFailException, match=r"ManifestMismatch: .*holds another version"):
         claim(inbox, event(old))
-    assert datasets.waiting(ledger, "digits") is None
+    assert datasets.waiting(ledger, "digits") == ()
 
 
 def test_an_event_with_another_payload_is_refused(inbox: Path, ledger: Store) -> None:
@@ -225,3 +227,88 @@ def test_a_ledger_that_does_not_answer_is_worth_a_retry(inbox: Path, connect: An
     connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "nowhere" / "ledger.db"))
     with pytest.raises(LedgerUnavailable):
         claim(inbox)
+
+
+def test_the_newest_is_what_the_ledger_saw_last_whatever_happens_to_files_afterwards(inbox: Path, ledger: Store) -> None:
+    for name in ("v1", "v2"):
+        publish(inbox, name)
+    assert claim(inbox, repeat=True).name == "v2"
+    (inbox / "v1").chmod(0o700)
+    shutil.copytree(inbox / "v1", inbox.parent / "backup", copy_function=os.link)
+    for path in (inbox / "v1").iterdir():
+        os.utime(path, (4e9, 4e9))
+    assert claim(inbox, ti=OTHER, repeat=True).name == "v2"
+    late = publish(inbox, "a-late-one")
+    os.utime(inbox / "a-late-one" / "manifest.json", (0, 0))
+    assert claim(inbox, ti=FakeTaskInstance(run_id="third"), repeat=True) == late
+
+
+def test_of_versions_that_the_ledger_sees_at_once_the_last_by_name_is_the_newest(inbox: Path, ledger: Store) -> None:
+    for name in ("v10", "v9", "v1"):
+        publish(inbox, name)
+    assert claim(inbox).name == "v10"
+
+
+def test_joined_events_count_in_the_order_of_the_ledger_and_not_of_their_times(inbox: Path, ledger: Store) -> None:
+    v1, v2 = publish(inbox, "v1"), publish(inbox, "v2")
+    for version in (v1, v2):
+        datasets.announce(ledger, version)
+    assert claim(inbox, event(v2), event(v1)) == v2, "the older one was offered again"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        lambda v1, v2: {**to_data(v1), "digest": v2.digest},
+        lambda v1, v2: {**to_data(v2), "name": "v1", "uri": v1.uri},
+        lambda v1, v2: {**to_data(v2), "digest": "sha256:" + "0" * 64},
+        lambda v1, v2: {**to_data(v2), "digest": ""},
+        lambda v1, v2: {**to_data(v2), "uri": "/etc"},
+        lambda v1, v2: {**to_data(v2), "name": "v3"},
+        lambda v1, v2: {**to_data(v2), "name": "v\n2"},
+        lambda v1, v2: {**to_data(v2), "name": "\ud800"},
+        lambda v1, v2: {**to_data(v2), "dataset": "letters"},
+        lambda v1, v2: {**to_data(v2), "digest": "a\0b"},
+        lambda v1, v2: {**to_data(v2), "dataset": "x" * 10_000},
+        lambda v1, v2: {"name": "v2"},
+        lambda v1, v2: None,
+        lambda v1, v2: ["v2"],
+    ],
+)
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_forged_event_is_refused_and_the_real_version_keeps_its_turn(inbox: Path, ledger: Store, forged: Any, announced: bool) -> None:
+    v1, v2 = publish(inbox, "v1"), publish(inbox, "v2")
+    for version in (v1, v2) if announced else ():
+        datasets.announce(ledger, version)
+    before = datasets.waiting(ledger, "digits")
+    payload = {"from_rest_api": True, "payload": forged(v1, v2)}
+    with pytest.raises(AirflowFailException, match=r"(SpecError|ResultInvalid): "):
+        claim(inbox, payload)
+    assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
+    assert datasets.waiting(ledger, "digits") == before
+    assert claim(inbox, payload, event(v2), payload, ti=OTHER) == v2, "beside a real event it changes nothing"
+
+
+def test_an_event_by_hand_that_says_what_the_manifest_says_is_as_good_as_the_triggers(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    assert claim(inbox, {"from_rest_api": True, "payload": to_data(v1)}) == v1
+
+
+def test_a_run_by_hand_that_takes_an_announced_version_leaves_its_event_its_turn(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    datasets.announce(ledger, v1)
+    assert claim(inbox, ti=OTHER) == v1
+    assert [one.version for one in datasets.waiting(ledger, "digits")] == [v1]
+    with pytest.raises(AirflowSkipException):
+        claim(inbox, event(v1))
+    assert datasets.waiting(ledger, "digits") == ()
+
+
+def test_an_announced_version_that_is_refused_holds_up_no_other(inbox: Path, ledger: Store) -> None:
+    v1 = publish(inbox, "v1")
+    elsewhere = publish(inbox.parent / "elsewhere", "v2")
+    for version in (v1, elsewhere):
+        datasets.announce(ledger, version)
+    with pytest.raises(AirflowFailException, match="Watch the same inbox"):
+        claim(inbox, event(elsewhere))
+    assert [one.version.name for one in datasets.waiting(ledger, "digits")] == ["v1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_mlops.artifacts import file_digest
-from airflow_mlops.data import arrival
+from airflow_mlops.data.reading import Digests
 from airflow_mlops.data.snapshot import publish_version
 from airflow_mlops.exceptions import DatasetNotFound, LedgerUnavailable
 from airflow_mlops.ledger import datasets
@@ -50,8 +48,9 @@ def test_an_empty_inbox_and_half_written_and_other_versions_are_waited_at(inbox:
 
 
 def test_runs_take_the_versions_in_the_order_they_came_and_each_but_once(inbox: Path) -> None:
-    older, newer = publish(inbox, "b"), publish(inbox, "a")
+    older = publish(inbox, "b")
     assert poke(inbox, FIRST) == to_data(older)
+    newer = publish(inbox, "a")
     assert poke(inbox, FIRST) == to_data(older)
     assert poke(inbox, SECOND) == to_data(newer)
     assert poke(inbox, FakeTaskInstance(run_id="run 3")) is None
@@ -69,16 +68,11 @@ def test_a_rejected_version_is_left_alone_but_by_the_run_that_has_it(inbox: Path
 def test_files_of_taken_versions_and_of_newer_ones_are_not_read(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def noting(path: Path) -> str:
-        read.append(path.parent.name)
-        return file_digest(path)
-
     for name in ("v1", "v2", "v3"):
         publish(inbox, name)
-        time.sleep(0.02)
     poke(inbox, FIRST)
-    real = arrival.candidates
-    monkeypatch.setattr(arrival, "candidates", lambda *args, **kwargs: real(*args, **kwargs, digest_of=noting))
+    real = Digests.__call__
+    monkeypatch.setattr(Digests, "__call__", lambda self, path, deadline: read.append(path.parent.name) or real(self, path, deadline))
     assert poke(inbox, SECOND)["name"] == "v2"
     assert read == ["v2"]
 

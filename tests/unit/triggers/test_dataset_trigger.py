@@ -168,7 +168,7 @@ async def test_what_is_held_and_why_is_said_once(inbox: Path, ledger: Store, cap
         assert not waiting.done()
         said = [record.getMessage() for record in caplog.records if "is held" in record.getMessage()]
     assert len(said) == 1
-    assert "digits v2 has arrived and is held until a run has taken v1" in said[0]
+    assert "digits v2 has arrived and is held until the run of v1 has begun" in said[0]
     take(ledger, v1)
     assert (await waiting)[1] == v2.digest
 
