@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_mlops.artifacts import bytes_digest
 from airflow_mlops.data.arrival import Candidate, natural
-from airflow_mlops.data.manifest import MANIFEST_NAME, MAX_BYTES, FileEntry, read_regular
-from airflow_mlops.data.reading import RACY_SECONDS, Digests, Headings, NotRead, Signature, signature
+from airflow_mlops.data.manifest import MANIFEST_NAME, MAX_BYTES, FileEntry, is_version_name, read_regular
+from airflow_mlops.data.reading import RACY_SECONDS, Digests, Headings, NotRead, Signature, signature, status_of
 from airflow_mlops.data.snapshot import check_digest, check_size, read_manifest
 from airflow_mlops.exceptions import DatasetNotFound, ManifestInvalid, ManifestMismatch
 from airflow_mlops.names import shown
@@ -100,7 +100,7 @@ class Inbox:
         :raises DatasetNotFound: the inbox is not there, or can not be listed now.
         """
         self._deadline = time.monotonic() + self._look_seconds
-        found = [(path, status) for path in self._directories() if (status := _status(path / MANIFEST_NAME)) is not None]
+        found = [(path, status) for path in self._directories() if (status := status_of(path / MANIFEST_NAME)) is not None]
         self._headings.keep({path for path, _ in found})
         listed = []
         for path, status in sorted(found, key=lambda one: getattr(one[1], "st_size", 0)):
@@ -141,7 +141,7 @@ class Inbox:
             heading, problem = self._headings(path / MANIFEST_NAME, status, self._deadline)
         except OSError as error:
             heading, problem = None, _unreadable(path, error)
-        if not is_name(path.name):
+        if not is_version_name(path.name):
             problem = f"{shown(path.name)} is no version's name: expected characters that print, and no dot in front. Publish it under another."
         return Listed(path, heading, problem)
 
@@ -204,11 +204,6 @@ def in_order(store: Store, listed: Iterable[Listed], dataset: str) -> list[tuple
     return sorted(mine, key=lambda one: numbers[one[1].digest])
 
 
-def is_name(name: str) -> bool:
-    """Return whether a version's directory may have this `name`: one that prints, and is no path."""
-    return name.isprintable() and name == Path(name).name and not name.startswith(".")
-
-
 def _read_heading(path: Path) -> tuple[Heading | None, str]:
     try:
         manifest = read_manifest(path.parent)
@@ -225,16 +220,6 @@ def _broken(one: Listed, why: Exception | str, found_in: dict[Path, Signature | 
 
 def _unreadable(directory: Path, error: OSError) -> str:
     return shown(f"{directory} can not be read ({error}). Correct its permissions.", MAX_PROBLEM)
-
-
-def _status(path: Path) -> os.stat_result | OSError | None:
-    """Return how the file at `path` looks, why that can not be seen, or None if there is none."""
-    try:
-        return path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        return error.with_traceback(None)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

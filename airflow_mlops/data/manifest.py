@@ -102,6 +102,11 @@ def check_path(manifest: Path, path: str) -> None:
         )
 
 
+def is_version_name(name: str) -> bool:
+    """Return whether a version's directory may have this `name`: one that prints, and is no path."""
+    return name.isprintable() and name == Path(name).name and not name.startswith(".")
+
+
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file of at most `max_bytes`; raise `ManifestInvalid` for a longer one and whatever is no file.
 

@@ -112,6 +112,16 @@ def signature(path: Path) -> Signature | None:
         return None
 
 
+def status_of(path: Path) -> os.stat_result | OSError | None:
+    """Return how the file at `path` looks, why that can not be seen, or None if there is none."""
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error.with_traceback(None)
+
+
 def _signature(status: os.stat_result) -> Signature:
     return status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 

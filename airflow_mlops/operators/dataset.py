@@ -186,7 +186,9 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         return next((candidate.version for candidates in found for candidate in candidates if candidate.version), None)
 
     def _directory(self, name: str) -> Path:
-        if not isinstance(name, str) or Path(name).name != name or name.startswith(".") or not name.isprintable():
+        from airflow_mlops.data.manifest import is_version_name
+
+        if not is_version_name(name):
             raise SpecError(f"{shown(repr(name))} is no version's name: expected the plain name of a directory in {self.inbox}. Correct it.")
         return Path(self.inbox) / name
 

@@ -57,10 +57,9 @@ class DatasetVersionSensor(BaseSensorOperator):
         from airflow_mlops.data.inbox import Inbox, in_order
 
         inbox = Inbox(Path(self.inbox))
-        for one, heading in in_order(store, inbox.listed(), self.dataset):
-            if heading.digest not in passed_over:
-                for candidate in inbox.examine([one]):
-                    if candidate.version:
-                        return candidate.version
-                    self.log.warning("%s is not complete: %s", candidate.name, candidate.problem)
+        left = [one for one, heading in in_order(store, inbox.listed(), self.dataset) if heading.digest not in passed_over]
+        for candidate in (candidate for one in left for candidate in inbox.examine([one])):
+            if candidate.version:
+                return candidate.version
+            self.log.warning("%s is not complete: %s", candidate.name, candidate.problem)
         return None

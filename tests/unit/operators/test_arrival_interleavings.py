@@ -89,11 +89,11 @@ class Arrival(RuleBasedStateMachine):
 
     # The world
 
+    @precondition(lambda self: len(self.published) < 6)
     @rule()
     def publish(self) -> None:
-        if len(self.published) < 6:
-            name = f"v{len(self.published) + 1}"
-            self.published.append(publish_version({"a.csv": name.encode()}, self.inbox, name=name, dataset="digits"))
+        name = f"v{len(self.published) + 1}"
+        self.published.append(publish_version({"a.csv": name.encode()}, self.inbox, name=name, dataset="digits"))
 
     @rule(seconds=st.sampled_from([1.0, QUARTER, 7 * 3600.0]))
     def wait(self, seconds: float) -> None:
@@ -104,6 +104,7 @@ class Arrival(RuleBasedStateMachine):
         """The triggerer is new, and has forgotten what it had not written down."""
         self.watcher = trigger.DatasetInbox("digits", str(self.inbox), "mlops_ledger_default", 5.0, 600.0)
 
+    @precondition(lambda self: self.published)
     @rule(crash=st.sampled_from(["", "", "", "before", "after"]))
     def look(self, crash: str = "") -> None:
         """The trigger looks; Airflow stores its event, unless the triggerer dies before that; and it dies before it knows, or does not."""
@@ -118,6 +119,7 @@ class Arrival(RuleBasedStateMachine):
         if crash:
             self.restart()
 
+    @precondition(lambda self: self.queued)
     @rule(dag_id=PIPELINES)
     def schedule(self, dag_id: str) -> None:
         """Make the run of the event that is queued; Airflow gives it the events until then and drops the later ones."""
@@ -132,27 +134,27 @@ class Arrival(RuleBasedStateMachine):
     @rule(dag_id=PIPELINES, number=st.integers(0, 6), repeat=st.booleans())
     def trigger_by_hand(self, dag_id: str, number: int, repeat: bool) -> None:
         """A person starts a run, for a version or for the newest one."""
-        if dag_id in self.dags and len(self.runs) < 40:
+        if dag_id in self.dags:
             version = self.published[number - 1].name if 0 < number <= len(self.published) else None
             self.runs.append(Run(dag_id, f"manual {len(self.runs)}", version=version, repeat=repeat))
 
-    @rule(which=st.integers(0, 100), dies=st.sampled_from([False, False, False, True]))
+    @precondition(lambda self: any(run.state == "queued" for run in self.runs))
+    @rule(which=st.integers(0, 100), dies=st.booleans())
     def begin(self, which: int, dies: bool) -> None:
         """The task ``claim`` of a queued run is run, or dies before it did anything."""
         queued = [run for run in self.runs if run.state == "queued"]
-        if queued:
-            run = queued[which % len(queued)]
-            running = [other for other in self.runs if other.dag_id == run.dag_id and other.state == "running"]
-            if len(running) < self.max_active_runs:
-                run.state = "done" if dies else "running"
-                if not dies:
-                    self.claim(run)
+        run = queued[which % len(queued)]
+        running = [other for other in self.runs if other.dag_id == run.dag_id and other.state == "running"]
+        if len(running) < self.max_active_runs:
+            run.state = "done" if dies else "running"
+            if not dies:
+                self.claim(run)
 
+    @precondition(lambda self: any(run.state == "running" for run in self.runs))
     @rule(which=st.integers(0, 100))
     def finish(self, which: int) -> None:
         running = [run for run in self.runs if run.state == "running"]
-        if running:
-            running[which % len(running)].state = "done"
+        running[which % len(running)].state = "done"
 
     @precondition(lambda self: any(run.state == "done" for run in self.runs))
     @rule(which=st.integers(0, 100))
@@ -224,7 +226,7 @@ class Arrival(RuleBasedStateMachine):
 
 
 Arrival.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, print_blob=True
+    max_examples=30, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, print_blob=True
 )
 
 
