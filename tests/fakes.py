@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -93,6 +93,11 @@ class FakeTaskInstance:
     try_number: int = 1
     max_tries: int = 0
     pushed: dict[str, Any] = field(default_factory=dict)
+    active: Collection[str] = ()  # runs that have not ended, "DAG id/run id"
+
+    def get_dr_count(self, dag_id: str, run_ids: list[str], states: list[str]) -> int:
+        assert set(states) == {"queued", "running"}
+        return sum(f"{dag_id}/{run_id}" in self.active for run_id in run_ids)
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value

@@ -74,8 +74,8 @@ def dataset_versions(store: Store, *, limit: int = 50) -> list[SeenVersion]:
     ]
 
 
-def effects(store: Store, kinds: Collection[str], *, limit: int = 50) -> list[Effect]:
-    """Return the `limit` effects of these `kinds` asked for last; raise `LedgerUnavailable` when the database does not answer."""
+def effects(store: Store, kinds: Collection[str], *, limit: int | None = 50) -> list[Effect]:
+    """Return the `limit` effects of these `kinds` asked for last (None: all); raise `LedgerUnavailable` when the database does not answer."""
     query = sa.select(EFFECTS).where(EFFECTS.c.kind.in_(kinds)).order_by(EFFECTS.c.asked_at.desc(), EFFECTS.c.key).limit(limit)
     with store.transaction() as connection:
         rows = connection.execute(query).all()

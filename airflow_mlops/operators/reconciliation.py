@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,7 @@ class ReconcileModelsOperator(BaseOperator):
 
         ti = context["ti"]
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            found = self._compare(store)
+            found = self._compare(store, functools.partial(_still_runs, ti))
             repaired = [str(difference) for difference in found if difference.repaired]
             reported = [str(difference) for difference in found if not difference.repaired]
             new = untold(store, f"reconcile:{ti.dag_id}:{ti.task_id}", reported)
@@ -65,7 +67,7 @@ class ReconcileModelsOperator(BaseOperator):
         self.log.info("%s", headline)
         return {"repaired": repaired, "reported": reported, "headline": headline}
 
-    def _compare(self, store: Store) -> list[Difference]:
+    def _compare(self, store: Store, runs: Callable[[str], bool]) -> list[Difference]:
         from airflow_mlops.ledger.store import now
         from airflow_mlops.registry.reconciliation import Difference, reconcile
 
@@ -75,7 +77,7 @@ class ReconcileModelsOperator(BaseOperator):
                 broken.append(Difference(model, problem, repaired=False))
             else:
                 served[model] = version
-        return reconcile(store, MlflowHook(self.mlflow_conn_id).get_conn(), served, at=at) + broken
+        return reconcile(store, MlflowHook(self.mlflow_conn_id).get_conn(), served, at=at, runs=runs) + broken
 
     def _served(self, store: Store) -> dict[str, tuple[int | None, str]]:
         """Return for every model of the ledger the version that clients get, and why not all get it."""
@@ -88,3 +90,9 @@ class ReconcileModelsOperator(BaseOperator):
         config_path = Path(hook.extra("config_path"))
         with hook.get_conn() as fleet:
             return {model: look(fleet, config_path, model, self.version_label) for model in champions.models(store)}
+
+
+def _still_runs(ti: Any, release: str) -> bool:
+    """Return whether Airflow has yet to end the run that `release` (``DAG id/run id``) is."""
+    dag_id, _, run_id = release.partition("/")
+    return bool(ti.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["queued", "running"]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow_mlops.exceptions import AuditTrailBroken, LedgerAltered, ModelNotFound, RegistryError
 from airflow_mlops.ledger import chain, champions, history, journal
@@ -15,7 +16,7 @@ from airflow_mlops.registry.base import CHAMPION, ModelRegistry
 from airflow_mlops.registry.promotion import DIGEST_TAG, exists, project
 
 ACTOR = "reconciliation"
-ROLLOUT = timedelta(hours=1)  # a version serves before it is champion; its promotion is retried about as long as that
+ROLLOUT = timedelta(hours=1)  # an effect that is not ended after that is told: a task's retries take about as long
 CLOCKS = timedelta(minutes=1)  # how far the clocks of two workers may be apart
 
 
@@ -32,14 +33,20 @@ class Difference:
 
 
 def reconcile(
-    store: Store, registry: ModelRegistry, served: Mapping[str, int | None] | None = None, *, at: datetime | None = None
+    store: Store,
+    registry: ModelRegistry,
+    served: Mapping[str, int | None] | None = None,
+    *,
+    at: datetime | None = None,
+    runs: Callable[[str], bool] | None = None,
 ) -> list[Difference]:
     """Compare every model of the ledger with its aliases, its versions and what servers serve, and return what differed.
 
-    That a version serves which is not (yet) champion is no difference while its rollout, by the journal, began or ended less than an hour ago.
+    That a version serves which is not (yet) champion is no difference while its rollout, by the journal, still runs.
 
     :param served: by model, the version that clients get now (None: none at all); a model that is not named is not compared.
     :param at: when the servers were asked; by default now.
+    :param runs: whether a release (``DAG id/run id``) still runs; without it a rollout counts as running until there is a later champion.
     """
     found: list[Difference] = []
     for model in champions.models(store):
@@ -50,8 +57,9 @@ def reconcile(
             continue
         if reign is not None:
             found += _registry(store, registry, reign)
-            if served is not None and model in served and served[model] != reign.version:
-                found += _not_served(store, registry, reign, served[model], at or now())
+            differs = served is not None and model in served and served[model] != reign.version
+            if served is not None and differs and not _under_way(store, reign, served[model], at or now(), runs):
+                found.append(_not_served(registry, reign, served[model]))
     return found + _open_effects(store, (at or now()) - ROLLOUT)
 
 
@@ -126,18 +134,24 @@ def _repaired(changed: Mapping[str, int | None], reign: Reign) -> str:
     return f"Aliases were moved by hand ({said}) and say again what the ledger says: {CHAMPION} is version {reign.version}."
 
 
-def _not_served(store: Store, registry: ModelRegistry, reign: Reign, version: int | None, at: datetime) -> list[Difference]:
-    if reign.since > at - CLOCKS or (version is not None and _rolled_out_since(store, reign.model, version, at - ROLLOUT)):
-        return []
+def _not_served(registry: ModelRegistry, reign: Reign, version: int | None) -> Difference:
     gone = "" if version is None or exists(registry, reign.model, version) else ", which was deleted from the registry"
     message = (
         f"The servers serve {champions.spoken(version)}{gone}; the champion is version {reign.version} since {reign.since:%Y-%m-%d %H:%M} UTC. "
         f"Clear 'roll_out' of its release, or start '{reign.model}_rollback'."
     )
-    return [Difference(reign.model, message, repaired=False)]
+    return Difference(reign.model, message, repaired=False)
 
 
-def _rolled_out_since(store: Store, model: str, version: int, since: datetime) -> bool:
-    rollouts = history.effects(store, ("plan-rollout", "switch"))
-    about = {"model": model, "version": version}
-    return any(effect.request == about and (effect.applied_at or effect.asked_at) > since for effect in rollouts)
+def _under_way(store: Store, reign: Reign, version: int | None, at: datetime, runs: Callable[[str], bool] | None) -> bool:
+    """Return whether `version` may serve at `at` though it is not champion: its rollout still runs, or the champion is one of this minute."""
+    if reign.since > at - CLOCKS:
+        return True
+    plans = [plan for plan in history.effects(store, ("plan-rollout",), limit=None) if _about(plan) == (reign.model, version)]
+    if runs is None:
+        return any(plan.asked_at > reign.since for plan in plans)
+    return any(runs(release) for release in dict.fromkeys(plan.request.get("run", "") for plan in plans) if release)
+
+
+def _about(effect: history.Effect) -> tuple[Any, Any]:
+    return effect.request.get("model"), effect.request.get("version")

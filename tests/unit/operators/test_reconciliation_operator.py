@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -59,15 +59,21 @@ class Scene:
         extra = {"replicas": [one.addresses for one in replicas], "config_path": str(self.config_file), "deadline_seconds": 1}
         self.connect("tf_serving_default", "tf_serving", extra=extra)
 
-    def run(self, number: int = 1) -> dict[str, Any]:
-        """Return what a run of the task returns, as it comes out of Airflow's database."""
-        answer = self.task.execute(context(FakeTaskInstance("reconcile_models", f"run {number}", "reconcile")))
+    def serve(self, version: int) -> None:
+        """Let all replicas serve a version."""
+        self.label(stable=version)
+        for one in self.replicas:
+            one.versions = {version: AVAILABLE}
+
+    def run(self, number: int = 1, active: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what a run of the task returns, as it comes out of Airflow's database, while the runs `active` have not ended."""
+        answer = self.task.execute(context(FakeTaskInstance("reconcile_models", f"run {number}", "reconcile", active=active)))
         return dict(json.loads(json.dumps(answer)))
 
-    def told(self, number: int = 1) -> str:
+    def told(self, number: int = 1, active: Sequence[str] = ()) -> str:
         """Return what the run of the task fails with."""
         with pytest.raises(AirflowFailException) as caught:
-            self.run(number)
+            self.run(number, active)
         return str(caught.value)
 
 
@@ -129,15 +135,24 @@ def test_a_served_champion_that_was_deleted_is_told(scene: Scene) -> None:
     assert "The champion, version 2, was deleted from the registry; servers that have its files serve on" in scene.told()
 
 
-@pytest.mark.parametrize("kind", ["plan-rollout", "switch"])
-def test_a_rollout_under_way_is_no_difference_for_an_hour(scene: Scene, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene.label(stable=3)
-    for one in scene.replicas:
-        one.versions = {3: AVAILABLE}
-    journal.once(scene.ledger, "this rollout", kind, {"model": MODEL, "version": 3}, dict)
-    assert scene.run() == AGREE
-    monkeypatch.setattr("airflow_mlops.ledger.store.now", lambda: now() + timedelta(minutes=61))
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_rollout_is_no_difference_while_its_release_runs_and_no_longer(scene: Scene, switched: bool) -> None:
+    scene.serve(3)
+    about = {"model": MODEL, "version": 3, "run": "m_release/manual__1:2"}
+    journal.once(scene.ledger, "this plan", "plan-rollout", about, dict)
+    if switched:
+        journal.once(scene.ledger, "this switch", "switch", about, dict)
+    assert scene.run(active=["m_release/manual__1:2"]) == AGREE
     assert "The servers serve version 3; the champion is version 2" in scene.told()
+
+
+def test_servers_that_are_told_to_serve_the_version_before_are_told_of_at_once(scene: Scene) -> None:
+    for version in (1, 2):
+        about = {"model": MODEL, "version": version, "run": f"m_release/{version}"}
+        for kind in ("plan-rollout", "switch"):
+            journal.once(scene.ledger, f"{kind} {version}", kind, about, dict)
+    scene.serve(1)
+    assert "The servers serve version 1; the champion is version 2" in scene.told(active=["m_release/2"])
 
 
 def test_a_reign_that_was_changed_by_hand_is_told_and_the_aliases_stay_as_they_are(scene: Scene) -> None:

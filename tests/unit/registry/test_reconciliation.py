@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from airflow_mlops.exceptions import ModelNotFound, RegistryError, RegistryUnavailable
-from airflow_mlops.ledger import chain
+from airflow_mlops.ledger import chain, champions, journal
+from airflow_mlops.ledger.champions import Claim
 from airflow_mlops.ledger.store import Store, now
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.registry.reconciliation import Difference, delete_version, reconcile
@@ -105,3 +106,11 @@ def test_a_version_that_never_was_is_not_said_to_be_deleted(store: Store, regist
     with pytest.raises(ModelNotFound):
         delete_version(store, registry, name, 9, actor="ann", served={})
     assert list(chain.events(store, model=name, kinds=["deleted"])) == []
+
+
+def test_without_airflow_a_rollout_runs_until_there_is_a_later_champion(store: Store, registry: MlflowRegistry, name: str) -> None:
+    later = now() + timedelta(minutes=2)
+    journal.once(store, f"plan {name}", "plan-rollout", {"model": name, "version": 3, "run": "r/1"}, dict)
+    assert of(name, reconcile(store, registry, {name: 3}, at=later)) == []
+    champions.crown(store, Claim(f"{name} 1 again", name, 1, 2))
+    assert "The servers serve version 3" in of(name, reconcile(store, registry, {name: 3}, at=later))[-1].message
