@@ -6,7 +6,8 @@ import hashlib
 import re
 
 MAX_SHOWN = 250  # characters: the ledger's shortest column for a name, with room for a mark
-MAX_FILE_NAME = 160  # of the 255 bytes that file systems take, so that others may add to it
+MAX_FILE_NAME = 250  # as long as Airflow's ids; file systems take 255 bytes
+_ESCAPED = re.compile(r"~([0-9a-f]{2})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
@@ -33,6 +34,13 @@ def file_name(text: str) -> str:
         return name
     digest = hashlib.sha256(_bytes(text)).hexdigest()[:40]
     return f"{name[: MAX_FILE_NAME - len(digest) - 2]}~~{digest}"  # nowhere else do two tildes follow each other
+
+
+def text_of(name: str) -> str | None:
+    """Return the text whose `file_name` is `name`; None for a name that is of no text, or of one that was shortened."""
+    raw = b"".join(bytes([int(part, 16)]) if index % 2 else part.encode("utf-8", "replace") for index, part in enumerate(_ESCAPED.split(name)))
+    text = "" if name == "~" else raw.decode("utf-8", "surrogateescape")
+    return text if file_name(text) == name else None
 
 
 def _hex(found: re.Match[str]) -> str:

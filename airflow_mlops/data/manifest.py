@@ -102,9 +102,9 @@ def check_path(manifest: Path, path: str) -> None:
         )
 
 
-def is_version_name(name: str) -> bool:
-    """Return whether a version's directory may have this `name`: one that prints, and is no path."""
-    return name.isprintable() and name == Path(name).name and not name.startswith(".")
+def is_version_name(name: object) -> bool:
+    """Return whether a version's directory may have this `name`: a text that prints, and is no path."""
+    return isinstance(name, str) and name.isprintable() and name == Path(name).name and not name.startswith(".")
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from airflow.sdk import conf
 
+from airflow_mlops.names import file_name, text_of
 from airflow_mlops.usage import Prices
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ def workspace() -> Path:
 
 
 def task_directory(context: Context) -> Path:
-    """Return the directory of this task in its run."""
+    """Return the directory of this task in its run: another one for every DAG, run, task and map index, whatever they are called."""
     ti = context["ti"]
-    mapped = f"-{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
-    return workspace() / "runs" / ti.dag_id / _file_name(ti.run_id) / f"{ti.task_id}{mapped}"
+    task = workspace() / "runs" / file_name(ti.dag_id) / file_name(ti.run_id) / file_name(ti.task_id)
+    return task / f"map-{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else task
 
 
 def try_directory(context: Context) -> Path:
@@ -37,11 +37,8 @@ def evidence_directory(context: Context, model: str, version: int) -> Path:
 
     The DAG is in it: who may read the DAG may read the pack.
     """
-    return workspace() / "evidence" / context["ti"].dag_id / model / f"{version}-{_file_name(context['ti'].run_id)}"
-
-
-def _file_name(run_id: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.+-]", "_", run_id)
+    ti = context["ti"]
+    return workspace() / "evidence" / file_name(ti.dag_id) / file_name(model) / str(version) / file_name(ti.run_id)
 
 
 def run_of(context: Context) -> str:
@@ -78,7 +75,8 @@ def task_url(context: Context) -> str | None:
 
 def report_url(page: Path) -> str:
     """Return the address under which the API server shows `page`, a file below the workspace."""
-    return f"{reports_url()}{quote(page.relative_to(workspace()).as_posix())}"
+    area, folder, *rest = page.relative_to(workspace()).parts
+    return f"{reports_url()}{'/'.join(quote(part, safe='') for part in (area, text_of(folder) or folder, *rest))}"
 
 
 def reports_url() -> str:

@@ -16,6 +16,8 @@ from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.local.api import AirflowApi
 from airflow_mlops.local.deployment import LocalDeployment
 from airflow_mlops.local.digits import ALL, SMALL, publish_digits
+from airflow_mlops.local.lock import only_one
+from airflow_mlops.local.services import Settings
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import from_data
 from airflow_mlops.stages import stage
@@ -206,5 +208,7 @@ def run_demo(home: Path) -> int:
     if not (dags / "digits.py").is_file():
         raise MlopsError(f"The demo's DAGs are not at {dags}; run it from a checkout of the project.")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    Demo(LocalDeployment(home, dags), print).run()
+    pages = f"Airflow's pages are at {Settings.of(home).url('airflow')}. " if (home / "settings.json").exists() else ""
+    with only_one(home, "demo", where=f"{pages}Its logs are in {home}/logs. "):
+        Demo(LocalDeployment(home, dags), print).run()
     return 0

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
 from airflow_mlops.exceptions import MlopsError
+from airflow_mlops.local.lock import only_one
 from airflow_mlops.local.processes import Session, command_line, marked, send
 from airflow_mlops.local.services import MARKER, USERS, Settings, commands, environment
 from airflow_mlops.results import from_data
@@ -41,22 +42,30 @@ class LocalDeployment:
         return self.home / "inbox"
 
     def start(self, say: Callable[[str], None]) -> None:
-        """Start whatever does not run and return when all services answer; raise `MlopsError` naming the log of one that does not."""
-        if not _supervisors(self.home):
-            end_processes(self.home)  # what a killed supervisor left would hold the ports
-            self.settings = self.settings.store(self.home)
-            self._prepare(say)
-            write_atomically(self.home / "services.json", canonical_json(commands(self.home, self.settings)))
-            with (self.home / "logs" / "supervisor.log").open("ab") as log:
-                subprocess.Popen(
-                    [sys.executable, "-m", "airflow_mlops.local.supervisor", str(self.home)],
-                    env=self._process_env(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        self._wait_until_healthy(say)
+        """Start whatever does not run and return when all services answer.
+
+        :raises MlopsError: a service does not answer, whose log the message names; or another process starts this deployment now.
+        """
+        with only_one(self.home, "start"), _for_nobody_else():
+            self.settings = Settings.of(self.home)  # another one may have made them since
+            if not _supervisors(self.home):
+                end_processes(self.home)  # what a killed supervisor left would hold the ports
+                self.settings = self.settings.store(self.home)
+                self._prepare(say)
+                write_atomically(self.home / "services.json", canonical_json(commands(self.home, self.settings)), mode=0o600)
+                self._supervise()
+            self._wait_until_healthy(say)
+
+    def _supervise(self) -> None:
+        with (self.home / "logs" / "supervisor.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "airflow_mlops.local.supervisor", str(self.home)],
+                env=self._process_env(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _process_env(self) -> dict[str, str]:
         # Settings of another Airflow in the caller's shell must not reach this one.
@@ -70,6 +79,7 @@ class LocalDeployment:
         return {name: session.pid for name, session in _sessions(self.home).items()}
 
     def _prepare(self, say: Callable[[str], None]) -> None:
+        self.home.chmod(0o700)
         for name in ("airflow", "inbox", "logs", "models", "mlflow-artifacts", "workspace"):
             (self.home / name).mkdir(parents=True, exist_ok=True)
         (self.home / "models.config").touch()
@@ -125,6 +135,16 @@ def end_processes(home: Path) -> list[int]:
     send(_processes(home), signal.SIGKILL)
     _wait(lambda: not _processes(home), seconds=5.0)
     return _processes(home)
+
+
+@contextlib.contextmanager
+def _for_nobody_else() -> Iterator[None]:
+    """Make what is written inside readable by its owner only."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _wait(done: Callable[[], bool], *, seconds: float) -> None:

@@ -97,6 +97,8 @@ def environment(home: Path, dags: Path, settings: Settings) -> dict[str, str]:
         "DAG_PROCESSOR__PARSING_PROCESSES": "1",
         "LOGGING__WORKER_LOG_SERVER_PORT": str(ports["worker_logs"]),
         "LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports["trigger_logs"]),
+        "LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
+        "LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "0o600",
         # Tasks whose process, or whose scheduler, was killed are noticed in a minute instead of five.
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",

@@ -1,21 +1,27 @@
 """Keeps the services of a one-machine deployment running: ``python -m airflow_mlops.local.supervisor HOME``.
 
 Each service is a session of its own, so that it can be ended with all it started. A service that ends is started again; one that ends again
-and again is started less and less often, up to once in `MAX_PAUSE` seconds.
+and again is started less and less often, up to once in `MAX_PAUSE` seconds. The scheduler is started again, too, when nothing leaves Airflow's queue.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from airflow_mlops.artifacts import canonical_json, write_atomically
+from airflow_mlops.local.api import AirflowApi
+from airflow_mlops.local.lock import only_one
 from airflow_mlops.local.processes import Session, send
+from airflow_mlops.local.services import Settings
+from airflow_mlops.local.stall import Queue, Watch
 from airflow_mlops.results import to_data
 
 MAX_PAUSE = 30.0
@@ -67,29 +73,39 @@ class Service:
 
 
 def supervise(home: Path) -> int:
-    """Run the services that ``HOME/services.json`` names until SIGTERM, then end them all."""
-    stopping = False
+    """Run the services that ``HOME/services.json`` names until SIGTERM, then end them all; raise `MlopsError` if another process does that."""
+    os.umask(0o077)  # what services write is for nobody else
+    with only_one(home, "supervisor"):
+        commands: dict[str, list[str]] = json.loads((home / "services.json").read_bytes())
+        _supervise(home, [Service(name, command, home / "logs") for name, command in commands.items()])
+    return 0
 
-    def stop(_signal: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    logs = home / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    commands: dict[str, list[str]] = json.loads((home / "services.json").read_bytes())
-    services = [Service(name, command, logs) for name, command in commands.items()]
-    while not stopping:
+def _supervise(home: Path, services: list[Service]) -> None:
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    watch = _watch(home) if any(service.name == "scheduler" for service in services) else None
+    while not stopping.is_set():
         before = [service.session for service in services]
         for service in services:
+            if service.name == "scheduler" and watch and watch.stalled():
+                log.warning(
+                    "Nothing leaves Airflow's queue: the scheduler is started again. A worker that was killed may have kept the queue's lock."
+                )
+                service.kill()
             service.keep_running(time.monotonic())
         if before != [service.session for service in services]:
             sessions = {service.name: to_data(service.session) for service in services if service.session}
-            write_atomically(home / "processes.json", canonical_json(sessions))
+            write_atomically(home / "processes.json", canonical_json(sessions), mode=0o600)
         time.sleep(0.5)
     _end(services)
-    return 0
+
+
+def _watch(home: Path) -> Watch:
+    settings = Settings.of(home)
+    return Watch(Queue(lambda: AirflowApi(settings.url("airflow"), "admin", settings.password)).look)
 
 
 def _end(services: list[Service]) -> None:

@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from airflow_mlops.exceptions import MlopsError
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.workspace import workspace
+from airflow_mlops.names import file_name
 from airflow_mlops.ui import overview, pages, reports
 from airflow_mlops.ui.access import Access, access_of
 from airflow_mlops.ui.services import services
@@ -50,7 +51,7 @@ def report(request: Request, area: str, dag_id: str, path: str, reader: Reader) 
     """Send one file of a run or of an evidence pack to who may see it; nothing else is ever sent."""
     if not reader.reads(dag_id):
         raise HTTPException(403, f"Your role in Airflow may not read the runs of the DAG {dag_id}. Ask for one that may.")
-    file = reports.find(workspace(), f"{area}/{dag_id}/{path}")
+    file = reports.find(workspace(), f"{area}/{file_name(dag_id)}/{path}")
     if file is None:
         raise HTTPException(404, f"There is no report {path} of the DAG {dag_id}. Reports are removed with their run's files.")
     if not reports.is_page(area, file) and not reader.edits(dag_id):

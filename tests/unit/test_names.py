@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_mlops.names import MAX_FILE_NAME, file_name, shown
+from airflow_mlops.names import MAX_FILE_NAME, file_name, shown, text_of
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=400)
 
@@ -32,6 +32,22 @@ def test_a_file_name_is_safe_visible_and_short(text: str) -> None:
     name = file_name(text)
     assert 0 < len(os.fsencode(name)) <= MAX_FILE_NAME
     assert Path(name).name == name and not name.startswith(".") and name.isprintable()
+
+
+@given(ANY_TEXT)
+@example("größer~7e")
+@example(".")
+@example("")
+def test_the_text_of_a_file_name_is_found_again_unless_it_was_shortened(text: str) -> None:
+    name = file_name(text)
+    whole = "~~" not in name and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    assert text_of(name) == text if whole else text_of(name) in (text, None)
+
+
+@given(ANY_TEXT)
+def test_what_is_no_file_name_is_of_no_text(name: str) -> None:
+    text = text_of(name)
+    assert text is None or file_name(text) == name
 
 
 def test_an_ordinary_id_is_still_read_in_its_file_name() -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +21,7 @@ from airflow_mlops.get_provider_info import get_provider_info
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.tf_serving import TFServingHook
-from airflow_mlops.hooks.workspace import report_url, try_directory, workspace
+from airflow_mlops.hooks.workspace import evidence_directory, report_url, try_directory, workspace
 from airflow_mlops.ledger import datasets
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.ledger.tables import METADATA
@@ -277,16 +278,52 @@ def test_options_of_the_object_store_reach_the_publisher_and_no_log(connect: Con
         TFServingHook().storage_options()
 
 
-def test_each_try_of_each_mapped_task_has_a_directory_of_its_own(workspace: Path) -> None:
-    instances = [FakeTaskInstance(), FakeTaskInstance(try_number=2), FakeTaskInstance(map_index=0), FakeTaskInstance(run_id="other")]
+IDS = [
+    "manual__a:b",
+    "manual__a_b",
+    "manual__a~b",
+    "manual__a~3ab",
+    ".",
+    "..",
+    "~2e",
+    "a/b",
+    "a",
+    "x" * 250,
+    "x" * 249 + ":",
+    "größer",
+    "../../etc/x:y",
+]
+
+
+def test_each_try_of_each_task_has_a_directory_of_its_own_whatever_its_ids_are(workspace: Path) -> None:
+    instances = [FakeTaskInstance(dag_id=one, run_id=other) for one in IDS for other in IDS]
+    instances += [FakeTaskInstance(task_id=one, map_index=index) for one in ("train", "train-1", "map-1", "a.b") for index in (-1, 0, 1)]
+    instances += [FakeTaskInstance(try_number=2), FakeTaskInstance(task_id="x" * 250, map_index=99_999)]
     paths = [try_directory(context(ti)) for ti in instances]
-    assert len(set(paths)) == 4
-    assert all(path.is_relative_to(workspace) for path in paths)
+    assert len(set(paths)) == len(instances)
+    for path in paths:
+        assert len(path.resolve().relative_to(workspace / "runs").parts) >= 4
+        assert not any(one != other and one.is_relative_to(path) for one in paths for other in [path])
+    path.mkdir(parents=True)
 
 
-def test_a_run_id_can_not_lead_out_of_the_workspace(workspace: Path) -> None:
-    path = try_directory(context(FakeTaskInstance(run_id="../../etc/x:y")))
-    assert path.relative_to(workspace / "runs").parts[1] == ".._.._etc_x_y"
+def test_each_pack_of_evidence_has_a_directory_of_its_own(workspace: Path) -> None:
+    paths = [
+        evidence_directory(context(FakeTaskInstance(run_id=run_id, dag_id=dag_id)), model, version)
+        for run_id in ("a:b", "a_b", ".", "x" * 250)
+        for dag_id in ("..", "release")
+        for model in ("m", ".", "m/1")
+        for version in (1, 11)
+    ]
+    assert len(set(paths)) == len(paths)
+    assert all(len(path.resolve().relative_to(workspace / "evidence").parts) == 4 for path in paths)
+
+
+@pytest.mark.parametrize("dag_id", ["digits_release", ".hidden", "größer", "x" * 250])
+def test_the_address_of_a_report_names_the_dag(workspace: Path, dag_id: str) -> None:
+    page = try_directory(context(FakeTaskInstance(dag_id=dag_id))) / "report.html"
+    area, found, *_ = report_url(page).removeprefix("/mlops/reports/").split("/")
+    assert (area, unquote(found)) == ("runs", dag_id)
 
 
 @pytest.mark.parametrize(
