@@ -79,6 +79,7 @@ class LocalDeployment:
         return {name: session.pid for name, session in _sessions(self.home).items()}
 
     def _prepare(self, say: Callable[[str], None]) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
         self.home.chmod(0o700)
         for name in ("airflow", "inbox", "logs", "models", "mlflow-artifacts", "workspace"):
             (self.home / name).mkdir(parents=True, exist_ok=True)

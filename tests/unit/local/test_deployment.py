@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -31,6 +33,17 @@ def test_what_runs_in_a_shell_that_read_the_environment_file_is_not_ended_with_t
         left, ended = end_processes(deployment.home), bystander.poll()
         bystander.kill()
     assert (left, ended) == ([], None)
+
+
+def test_what_a_start_writes_is_for_its_owner_only(deployment: LocalDeployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment.home.mkdir(mode=0o755)
+    for name in ("_supervise", "_wait_until_healthy"):
+        monkeypatch.setattr(LocalDeployment, name, lambda *_: None)
+    deployment.start(print)
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in (deployment.home, *deployment.home.rglob("*"))}
+    assert len(found) > 10
+    assert {path.name: oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+    assert os.umask(os.umask(0o022)) != 0o077, "the caller's own files are as before"
 
 
 def test_a_process_that_bears_the_mark_is_ended(deployment: LocalDeployment) -> None:
