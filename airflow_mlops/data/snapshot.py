@@ -8,9 +8,9 @@ counted, so a stray ``_SUCCESS`` or editor file neither breaks a version nor smu
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -56,9 +56,9 @@ def publish_version(source: Path | Mapping[str, bytes | Path], inbox: Path, *, n
     """
     _check_name("version name", name)
     inbox.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=inbox))
+    staging = inbox / f".staging-{secrets.token_hex(8)}"
+    staging.mkdir()
     try:
-        staging.chmod(0o755)
         _fill(staging, source)
         manifest = write_manifest(staging, dataset)
         try:

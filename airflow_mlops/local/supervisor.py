@@ -119,5 +119,6 @@ def _end(services: list[Service]) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the queue is asked for all day
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     raise SystemExit(supervise(Path(sys.argv[1])))

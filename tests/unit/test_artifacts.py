@@ -17,6 +17,7 @@ from airflow_mlops.artifacts import (
     bytes_digest,
     canonical_json,
     clear_abandoned,
+    file_digest,
     path_digest,
     write_atomically,
     writer,
@@ -97,6 +98,26 @@ def test_a_written_file_is_whole_readable_by_others_and_alone(tmp_path: Path) ->
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode", "expected"), [(0o022, 0o644, 0o644), (0o077, 0o644, 0o600), (0o022, 0o600, 0o600)])
+def test_who_keeps_files_private_keeps_written_ones_private(tmp_path: Path, umask: int, mode: int, expected: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "result.json", b"one", mode=mode)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "result.json").stat().st_mode & 0o777 == expected
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_digest_is_that_of_a_file_and_nothing_else_is_waited_for(tmp_path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "x")
+    else:
+        (tmp_path / "x").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="no regular file"):
+        file_digest(tmp_path / "x")
 
 
 def test_a_disk_that_fills_up_leaves_the_old_content_and_no_other_file(tmp_path: Path) -> None:

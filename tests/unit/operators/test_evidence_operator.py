@@ -22,7 +22,7 @@ from tests.fakes import FakeTaskInstance, context
 from tests.released import MODEL, VERSION, Released
 
 RUN_ID = "manual__2026-01-01T00:00:00+00:00"
-DIRECTORY = "7-manual__2026-01-01T00_00_00+00_00"
+DIRECTORY = "7/manual__2026-01-01T00~3a00~3a00+00~3a00"
 
 
 class Desk:
@@ -87,7 +87,7 @@ def test_a_try_that_ended_between_the_pack_and_its_event_is_made_good(desk: Desk
 
 def test_another_run_writes_another_pack(desk: Desk) -> None:
     assert desk.write()["digest"] != desk.write(run_id="manual__2")["digest"]
-    assert {path.name for path in desk.path.parent.iterdir()} == {DIRECTORY, "7-manual__2"}
+    assert {path.name for path in desk.path.parent.iterdir()} == {DIRECTORY.removeprefix("7/"), "manual__2"}
     assert len(desk.events()) == 2
 
 

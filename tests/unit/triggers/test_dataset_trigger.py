@@ -164,7 +164,9 @@ async def test_what_is_held_and_why_is_said_once(inbox: Path, ledger: Store, cap
     stream = producer(make(inbox)).open_stream()
     waiting = asyncio.ensure_future(heard(stream))
     with caplog.at_level("INFO", "airflow_mlops.triggers.dataset"):
-        await asyncio.sleep(SILENCE_SECONDS)  # some ten looks
+        while not any("is held" in record.getMessage() for record in caplog.records):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(SILENCE_SECONDS)  # some ten more looks
         assert not waiting.done()
         said = [record.getMessage() for record in caplog.records if "is held" in record.getMessage()]
     assert len(said) == 1

@@ -82,10 +82,10 @@ def test_releases_tell_what_was_replaced_and_what_failed(client: TestClient, sto
 
 
 def test_the_evidence_of_a_release_is_a_link_with_its_score(client: TestClient, store: Store) -> None:
-    written = {"path": "/srv/workspace/evidence/digits_release/digits/7-manual__2026+00_00", "score": 0.5, "previous": 6}
+    written = {"path": "/srv/workspace/evidence/digits_release/digits/7/manual__2026+00~3a00", "score": 0.5, "previous": 6}
     once(store, "evidence:7", "evidence", {"model": "digits", "version": 7}, lambda: written)
     page = client.get("/").text
-    assert 'href="reports/evidence/digits_release/digits/7-manual__2026%2B00_00/index.html" target="_top">ML Test Score 0.5</a>' in page
+    assert 'href="reports/evidence/digits_release/digits/7/manual__2026%2B00~3a00/index.html" target="_top">ML Test Score 0.5</a>' in page
     assert "<td>6</td>" in page
 
 
