@@ -8,6 +8,7 @@ import re
 MAX_SHOWN = 250  # characters: the ledger's shortest column for a name, with room for a mark
 MAX_FILE_NAME = 250  # as long as Airflow's ids; file systems take 255 bytes
 _ESCAPED = re.compile(r"~([0-9a-f]{2})")
+_DOTS = re.compile(r"^\.|(?<=\.)\.")  # none in front, and never two
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
@@ -29,7 +30,7 @@ def file_name(text: str) -> str:
     if text == "":
         return "~"
     name = _UNSAFE.sub(_hex, text)
-    name = f"~2e{name[1:]}" if name.startswith(".") else name
+    name = _DOTS.sub("~2e", name)
     if len(name) <= MAX_FILE_NAME:
         return name
     digest = hashlib.sha256(_bytes(text)).hexdigest()[:40]

@@ -10,6 +10,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from airflow_mlops.names import text_of
+
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -49,7 +51,8 @@ def run_url(dag_id: str, run_id: str) -> str:
 
 def evidence_url(path: str) -> str:
     """Return the address of the page of the evidence pack at `path`, relative to the overview."""
-    return f"reports/evidence/{quote('/'.join(PurePosixPath(path).parts[-3:]))}/index.html"
+    folder, *rest = PurePosixPath(path).parts[-4:]
+    return f"reports/evidence/{'/'.join(quote(part, safe='') for part in (text_of(folder) or folder, *rest))}/index.html"
 
 
 def short_digest(digest: str) -> str:

@@ -31,7 +31,7 @@ def test_two_texts_never_share_a_file_name(one: str, other: str) -> None:
 def test_a_file_name_is_safe_visible_and_short(text: str) -> None:
     name = file_name(text)
     assert 0 < len(os.fsencode(name)) <= MAX_FILE_NAME
-    assert Path(name).name == name and not name.startswith(".") and name.isprintable()
+    assert Path(name).name == name and not name.startswith(".") and ".." not in name and name.isprintable()
 
 
 @given(ANY_TEXT)
