@@ -44,7 +44,7 @@ def test_a_release_that_is_run_again_after_another_does_not_say_that_its_version
 ) -> None:
     promote(store, registry, claim(name, 3, 2))
     promote(store, registry, claim(name, 1, 3))
-    with pytest.raises(PromotionConflict, match=r"This release made version 3 of .* champion on .*, and version 1 took its place on"):
+    with pytest.raises(PromotionConflict, match=r"This run made version 3 of .* champion on .*, and version 1 took its place on"):
         promote(store, registry, claim(name, 3, 2))
     assert registry.aliases(name) == {"champion": 1, "previous": 3}
 
