@@ -63,7 +63,7 @@ class Loader(Generic[S]):
         until = None if seconds is None else time.monotonic() + seconds
         new = await self.configure(config)
         while missing := arrivals.missing(new, self._versions, self._listings.wrong):
-            if (until is not None and time.monotonic() >= until) or any(arrival.is_final(until) for arrival in missing):
+            if (until is not None and time.monotonic() >= until) or all(arrival.is_final(until) for arrival in missing):
                 raise arrivals.refusal(missing)
             await asyncio.sleep(_WAIT_SECONDS)
 

@@ -367,6 +367,21 @@ class TestReloads:
             "1 model(s) did not become available: {{{name: m version: 2} due to error: no graph in it}, }",
         )
 
+    async def test_one_that_can_not_come_is_told_when_all_others_are_there(self, serving: Serving, base: Path) -> None:
+        publish(base, 1, kind="slow")
+        publish(base.with_name("n"), 1, kind="refused")
+        models = [ModelConfig(name, str(base.with_name(name)), (1,)) for name in ("m", "n")] + [
+            ModelConfig("missing", str(base.with_name("missing")))
+        ]
+        reloading = asyncio.create_task(serving.loader.reload(ServerConfig(tuple(models)), SECONDS))
+        await serving.until(1, "END", "n")
+        await asyncio.sleep(0.1)
+        assert not reloading.done()
+        serving.starter.released.set()
+        with pytest.raises(Refusal, match=r"^2 model\(s\) did not become available: .*name: missing} .*name: n version: 1}"):
+            await reloading
+        assert serving.state(1) == "AVAILABLE"
+
     async def test_it_waits_no_longer_than_it_may(self, serving: Serving, base: Path) -> None:
         publish(base, 1, kind="slow")
         with pytest.raises(Refusal, match="version: 1} due to error: it is LOADING"):
