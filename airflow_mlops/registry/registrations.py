@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import sqlalchemy as sa
+
 from airflow_mlops.exceptions import RegistryError, SpecError
 from airflow_mlops.gates import GateDecision, ReleasePolicy, decide
 from airflow_mlops.ledger import chain
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.ledger.tables import AUDIT_EVENTS
 from airflow_mlops.records import ResultRef, load, parse_refs
 from airflow_mlops.registry.base import ModelVersion
 from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, ValidationResult
@@ -101,6 +104,9 @@ def evidence_of(tags: Mapping[str, str]) -> Evidence:
 
 
 def _last(store: Store, name: str, version: int) -> dict[str, str] | None:
-    subject = f"{name}@{version}"
-    found = [event for event in chain.events(store, model=subject, kinds=[REGISTERED]) if event.subject == subject]
-    return dict(found[-1].details["tags"]) if found else None
+    subject, table = f"{name}@{version}", AUDIT_EVENTS.c
+    query = sa.select(table.line).where(table.subject == subject, table.kind == REGISTERED).order_by(table.number)
+    with store.transaction() as connection:
+        found = [chain.parsed(line) for line in connection.scalars(query)]
+    told = [event for event in found if (event.kind, event.subject) == (REGISTERED, subject)]  # columns say where to look, lines what was written
+    return dict(told[-1].details["tags"]) if told else None
