@@ -95,10 +95,24 @@ def edited(members: Members, edit: Callable[[dict[str, Any]], None]) -> Members:
     return {**members, "config.json": json.dumps(config).encode()}
 
 
+def with_a_lambda(path: Path) -> Path:
+    """Turn the innermost last layer of a saved model into one that brings code."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    layer = config
+    while "layers" in layer["config"]:
+        layer = layer["config"]["layers"][-1]
+    layer["class_name"] = "Lambda"
+    return packed(path, {**members, "config.json": json.dumps(config).encode()})
+
+
 @pytest.mark.parametrize("model", ORDINARY.values(), ids=ORDINARY)
-def test_what_keras_saves_of_its_own_layers_passes(path: Path, model: Callable[[], keras.Model]) -> None:
+def test_what_keras_saves_of_its_own_layers_passes_and_was_looked_at(path: Path, model: Callable[[], keras.Model]) -> None:
     model().save(path)
     inspect_keras(path)
+    with pytest.raises(UnsafeModel, match="Lambda"):
+        inspect_keras(with_a_lambda(path))
 
 
 @pytest.mark.parametrize("function", [lambda x: x * 2, keras.activations.relu], ids=["lambda", "named function"])
@@ -246,8 +260,10 @@ def test_an_array_of_objects_is_found_and_one_of_numbers_or_text_is_not(tmp_path
 
 
 def test_weights_may_be_any_bytes_because_only_tensorflow_reads_them(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(pickle.dumps([1.0]))
+    (tmp_path / "data").write_bytes(pickle.dumps(Shell()))
     inspect_files({"variables/variables.data-00000-of-00001": tmp_path / "data"})
+    with pytest.raises(UnsafeModel, match="is a pickle"):
+        inspect_files({"assets/weights.txt": tmp_path / "data"})
 
 
 def test_the_package_loads_no_array_with_pickled_objects_and_unpickles_only_what_its_own_processes_wrote() -> None:

@@ -82,8 +82,15 @@ def printing(directory: Path) -> Any:
 
 
 @pytest.mark.parametrize("model", [looked_up, text, pictures, first_generation, printing])
-def test_a_model_that_only_computes_passes(tmp_path: Path, model: Callable[[Path], Any]) -> None:
-    inspect_graph(model(tmp_path / "model"))
+def test_a_model_that_only_computes_passes_and_was_looked_at(tmp_path: Path, model: Callable[[Path], Any]) -> None:
+    message = model(tmp_path / "model")
+    inspect_graph(message)
+    graph = message.meta_graphs[0].graph_def
+    # The innermost function that the answer is computed by, or the graph itself where there is none, reads a file from now on.
+    inner = [node for function in graph.library.function for node in function.node_def if "serving_default" in function.signature.name]
+    (inner or list(graph.node))[-1].op = "ReadFile"
+    with pytest.raises(UnsafeModel, match="ReadFile"):
+        inspect_graph(message)
 
 
 def conditional(x: Any) -> Any:
