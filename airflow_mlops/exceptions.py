@@ -33,6 +33,7 @@
     │   ├── LedgerUnavailable       retryable
     │   ├── NotApproved             nobody agreed to this release, or to something else
     │   ├── NotHandedOver           an XCom says something else than the task before handed over, or that task did nothing
+    │   ├── UsersUnknown            retryable: Airflow's API server does not say who its users are
     │   ├── EvidenceInvalid         an evidence pack is not as it was written, or another one is in its place
     │   ├── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
     │   └── LedgerAltered           a row of the ledger is not what the audit trail says
@@ -197,6 +198,12 @@ class NotApproved(LedgerError):
 
 class NotHandedOver(LedgerError):
     """What an XCom says is not what the ledger says that an earlier task of the run handed over; the message names the task."""
+
+
+class UsersUnknown(LedgerError):
+    """Airflow's API server does not say who its users are."""
+
+    retryable = True
 
 
 class EvidenceInvalid(LedgerError):

@@ -56,9 +56,9 @@ class ApprovalPolicy:
     """Who must agree before a model goes live.
 
     * `num_approvals`: how many different people; 0 lets the policy itself approve, which the audit trail says.
-    * `approvers`: Airflow user ids of those who may; empty for everybody who may answer in Airflow.
+    * `approvers`: names that those who may log in to Airflow with; empty for everybody who may answer in Airflow.
     * `author_may_approve`: whether who triggered the runs or wrote the code may approve it. On a team of one there is nobody else.
-    * `identities`: name or e-mail address in Git by Airflow user id, where neither the id nor the user's name says it.
+    * `identities`: name or e-mail address in Git by the name in Airflow, where neither that name nor what Airflow knows of the user says it.
     * `valid_days`: how long a request may be answered; after a week the evidence is old.
     * `comment_required`: whether an answer without a comment is refused.
     """
@@ -72,7 +72,7 @@ class ApprovalPolicy:
 
     def __post_init__(self) -> None:
         if isinstance(self.approvers, str):
-            raise SpecError(f"approvers is the text {self.approvers!r}; give a list of Airflow user ids: ['{self.approvers}'].")
+            raise SpecError(f"approvers is the text {self.approvers!r}; give a list of names of Airflow users: ['{self.approvers}'].")
         if self.num_approvals < 0:
             raise SpecError(f"num_approvals is {self.num_approvals}; give how many people must agree, or 0 for nobody.")
         if self.approvers and len(set(self.approvers)) < self.num_approvals:
@@ -80,13 +80,28 @@ class ApprovalPolicy:
         if not 0.0 < self.valid_days <= 3650.0:
             raise SpecError(f"valid_days is {self.valid_days}; give for how many days people may answer, more than 0 and at most 3650.")
 
-    def author(self, user: str, name: str, authors: Sequence[str]) -> str | None:
-        """Return which of `authors` the Airflow user with this id and name is, or None.
+    def author(self, name: str, known_as: Sequence[str], authors: Sequence[str]) -> str | None:
+        """Return which of `authors` the Airflow user of this name, also known as `known_as`, is, or None.
 
-        An author may be an Airflow user id, or a name and address from Git (``Ann Lee <ann@example.org>``), of which each part counts.
+        An author is the name of an Airflow user, or a name and address from Git (``Ann Lee <ann@example.org>``), of which each part counts.
         """
-        known = {text.casefold() for text in (user, name, self.identities.get(user, "")) if text}
+        known = {text.casefold() for text in (name, *known_as, self.identities.get(name, "")) if text}
         return next((author for author in authors if known & _parts(author)), None)
+
+    def shortage(self, people: Mapping[str, Sequence[str]], authors: Sequence[str]) -> str:
+        """Return why these approvers can never be enough, empty if they can.
+
+        :param people: those of `approvers` who may answer in Airflow, each with what else they are known as.
+        """
+        kept_out = (
+            {} if self.author_may_approve else {name: author for name, known in people.items() if (author := self.author(name, known, authors))}
+        )
+        able = [name for name in self.approvers if name in people and name not in kept_out]
+        if len(able) >= self.num_approvals:
+            return ""
+        mute = [f"{name} may not answer the questions of this DAG" for name in self.approvers if name not in people]
+        reasons = [*mute, *(f"{name} is an author of what is released ({author})" for name, author in kept_out.items())]
+        return f"{self.num_approvals} approvals are needed, and {len(able)} of the approvers can give one: {'; '.join(reasons)}."
 
 
 def _parts(author: str) -> set[str]:

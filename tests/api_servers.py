@@ -51,6 +51,7 @@ class ApiServer:
             (home / name).mkdir(parents=True)
         (home / "dags" / "releases.py").write_text(DAGS)
         self.env = self._environment()
+        self.ids: dict[str, str] = {}  # FAB's, by name
 
     def _environment(self) -> dict[str, str]:
         import os
@@ -71,7 +72,7 @@ class ApiServer:
         self._airflow("db", "migrate")
         self._airflow("dags", "reserialize")
         if self.manager == "fab":
-            self.script(_MAKE_USERS, {"users": FAB, "password": PASSWORD})
+            self.ids = self.script(_MAKE_USERS, {"users": FAB, "password": PASSWORD})
         with (self.home / "api-server.log").open("wb") as log:
             command = [sys.executable, "-m", "airflow", "api-server", "--workers", "1"]
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
@@ -157,7 +158,7 @@ _MAKE_USERS = textwrap.dedent("""
         ids = {}
         for number, (user, role) in enumerate(about["users"].items()):
             made = manager.add_user(user, user.title(), "Person", f"{user}@example.org", manager.find_role(role), about["password"])
-            ids[user] = made.id
+            ids[user] = str(made.id)
     print(json.dumps(ids))
 """)
 _PARK = textwrap.dedent("""

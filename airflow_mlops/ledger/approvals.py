@@ -51,13 +51,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the person `user` (Airflow's id) with the name `name` said at `at`, a time with its zone."""
+    """What the Airflow user who logs in as `name` said at `at`, a time with its zone.
 
-    user: str
+    `user_id` is the auth manager's id, with FAB a number; `known_as` are other names of the same person, their e-mail address for instance.
+    """
+
     name: str
+    user_id: str
     approve: bool
     at: datetime
     comment: str = ""
+    known_as: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ def ask(store: Store, release: str, subject: Subject, policy: ApprovalPolicy, au
     """Return the request of `release` for `subject`: the open or granted one, or a new one where the last ended otherwise.
 
     :param release: whose request it is: ``DAG id/run id``.
-    :param authors: whose work is released: who triggered the runs and who wrote the code, as names, e-mail addresses or Airflow user ids. Whoever
-        was an author when this version was asked about before still is one.
+    :param authors: whose work is released: who triggered the runs and who wrote the code, as names of Airflow users, or names and e-mail addresses.
+        Whoever was an author when this version was asked about before still is one.
     """
     with store.transaction() as connection:
         last, asked_at = _last(connection, release), now()
@@ -122,19 +126,19 @@ def answer(store: Store, release: str, said: Answer, subject: Subject, invalid: 
         outcome, problem = _judge(connection, request, said, subject)
         if invalid and not problem:
             outcome, problem = None, invalid
-        about = {"name": said.name, "answered_at": said.at.isoformat(), "comment": said.comment}
+        about = {"user_id": said.user_id, "known_as": list(said.known_as), "answered_at": said.at.isoformat(), "comment": said.comment}
         if problem:
             verb = "approve" if said.approve else "reject"
-            _note(connection, request, "answer refused", said.user, {**about, "wanted": verb, "reason": problem})
+            _note(connection, request, "answer refused", said.name, {**about, "wanted": verb, "reason": problem})
         elif said.approve:
-            row = {"approver": said.user, "comment": said.comment, "answered_at": said.at}
+            row = {"approver": said.name, "comment": said.comment, "answered_at": said.at}
             insert_new(connection, APPROVALS, {"release": release, "attempt": request.attempt, **row})
-            approval = (APPROVALS, {"release": release, "attempt": request.attempt, "approver": said.user})
-            _note(connection, request, "approved", said.user, about, approval)
+            approval = (APPROVALS, {"release": release, "attempt": request.attempt, "approver": said.name})
+            _note(connection, request, "approved", said.name, about, approval)
             request = _open(connection, release)
             outcome = GRANTED if len(request.approved_by) >= request.num_approvals else None
         else:
-            _note(connection, request, "rejected", said.user, about)
+            _note(connection, request, "rejected", said.name, about)
         if outcome is not None and request.outcome is None:
             _end(connection, request, outcome, problem)
         return replace(_open(connection, release), problem=problem)
@@ -181,14 +185,14 @@ def _judge(connection: sa.Connection, request: Request, said: Answer, subject: S
         )
     if request.subject != subject:
         return STALE, "The answer is stale: what would be released is no longer what was asked about."
-    if policy.approvers and said.user not in policy.approvers:
-        return None, f"{said.user} is not one of the approvers ({', '.join(policy.approvers)})."
-    if said.approve and not policy.author_may_approve and (author := policy.author(said.user, said.name, authors)):
-        return None, f"{said.user} is an author of what is released ({author}); somebody else must approve it."
-    if said.approve and said.user in request.approved_by:
-        return None, f"{said.user} has approved already; the next approval must be somebody else's."
+    if policy.approvers and said.name not in policy.approvers:
+        return None, f"{said.name} is not one of the approvers ({', '.join(policy.approvers)})."
+    if said.approve and not policy.author_may_approve and (author := policy.author(said.name, said.known_as, authors)):
+        return None, f"{said.name} is an author of what is released ({author}); somebody else must approve it."
+    if said.approve and said.name in request.approved_by:
+        return None, f"{said.name} has approved already; the next approval must be somebody else's."
     if policy.comment_required and not said.comment.strip():
-        return None, f"{said.user} gave no comment, and the policy asks for one."
+        return None, f"{said.name} gave no comment, and the policy asks for one."
     return None if said.approve else REJECTED, ""
 
 

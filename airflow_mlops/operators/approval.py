@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.exceptions import ParamValidationError
 
-from airflow_mlops.exceptions import NotApproved
+from airflow_mlops.exceptions import NotApproved, UsersUnknown
 from airflow_mlops.gates import ApprovalPolicy
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
+from airflow_mlops.hooks.people import people
 from airflow_mlops.hooks.tf_serving import TFServingHook
 from airflow_mlops.hooks.workspace import run_of, target, who_triggered
 
@@ -58,9 +59,9 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
     ) -> None:
         required = {"type": "string", "minLength": 1} if policy.comment_required else {"type": ["null", "string"]}
         comment = Param(None, **required, title="Comment", description="Why; it goes into the audit trail.")
-        asked = [{"id": user, "name": user} for user in policy.approvers]
-        # Airflow hands a task the DAG's own params, too, which do not belong into the form.
-        super().__init__(**{"subject": "Release?", **kwargs, "params": {COMMENT: comment}}, assigned_users=asked or None)
+        # Airflow hands a task the DAG's own params, too, which do not belong into the form. Approvers are names, Airflow's assigned users are ids,
+        # which with FAB are numbers: the ledger refuses the answers of others, and says so.
+        super().__init__(**{"subject": "Release?", **kwargs, "params": {COMMENT: comment}})
         self.model = model
         self.policy = policy
         self.version_label = version_label
@@ -76,8 +77,9 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
             authors = tuple(sorted({*description["authors"].splitlines(), *who_triggered(context)}))
             # What the gate leaves to a person is no policy's to approve.
             policy = dataclasses.replace(self.policy, num_approvals=max(1, self.policy.num_approvals)) if description["questions"] else self.policy
+            unchecked = self._check_approvers(policy, context["ti"].dag_id, authors)
             request = approvals.ask(store, run_of(context), self._subject(description), policy, authors)
-        return self._go_on(context, request)
+        return self._go_on(context, dataclasses.replace(request, problem=unchecked))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Count the answer in `event`, and ask again while it is not enough."""
@@ -88,9 +90,11 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
                 approvals.expire(store, run_of(context))
             self.process_trigger_event_error(event)
         invalid = self._invalid(context, event)
+        answer = _answer(event)
+        answer = dataclasses.replace(answer, known_as=self._known_as(answer.name, context["ti"].dag_id))
         with self._ledger() as store:
             self._describe(store, context)
-            request = approvals.answer(store, run_of(context), _answer(event), self._subject(self._now()), invalid)
+            request = approvals.answer(store, run_of(context), answer, self._subject(self._now()), invalid)
         if request.outcome == approvals.REJECTED:
             return super().execute_complete(context, event)  # which skips what follows
         return self._go_on(context, request)
@@ -113,7 +117,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         (self.model,) = take(store, context, self.model)
         tags = registered(store, self.model["name"], self.model["version"])
         evidence = evidence_of(tags)
-        self.subject, self.body = question(self.model), form(self.model, tags, evidence)
+        self.subject, self.body = question(self.model), form(self.model, tags, evidence, self.policy)
         said = " ".join([self.subject, *self.model["questions"], f"{evidence.evaluation.headline()}."])
         context["approval_question"] = said  # type: ignore[typeddict-unknown-key]
         return {**tags, **self.model}
@@ -134,6 +138,36 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         context["approval_progress"] = request.progress()  # type: ignore[typeddict-unknown-key]
         self.response_timeout = max(request.expires_at - now(), request.expires_at.resolution)
         return super().execute(context)
+
+    def _check_approvers(self, policy: ApprovalPolicy, dag_id: str, authors: Sequence[str]) -> str:
+        """Return what could not be found out about the approvers, empty for nothing.
+
+        :raises NotApproved: there is no such user, or too few of them can approve: this is not left for the time to show.
+        """
+        if not policy.approvers or not policy.num_approvals:
+            return ""
+        try:
+            found = people(policy.approvers, dag_id)
+        except UsersUnknown as error:
+            self.log.warning("%s", error)
+            return f"It could not be checked whether {', '.join(policy.approvers)} are users who may answer: see the log of {self.task_id}."
+        if missing := [name for name in policy.approvers if name not in found]:
+            raise NotApproved(
+                f"Airflow has no active user who logs in as {' or '.join(missing)}, whom the policy names as approver. "
+                "Expected names, no ids. Correct the policy, or make the user; then clear this task."
+            )
+        if shortage := policy.shortage({name: person.known_as for name, person in found.items() if person.may_answer}, authors):
+            raise NotApproved(f"{shortage} Name more approvers, or give them a role that may answer; then clear this task.")
+        return ""
+
+    def _known_as(self, name: str, dag_id: str) -> tuple[str, ...]:
+        """Return what else a user is known as, so that authors are recognised by the addresses that Git knows; nothing where Airflow does not say."""
+        try:
+            found = people([name], dag_id)
+        except UsersUnknown as error:
+            self.log.warning("%s is compared with the authors by this name alone. %s", name, error)
+            return ()
+        return found[name].known_as if name in found else ()
 
     def _subject(self, description: Any) -> Subject:
         from airflow_mlops.ledger.approvals import Subject
@@ -162,7 +196,7 @@ def _answer(event: dict[str, Any]) -> Answer:
 
     comment = (event["params_input"] or {}).get(COMMENT)
     return Answer(
-        user=event["responded_by_user"]["id"],
+        user_id=event["responded_by_user"]["id"],
         name=event["responded_by_user"]["name"],
         approve=event["chosen_options"] == [ApprovalOperator.APPROVE],
         at=event["responded_at"],

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_mlops.gates import ApprovalPolicy
 from airflow_mlops.registry.registrations import Evidence
 
+UNKNOWN_AUTHORS = "not known: Git does not know it, and the pipeline's code_authors is empty. Nobody is kept from approving for it"
 _ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "'"}
 
 
@@ -15,11 +17,12 @@ def question(model: Mapping[str, Any]) -> str:
     return f"Release {model['name']} version {model['version']}?"
 
 
-def form(model: Mapping[str, Any], tags: Mapping[str, str], evidence: Evidence) -> str:
+def form(model: Mapping[str, Any], tags: Mapping[str, str], evidence: Evidence, policy: ApprovalPolicy) -> str:
     """Return the table under the question.
 
     :param model: the version that was selected, with whom it would replace and what the policy says of it.
     :param tags: with which it was registered, by the ledger.
+    :param policy: who may agree.
     """
     expected, training = model["expected_champion"], evidence.training
     rows = {
@@ -28,6 +31,8 @@ def form(model: Mapping[str, Any], tags: Mapping[str, str], evidence: Evidence) 
         "Trained on": f"{training.dataset.dataset} {training.dataset.name} ({training.dataset.digest[:19]})",
         "Code": training.code_version[:19],
         "By": ", ".join(tags["authors"].splitlines()) or "unknown",
+        **({} if training.code_authors else {"Who wrote the code": UNKNOWN_AUTHORS}),
+        "May approve": ", ".join(policy.approvers or ["whoever may answer here"]) + ("" if policy.author_may_approve else ", but no author"),
         "Model, evidence": f"{training.model.digest[:19]}, {tags['evidence_digest'][:19]}",
         "Validation": evidence.validation.headline(),
         "Training": training.headline(),

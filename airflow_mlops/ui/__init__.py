@@ -17,6 +17,9 @@ class MlopsPlugin(AirflowPlugin):
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
         # A property, because only the API server may pay for the import.
-        from airflow_mlops.ui.app import app
+        from airflow_mlops.ui import app, people
 
-        return [{"app": app, "url_prefix": "/mlops", "name": "MLOps"}]
+        return [
+            {"app": app.app, "url_prefix": "/mlops", "name": "MLOps"},
+            {"app": people.app, "url_prefix": "/mlops-people", "name": "MLOps: people"},
+        ]

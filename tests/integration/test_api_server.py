@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
+from airflow.providers.standard.operators import hitl
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput
 
-from airflow_mlops.ledger import datasets
+from airflow_mlops.exceptions import UsersUnknown
+from airflow_mlops.gates import ApprovalPolicy
+from airflow_mlops.hooks.people import people
+from airflow_mlops.ledger import chain, datasets
 from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators.approval import ApproveReleaseOperator
 from airflow_mlops.results import DatasetVersion
 from tests.api_servers import ApiServer, api_server
+from tests.fakes import FakeTaskInstance, context
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+DIGESTS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "sha256:e", "authors": ""}
+MODEL = {**DIGESTS, "name": "alpha", "version": 1, "expected_champion": None}
 
 # What each role gets of /mlops/: the overview, pages and models of the DAGs alpha_release and beta_release.
 ROUTES = {
@@ -75,6 +92,96 @@ def test_the_overview_shows_each_role_the_rows_of_its_dags(server: ApiServer) ->
         with server.client(user) as client:
             page = client.get("/mlops/").text
         assert {name for name in ("alpha", "beta") if f"<b>{name}</b>" in page} == models, user
+
+
+def test_a_task_learns_who_the_users_are_and_nobody_else_does(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, ids, addresses and the right to answer, as each auth manager has them: what this package reads of its insides moves with a release."""
+    _as_a_task(server, monkeypatch)
+    found = people(["op", "viewer", "none", "nobody", "1"], "alpha_release")
+    assert {name: person.may_answer for name, person in found.items()} == {"op": True, "viewer": False, "none": False}
+    assert found["op"].user_id == ("op" if server.manager == "simple" else server.ids["op"])
+    assert found["op"].known_as == (() if server.manager == "simple" else ("op@example.org", "Op Person"))
+    monkeypatch.setenv("AIRFLOW__API__SECRET_KEY", "another" * 10)
+    with pytest.raises(UsersUnknown, match="answers 403: the question is not signed with this server's"):
+        people(["op"], "alpha_release")
+    with server.client("admin") as client:
+        token = client.headers["Authorization"].removeprefix("Bearer ")
+        assert client.post("/mlops-people/", json={"question": token}).status_code == 403, "a login is no signature"
+        assert client.get("/mlops-people/docs").status_code == 404
+
+
+def test_names_approve_and_stand_in_the_trail_with_their_ids(server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The question is asked through Airflow, answered by its users, and counted by name; nobody else, not even an admin, and no author."""
+    release = Release(server, monkeypatch, tmp_path)
+    release.ask(ApprovalPolicy(1, approvers=("op", "user")), triggered_by="user")
+    assert release.answer("viewer") == 403, "the role viewer may not answer"
+    assert release.answer("admin") == 200 and "admin is not one of the approvers (op, user)" in release.told[-1]
+    assert release.answer("user") == 200 and "user is an author of what is released (user)" in release.told[-1]
+    assert release.answer("op") == 200 and release.told[-1] == "1 of 1 approvals by op."
+    approved = next(event for event in chain.events(release.store) if event.kind == "approved")
+    assert (approved.actor, approved.details["user_id"]) == ("op", "op" if server.manager == "simple" else server.ids["op"])
+    assert [event.actor for event in chain.events(release.store) if event.kind == "answer refused"] == ["admin", "user"]
+
+
+def test_an_approver_whom_airflow_does_not_know_is_said_when_the_task_asks(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    release = Release(server, monkeypatch, tmp_path)
+    for approvers, said in (("op", "opp"), "logs in as opp"), (("op", "viewer"), "viewer may not answer the questions of this DAG"):
+        with pytest.raises(AirflowFailException, match=said):
+            release.ask(ApprovalPolicy(2, approvers=approvers), triggered_by="admin")
+
+
+class Release:
+    """The task `approve` of a run of alpha_release: executed here as a worker does, asked and answered through the API server."""
+
+    def __init__(self, server: ApiServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        _as_a_task(server, monkeypatch)
+        self.server, self.told, self.number = server, [""], 0
+        monkeypatch.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", f'{{"conn_type": "mlops_ledger", "schema": "{home}/ledger.db"}}')
+        self.store = Store(f"sqlite:///{home}/ledger.db")
+        monkeypatch.setattr(hitl, "upsert_hitl_detail", self._upsert)
+        monkeypatch.setattr(ApproveReleaseOperator, "_now", lambda _self: MODEL)
+        self.run_id = f"manual__2026-01-01T00:00:00+00:00~{uuid.uuid4()}"
+
+    def ask(self, policy: ApprovalPolicy, *, triggered_by: str) -> None:
+        run = self.server.trigger(triggered_by, "alpha_release", f"{self.run_id}{len(policy.approvers)}{policy.approvers[-1]}")
+        ti = FakeTaskInstance(dag_id="alpha_release", run_id=run["dag_run_id"], task_id="approve")
+        ti.id = "ti"  # type: ignore[attr-defined]
+        with DAG("alpha_release"):
+            self.task = ApproveReleaseOperator(
+                task_id="approve",
+                model=MODEL,
+                policy=policy,
+                subject="Release?",
+                notifiers=[lambda context: self.told.append(context["approval_progress"])],
+            )
+        about = SimpleNamespace(triggering_user_name=run["triggering_user_name"])
+        self.context = {**context(ti), "ti": ti, "task_instance": ti, "dag_run": about, "task": self.task}
+        with pytest.raises(TaskAwaitingInput):
+            self.task.execute(self.context)
+
+    def answer(self, user: str) -> int:
+        """Approve as `user` and let the task count it; return what Airflow answered."""
+        ti = self.context["ti"]
+        path = f"/api/v2/dags/{ti.dag_id}/dagRuns/{quote(ti.run_id, safe='')}/taskInstances/approve/-1/hitlDetails"
+        with self.server.client(user) as client:
+            answered = client.patch(path, json={"chosen_options": ["Approve"], "params_input": {"comment": "fine"}})
+        if answered.status_code == 200:
+            said = answered.json()
+            event = {**said, "responded_by_user": said["responded_by"], "responded_at": datetime.fromisoformat(said["responded_at"])}
+            with contextlib.suppress(TaskAwaitingInput):
+                self.told.append(self.task.execute_complete(self.context, event)["headline"])
+        return answered.status_code
+
+    def _upsert(self, *, ti_id: str, assigned_users: object, **detail: object) -> None:
+        ti = self.context["ti"]
+        self.server.park(ti.dag_id, ti.run_id, **{**detail, "assignees": assigned_users})
+
+
+def _as_a_task(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFLOW__API__SECRET_KEY", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"):
+        monkeypatch.setenv(name, server.env[name])
 
 
 def _fill(server: ApiServer) -> None:

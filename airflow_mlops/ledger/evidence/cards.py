@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from airflow_mlops.ledger.chain import Event
 from airflow_mlops.ledger.evidence.environment import cyclonedx
 from airflow_mlops.ledger.evidence.facts import Facts
 from airflow_mlops.ledger.evidence.score import Score, Statement
@@ -68,7 +69,7 @@ def _model_card(facts: Facts, score: Score) -> str:
     evaluation, robustness = facts.result("evaluate", EvaluationResult), facts.result("robustness", RobustnessResult)
     details = [f"* {release.model} version {release.version}, released by {release.run}", *_training_lines(training)]
     details += [f"* Stage {tag.partition('.')[2]} took {release.tags[tag]}" for tag in sorted(release.tags) if tag.startswith("usage.")]
-    details += [f"* {event.kind} by {event.actor} at {event.at}" for event in facts.events if event in facts.approvals]
+    details += [f"* {event.kind} by {_who(event)} at {event.at}" for event in facts.events if event in facts.approvals]
     stated = "Nothing is recorded about it; what people vouch for stands in statements.json."
     parts = {
         "Model details": details,
@@ -84,6 +85,12 @@ def _model_card(facts: Facts, score: Score) -> str:
         ],
     }
     return _markdown(f"Model card: {release.model} version {release.version}", parts)
+
+
+def _who(event: Event) -> str:
+    """Return the name of who did it, with the id where that is another."""
+    user_id = event.details.get("user_id", event.actor)
+    return event.actor if user_id == event.actor else f"{event.actor} (user id {user_id})"
 
 
 def candidate_card(model: str, training: TrainingResult) -> str:

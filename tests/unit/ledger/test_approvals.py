@@ -25,8 +25,19 @@ def ask(store: Store, policy: ApprovalPolicy = ONE, subject: Subject = SUBJECT) 
     return approvals.ask(store, RELEASE, subject, policy, AUTHORS)
 
 
-def say(store: Store, user: str, *, approve: bool = True, comment: str = "", subject: Subject = SUBJECT, later: timedelta = timedelta()) -> Request:
-    return approvals.answer(store, RELEASE, Answer(user, user.title(), approve, now() + later, comment), subject)
+def say(
+    store: Store,
+    user: str,
+    *,
+    approve: bool = True,
+    comment: str = "",
+    subject: Subject = SUBJECT,
+    later: timedelta = timedelta(),
+    known_as: tuple[str, ...] = (),
+) -> Request:
+    """Answer as somebody with an id that is a number, as FAB's are."""
+    number = str(sum(user.encode()))
+    return approvals.answer(store, RELEASE, Answer(user, number, approve, now() + later, comment, known_as), subject)
 
 
 def kinds(store: Store) -> list[str]:
@@ -44,6 +55,7 @@ def test_one_approval_grants_and_the_trail_says_who_and_what(store: Store) -> No
     asked, approved, end = chain.events(store)
     assert (asked.kind, approved.kind, end.kind) == ("approval asked", "approved", "approval granted")
     assert (approved.actor, approved.subject, approved.details["comment"]) == ("cleo", "digits@7", "looks right")
+    assert approved.details["user_id"] == "419"
     bound = {"binding": SUBJECT.binding, "target": SUBJECT.target, **SUBJECT.digests}
     assert bound.items() <= asked.details.items() and bound.items() <= approved.details.items() and bound.items() <= end.details.items()
     assert asked.details["authors"] == list(AUTHORS)
@@ -72,6 +84,20 @@ def test_an_author_under_another_name_is_known_by_the_policy(store: Store) -> No
     ask(store, ApprovalPolicy(identities={"u123": "ann@example.org"}))
     assert "author" in say(store, "u123").problem
     assert say(store, "u124").outcome == "granted"
+
+
+def test_an_author_is_known_by_what_airflow_says_of_the_user(store: Store) -> None:
+    """Under FAB the name that somebody logs in with need not be the one in Git; the address is."""
+    ask(store)
+    assert "author" in say(store, "u123", known_as=("ann@example.org", "A. Lee")).problem
+    assert say(store, "u124", known_as=("dan@example.org", "Dan")).outcome == "granted"
+
+
+def test_an_approver_is_a_name_and_never_an_id(store: Store) -> None:
+    ask(store, ApprovalPolicy(1, approvers=("419", "cleo")))
+    assert say(store, "cleo").outcome == "granted"
+    ask(store, ApprovalPolicy(1, approvers=("419",)), replace(SUBJECT, version=8))
+    assert "not one of the approvers" in say(store, "cleo", subject=replace(SUBJECT, version=8)).problem
 
 
 def test_on_a_team_of_one_the_policy_lets_the_author_approve_and_the_trail_shows_it(store: Store) -> None:
