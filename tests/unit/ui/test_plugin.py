@@ -8,7 +8,7 @@ from airflow_mlops.ui import MlopsPlugin
 
 
 def test_the_plugin_serves_what_its_page_asks_for_wherever_airflow_is_served() -> None:
-    (view,), (mounted,) = MlopsPlugin.external_views, MlopsPlugin().fastapi_apps
+    (view,), (mounted, _people) = MlopsPlugin.external_views, MlopsPlugin().fastapi_apps
     paths = {route.path for route in mounted["app"].routes}
     # Airflow's pages have a <base>: a leading slash would leave the path of [api] base_url.
     for base in ("http://airflow/", "http://airflow/some/path/"):
