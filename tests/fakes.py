@@ -59,6 +59,7 @@ def training(directory: Path, **changes: Any) -> TrainingResult:
         num_held_out_rows=20,
         split=SPLIT,
         warm_started_from=None,
+        code_authors=("Ann Lee <ann@example.org>",),
     )
     return dataclasses.replace(result, **changes)
 

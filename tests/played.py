@@ -21,8 +21,10 @@ from airflow.sdk.definitions import xcom_arg
 from airflow.sdk.exceptions import TaskAwaitingInput, TaskDeferred
 
 from airflow_mlops.artifacts import Artifact, canonical_json, write_atomically
+from airflow_mlops.hooks.people import Person
 from airflow_mlops.ledger import chain
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.operators import approval
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, read_record
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.results import to_data
@@ -171,6 +173,8 @@ def instant(monkeypatch: pytest.MonkeyPatch, registry: MlflowRegistry, asked: li
     InstantStage.registry = registry
     monkeypatch.setattr(process, "StageProcess", InstantStage)
     monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **detail: asked.append(detail))
+    # The API server's part: who its users are.
+    monkeypatch.setattr(approval, "people", lambda names, _dag_id: {name: Person(name, name, (), True) for name in names})
     monkeypatch.setattr(xcom_arg, "LazyXComSequence", lambda xcom_arg, ti: ti.of_mapped(xcom_arg.operator.task_id))
     for name in ("begin", "verify", "switch"):
         monkeypatch.setattr(rollout, name, lambda *_: None)

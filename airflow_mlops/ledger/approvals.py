@@ -51,13 +51,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the Airflow user who logs in as `name` said at `at`, a time with its zone.
-
-    `user_id` is the auth manager's id, with FAB a number; `known_as` are other names of the same person, their e-mail address for instance.
-    """
+    """What the Airflow user who logs in as `name` said at `at`, a time with its zone; `known_as` are other names of theirs, such as an address."""
 
     name: str
-    user_id: str
+    user_id: str  # the auth manager's, with FAB a number
     approve: bool
     at: datetime
     comment: str = ""

@@ -49,6 +49,7 @@ def retraining_tasks(spec: PipelineSpec, dag: DAG, candidate: Asset, *, start: s
             retrain=spec.retrain,
             repository=spec.repository,
             commit=spec.commit,
+            code_authors=tuple(spec.code_authors),
             **_loading(spec),
             **spec.training,
         ),

@@ -41,6 +41,8 @@ class PipelineSpec:
     * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
     * `retrain`: the function for a training that starts from the champion, where it is another than `train_function`.
     * `repository`, `commit`: Git repository and full hash of what all three functions are imported from, instead of `code_path`.
+    * `code_authors`: names or e-mail addresses of who wrote the code, beside those that Git names; they cannot approve their own work. Needed where
+      the code was copied without Git: otherwise no author is known, and the question says so.
     * `features`: ``module:function`` from raw rows to what the train function learns from; it is served with the model. Empty for none.
     * `training`: those of `TRAINING_FIELDS` of the train stage's spec that are not as usual: ``{"max_seconds": 3600.0, "reproducible": False}``.
     * `formats`: what the model is offered as beside Keras and SavedModel: ``{"onnx": "required", "tflite": "optional"}``.
@@ -70,6 +72,7 @@ class PipelineSpec:
     retrain: str = ""
     repository: str = ""
     commit: str = ""
+    code_authors: Sequence[str] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
     search: Search | None = None
@@ -107,6 +110,8 @@ class PipelineSpec:
                 raise SpecError(f"params has {name} = {value!r}; a field of the trigger form holds text, a number or a bool: give one of them.")
         if bool(self.repository) != bool(self.commit):
             raise SpecError(f"repository is {self.repository!r} and commit {self.commit!r}; expected both, or neither for the code in code_path.")
+        if isinstance(self.code_authors, str):
+            raise SpecError(f"code_authors is the text {self.code_authors!r}; give a list of names or e-mail addresses: ['{self.code_authors}'].")
         for name in self.search.values if self.search else ():
             if name not in self.params:
                 raise unknown_name("parameter of the search", name, self.params)

@@ -55,6 +55,7 @@ class Spec(NamedTuple):
     * `max_seconds`: the training's time, that of interrupted attempts included; then the model as it is counts. 0 for no end.
     * `checkpoints`: where each request has a directory of its checkpoints; empty for beside the directories of the tries, which all of them share.
       `checkpoint_seconds`: how much of the training an interruption may cost. `keep_checkpoints`: also when the training is done.
+    * `code_authors`: who wrote the code, beside those that Git names: names or e-mail addresses.
     * `formats`: further formats of `training.export.FORMATS`, each ``required`` or ``optional``: without the first the training fails.
     """
 
@@ -81,6 +82,7 @@ class Spec(NamedTuple):
     checkpoints: str = ""
     checkpoint_seconds: float = 60.0
     keep_checkpoints: bool = False
+    code_authors: tuple[str, ...] = ()
 
 
 Result = TrainingResult
@@ -107,7 +109,7 @@ def run(spec: Spec, out_dir: Path, *, registry: ModelRegistry | None = None, dat
     dataset = dataset or validated(spec)
     environment, formats = pin(reproducible=spec.reproducible, num_threads=spec.num_threads), checked_formats(spec.formats)
     home = code_of(spec, out_dir)
-    code, authors = code_version(home), code_authors(home)
+    code, authors = code_version(home), tuple(dict.fromkeys((*code_authors(home), *spec.code_authors)))
     worker = join()
     features = features_of(spec, home, out_dir)
     first, later = (resolve(name, home) for name in (spec.function, spec.retrain or spec.function))  # both now: a misspelt one would wait for its day

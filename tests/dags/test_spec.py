@@ -31,6 +31,13 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
     assert spec(params={"epochs": 3, "rate": 0.1, "optimizer": "adam", "shuffle": True}).params["epochs"] == 3
 
 
+def test_authors_of_the_code_reach_the_training() -> None:
+    on_dataset, _, _ = model_pipelines(spec(code_authors=["Bo"]))
+    assert on_dataset.get_task("train").spec.code_authors == ("Bo",)
+    with pytest.raises(SpecError, match=r"code_authors is the text 'Bo'; give a list"):
+        spec(code_authors="Bo")
+
+
 def test_less_than_one_process_is_no_runner() -> None:
     with pytest.raises(SpecError, match="num_workers is 0; give 1"):
         Local(0)

@@ -15,6 +15,8 @@ from airflow_mlops.ledger.evidence.score import Score, Statement
 from airflow_mlops.results import EvaluationResult, RobustnessResult, TrainingResult, ValidationResult, to_data
 from airflow_mlops.splits import listed
 
+UNKNOWN_AUTHORS = "whose authors are not known: Git does not know it, so none of them could be kept from approving the release"
+
 
 def documents(facts: Facts, score: Score, statements: Mapping[str, Statement]) -> dict[str, bytes]:
     """Return the pack's own documents by file name; what needs a record that is missing is left out, or says so."""
@@ -87,6 +89,10 @@ def _model_card(facts: Facts, score: Score) -> str:
     return _markdown(f"Model card: {release.model} version {release.version}", parts)
 
 
+def _authors(training: TrainingResult) -> str:
+    return f"by {', '.join(training.code_authors)}" if training.code_authors else UNKNOWN_AUTHORS
+
+
 def _who(event: Event) -> str:
     """Return the name of who did it, with the id where that is another."""
     user_id = event.details.get("user_id", event.actor)
@@ -122,7 +128,7 @@ def _training_lines(training: TrainingResult | None) -> list[str]:
     params = ", ".join(f"{name} {value}" for name, value in sorted(training.params.items())) or "none"
     return [
         f"* Model file `{training.model.digest}`, served files `{training.saved_model.digest}`",
-        f"* Code {training.code_version}; last changed by {', '.join(training.code_authors) or 'nobody that is known'}",
+        f"* Code {training.code_version}; {_authors(training)}",
         f"* Parameters: {params}; seed {training.seed}",
         f"* Training: {training.figures()}",
         f"* Formats that answer as the model does: {', '.join(['keras', 'saved_model', *sorted(training.formats)])}",

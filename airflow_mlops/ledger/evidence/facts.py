@@ -28,6 +28,7 @@ UNBUILT = {
     "differential report": "There is no stage yet that compares the model with others on the same inputs.",
     "model-test report": "There is no stage yet that runs tests of the model's behaviour.",
 }
+NO_AUTHORS = "Git does not know the code that trained, and code_authors names nobody: no author of it could be kept from approving the release."
 ROLLED_BACK, PACKED = "rolled back", "evidence"
 VOUCHING = ("approval granted", "promoted")
 R = TypeVar("R", bound=StageResult)
@@ -106,6 +107,9 @@ def collect(release: Release) -> Facts:
                 results[stage] = load(refs[stage], STAGES[stage])
         except (ResultInvalid, OSError) as error:
             problems[stage] = str(error)
+    training = results.get("train")
+    if isinstance(training, TrainingResult) and not training.code_authors:
+        problems["code authors"] = NO_AUTHORS
     return Facts(release, events, refs, records, results, problems)
 
 

@@ -72,6 +72,12 @@ def test_a_pack_holds_everything_and_sha256sum_agrees(pack: Pack) -> None:
     assert set(pack.missing) == UNBUILT
 
 
+def test_code_without_known_authors_is_named_in_the_pack_and_its_card(tmp_path: Path, sqlite: Store) -> None:
+    pack = Released(tmp_path, sqlite, training={"code_authors": ()}).promoted().pack()
+    assert "no author of it could be kept from approving" in pack.missing["code authors"]
+    assert "whose authors are not known" in read(pack, "model_card.md") and "code authors" in read(pack, "index.html")
+
+
 def test_the_same_release_gives_the_same_bytes_and_another_one_does_not(released: Released) -> None:
     first, second = released.pack("first"), released.pack("second")
     assert first.digest == second.digest

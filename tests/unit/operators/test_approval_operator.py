@@ -119,6 +119,7 @@ def test_it_asks_waits_and_returns_who_approved(office: Office) -> None:
     assert timedelta(days=6.9) < waiting.value.timeout <= timedelta(days=7)
     assert {name: param["schema"]["type"] for name, param in office.asked[0]["params"].items()} == {"comment": ["null", "string"]}
     assert office.told[-1] == "0 of 1 approvals."
+    assert "| May approve | whoever may answer here, but no author |" in office.asked[0]["body"]
     done = office.answer(operator, "cleo", comment="fine")
     assert (done["approved_by"], done["headline"]) == (["cleo"], "1 of 1 approvals by cleo.")
     assert office.kinds() == ["approval asked", "approved", "approval granted"]

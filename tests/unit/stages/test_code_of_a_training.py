@@ -86,6 +86,7 @@ def story(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Itera
         retrain="featured_model:retrain",
         code_path="/nowhere",
         repository=str(place),
+        code_authors=("Bo <bo@example.org>", AUTHOR),
         model_name="featured",
     )
     _, first = run_elsewhere(workshop, spec._replace(commit=commits[0]), "featured-1")
@@ -101,7 +102,7 @@ def story(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_each_training_ran_the_code_of_its_commit_and_says_so(story: Story) -> None:
     assert (story.first.code_version, story.second.code_version) == story.commits
     assert (story.first.metrics["from"], story.second.metrics["from"]) == (1.0, 2.0)
-    assert story.first.code_authors == (AUTHOR,)
+    assert story.first.code_authors == (AUTHOR, "Bo <bo@example.org>"), "Git's, and those that the pipeline names"
 
 
 def test_only_a_training_that_starts_from_a_champion_runs_retrain(story: Story) -> None:
