@@ -173,7 +173,19 @@ def listed(kind: str) -> set[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_airflow_is_told_equals_the_folders(kind: str) -> None:
-    names = ("container_log", "errors", "exchange", "handovers", "kubernetes", "messages", "preflight", "signing", "training_job", "workspace")
+    names = (
+        "container_log",
+        "errors",
+        "exchange",
+        "handovers",
+        "kubernetes",
+        "messages",
+        "people",
+        "preflight",
+        "signing",
+        "training_job",
+        "workspace",
+    )
     helpers = {f"airflow_mlops.hooks.{name}" for name in names} | {"airflow_mlops.operators.links", "airflow_mlops.operators.pod_log"}
     modules = {f"airflow_mlops.{kind}.{path.stem}" for path in (PACKAGE / kind).glob("*.py") if path.stem != "__init__"}
     assert listed(kind) == modules - helpers
