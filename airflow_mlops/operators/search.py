@@ -27,6 +27,7 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
     :param trainings: references to the trainings' result records, the output of a mapped task.
     :param metric: what each training logged; its last value counts.
     :param direction: ``max`` where more is better, else ``min``.
+    :param num_trials: how many were to train; notifiers find in ``search_outcome`` how many did.
     """
 
     template_fields = ("trainings",)
@@ -38,6 +39,7 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
         trainings: Any,
         metric: str,
         direction: str = "max",
+        num_trials: int = 0,
         ledger_conn_id: str = MlopsLedgerHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -45,6 +47,7 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
         self.trainings = trainings
         self.metric = metric
         self.direction = direction
+        self.num_trials = num_trials
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -57,4 +60,9 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
             for number, result in enumerate(results):
                 found = result.metrics.get(self.metric, "not logged")
                 self.log.info("%s %s: %s %s", "chosen" if number == chosen else "tried", dict(result.params), self.metric, found)
+            said = f"{self.metric} {results[chosen].metrics[self.metric]:.4g} of {dict(results[chosen].params)} was the best"
+            if (num_failed := self.num_trials - len(results)) > 0:
+                self.log.warning("%d of %d trials failed; see their logs.", num_failed, self.num_trials)
+                said += f"; {num_failed} of {self.num_trials} trials failed and are not among those compared"
+            context["search_outcome"] = said  # type: ignore[typeddict-unknown-key]
             return dict(hand_over(store, context, trained[chosen]))

@@ -18,6 +18,7 @@ from airflow_mlops.stages import evaluate, robustness, robustness_shard, train, 
 MIN_ISLANDS = 4
 TASK_URL = "{{ ti.log_url }}"
 TRACKING_URI = "{{ mlflow_tracking_uri() }}"  # see factory.py
+CHOSEN = ":mag: *{{ dag.dag_id }}* `{{ run_id }}`: {{ search_outcome }}"
 DECIDED = ":scales: *{{ dag.dag_id }}* `{{ run_id }}`: {{ gate_decision }}"
 
 
@@ -71,7 +72,13 @@ def _training(spec: PipelineSpec, request: train.Spec) -> Any:
     trained: Any = operator.partial(task_id="train", **fields).expand(spec=trials).output
     rule = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
     chosen = ChooseTrainingOperator(
-        task_id="choose", trainings=trained, metric=spec.search.metric, direction=spec.search.direction, trigger_rule=rule
+        task_id="choose",
+        trainings=trained,
+        metric=spec.search.metric,
+        direction=spec.search.direction,
+        num_trials=len(trials),
+        trigger_rule=rule,
+        on_success_callback=PipelineNotifier(text=CHOSEN, channel=spec.channel),
     )
     return chosen.output
 

@@ -32,8 +32,11 @@ def test_the_training_with_the_best_metric_is_chosen(tmp_path: Path, ledger: Sto
 
 def test_what_is_missing_of_a_trial_that_failed_ends_nothing(tmp_path: Path, ledger: Store) -> None:
     found = trainings(tmp_path, 0.5, 0.2)
-    operator = ChooseTrainingOperator(task_id="choose", trainings=[None, *found], metric="loss", direction="min")
-    assert operator.execute(context(task=fakes.handed_over(ledger, found))) == found[1]
+    operator = ChooseTrainingOperator(task_id="choose", trainings=[None, *found], metric="loss", direction="min", num_trials=3)
+    given = context(task=fakes.handed_over(ledger, found))
+    assert operator.execute(given) == found[1]
+    assert given["search_outcome"].startswith("loss 0.2 of {")
+    assert given["search_outcome"].endswith("was the best; 1 of 3 trials failed and are not among those compared")
 
 
 def test_a_model_that_changed_after_its_training_is_not_chosen(tmp_path: Path, ledger: Store) -> None:
