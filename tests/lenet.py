@@ -19,13 +19,12 @@ def pictures() -> tuple[Any, Any]:
     return images[order], digits.target[order].astype(np.int64)
 
 
-def trained() -> Any:
-    """Return the network, trained on the first `TRAINED_ON` pictures."""
+def lenet5() -> Any:
+    """Return the network, not yet trained."""
     import keras
 
-    keras.utils.set_random_seed(1)
     layers = keras.layers
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
             layers.Conv2D(6, 5, padding="same", activation="relu"),
@@ -38,6 +37,14 @@ def trained() -> Any:
             layers.Dense(10, activation="softmax"),
         ]
     )
+
+
+def trained() -> Any:
+    """Return the network, trained on the first `TRAINED_ON` pictures."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    model = lenet5()
     model.compile("adam", "sparse_categorical_crossentropy")
     images, labels = pictures()
     model.fit(images[:TRAINED_ON], labels[:TRAINED_ON], epochs=12, batch_size=64, verbose=0)

@@ -16,6 +16,7 @@ from airflow_mlops.robustness.draw import generator
 from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.members import returned
 from airflow_mlops.robustness.mutators.base import Floats, Ints
+from airflow_mlops.robustness.repeats import Drawn
 from airflow_mlops.robustness.schedules import SCHEDULES
 from airflow_mlops.robustness.schedules.base import LEVELS, Outcome, Proposals, Space, propose
 from airflow_mlops.robustness.stored import part_of
@@ -76,10 +77,11 @@ class Arm:
         seeds = lab.seeds[own]
         self.corpus = Corpus.of_seeds(lab.inputs[seeds], seeds, lab.labels[seeds], lab.outputs[own], len(names))
         self.max_corpus = max(len(self.corpus), lab.config.max_corpus // lab.num_islands)
-        self.tallies = np.zeros((2, len(names), LEVELS), dtype=np.int64)  # mutants and defects
+        self.tallies = np.zeros((2, len(names), LEVELS), dtype=np.int64)  # mutants and defects; of a sample each different mutant once
         self.generation = self.num_mutants = self.num_candidates = self.num_invalid = self.num_unchanged = self.num_new = self.num_dropped = 0
         self._defects: list[dict[str, npt.NDArray[Any]]] = []
         self._pairs = np.empty(0, dtype=np.int64)
+        self._drawn = Drawn()
 
     @property
     def done(self) -> bool:
@@ -120,9 +122,9 @@ class Arm:
         columns = {**vars(proposals), **vars(mutants), "seed": self.corpus["seed"][proposals.parent], "oracle": oracle, "distinct": distinct}
         columns |= {"prediction": answers.prediction, "confidence": answers.confidence, "order": self.num_mutants + np.arange(len(mutants))}
         self._defects.append({name: columns[name][defect].astype(dtype) for name, dtype in DEFECT_COLUMNS.items()})
-        level = proposals.level
-        np.add.at(self.tallies[0], (proposals.mutator, level), 1)
-        np.add.at(self.tallies[1], (proposals.mutator[defect], level[defect]), 1)
+        counts = self._drawn.first(columns["seed"], mutants.inputs) if self.schedule.samples else np.ones(len(mutants), dtype=np.bool_)
+        for tally, rows in zip(self.tallies, (counts, counts & defect), strict=True):
+            np.add.at(tally, (proposals.mutator[rows], proposals.level[rows]), 1)
         self.num_mutants, self.num_new = self.num_mutants + len(mutants), self.num_new + int(np.count_nonzero(new))
         self._keep(proposals, mutants, outcome)
         self.schedule.learn(self.corpus, proposals, outcome)
@@ -180,8 +182,8 @@ class Arm:
         np.add.at(corpus["last_gain"], proposals.parent, gain)
         keeps = self.schedule.keeps(corpus, proposals, outcome)
         keeps = returned(f"Schedule {type(self.schedule).__name__}", "what it keeps", keeps, shape=(len(mutants),), kinds="b")
-        wanted = ~outcome.defect & (mutants.expected >= 0) & keeps
-        rows = np.flatnonzero(wanted)
+        # Of what was answered with NaN nothing is known, and without a right answer there is no wrong one to look for.
+        rows = np.flatnonzero(keeps & (outcome.prediction >= 0) & (mutants.expected >= 0))
         room = self.max_corpus - len(corpus)
         self.num_dropped += max(0, len(rows) - room)
         rows = rows[:room]
@@ -214,12 +216,12 @@ class Arm:
         }
         parts |= {f"criteria.{name}": criterion.state() for name, criterion in self.criteria.items()}
         flat = {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
-        return {**flat, "counts": np.array(counts), "tallies": self.tallies, "pairs": self._pairs}
+        return {**flat, "counts": np.array(counts), "tallies": self.tallies, "pairs": self._pairs, "drawn": self._drawn.digests}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], *, going_on: bool = True) -> None:
         """Become the arm whose `state` this is; it goes on exactly as that one would have, or has but columns in its corpus if it is not to."""
         vars(self).update(zip(COUNTS, state["counts"].tolist(), strict=True))
-        self.tallies, self._pairs = state["tallies"].copy(), state["pairs"].copy()
+        self.tallies, self._pairs, self._drawn.digests = (state[name].copy() for name in ("tallies", "pairs", "drawn"))
         self._defects = [part_of(state, "defects")]
         self.schedule.restore(part_of(state, "schedule"))
         for name, criterion in self.criteria.items():

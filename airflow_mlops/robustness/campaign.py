@@ -20,10 +20,11 @@ from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.clusters import Cluster, clustered
 from airflow_mlops.robustness.config import CampaignConfig
 from airflow_mlops.robustness.coverage.base import Criterion
-from airflow_mlops.robustness.findings import distinct_within, recipes_of
+from airflow_mlops.robustness.findings import Curve, curve_of, distinct_within, recipes_of
 from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.minimize import minimized
 from airflow_mlops.robustness.mutators.base import Ints
+from airflow_mlops.robustness.notes import notes
 from airflow_mlops.robustness.profile import Profile
 from airflow_mlops.robustness.recipes import Recipe, RecipeBook, inputs_digest, replay
 from airflow_mlops.robustness.shards import GUIDED, SAMPLE, SHARD_FILE, Islands, arm_of, read_islands, run_shard
@@ -35,25 +36,32 @@ __all__ = ["CampaignConfig", "CampaignReport", "Control", "Lab", "Recipe", "Reci
 
 @dataclass(frozen=True)
 class Control:
-    """Guided against unguided: distinct defects in the first `num_mutants` mutants of each arm."""
+    """Guided against unguided: distinct defects in the first `num_mutants` mutants of each arm, on every island the same number.
+
+    The curves are of all mutants of each arm, and either may have more.
+    """
 
     num_mutants: int
     guided: int
     unguided: int
+    guided_curve: Curve
+    unguided_curve: Curve
 
 
 @dataclass(frozen=True)
 class CampaignReport:
     """What a campaign found.
 
-    `num_mutants`, the defects and `coverage` (by criterion) are of the guided arm; `defect_rates` (by operator) and `sample` (over all) are of the
-    random sample and alone may be gated on. `defects` are the distinct ones, minimised and clustered; `defect_ids` name all, in order.
+    `num_seeds` of `num_inputs` are answered correctly. `num_mutants`, the defects and `coverage` (by criterion) are of the guided arm;
+    `defect_rates` (by operator) and `sample` (over all) are of the random sample, in which a mutant that was drawn twice counts once, and alone may
+    be gated on. `defects` are the distinct ones, minimised and clustered; `defect_ids` name all, in order.
     `ledger_hash` is a digest of everything that both arms found, equal for every number of shards, every batch size and after every
     interruption. `notes` are sentences that a reader of the figures should know.
     """
 
     model_digest: str
     ledger_hash: str
+    num_inputs: int
     num_seeds: int
     num_mutants: int
     num_defects: int
@@ -115,18 +123,19 @@ def finish(lab: Lab, files: Sequence[Path], out_dir: Path) -> CampaignReport:
     result = CampaignReport(
         model_digest=lab.probe.digest,
         ledger_hash=_ledger_hash(lab, (*guided, *sample), criteria),
+        num_inputs=len(lab.labels),
         num_seeds=len(lab.seeds),
         num_mutants=sum(arm.num_mutants for arm in guided),
         num_defects=len(found),
         num_distinct_defects=len(examined),
         coverage={name: criterion.value() for name, criterion in criteria.items()},
         defect_rates=_rates(lab, sample),
-        sample=defect_rate(sum(int(arm.tallies[1].sum()) for arm in sample), sum(arm.num_mutants for arm in sample)),
+        sample=defect_rate(*(sum(int(arm.tallies[which].sum()) for arm in sample) for which in (1, 0))),
         control=_control(guided, sample),
         defects=tuple(examined),
         defect_ids=tuple(recipe.id for recipe in found),
         clusters=clusters,
-        notes=tuple(_notes(lab, guided, sample, examined)),
+        notes=notes(lab, guided, sample, examined),
         recipes=out_dir / "recipes.jsonl",
         report=out_dir / "report.html",
     )
@@ -193,46 +202,6 @@ def _rates(lab: Lab, sample: Sequence[Arm]) -> dict[str, DefectRate]:
 
 
 def _control(guided: Sequence[Arm], sample: Sequence[Arm]) -> Control:
-    """Compare as many mutants of both arms, on every island the same number; pairs of different islands are different, as their seeds are."""
     budgets = [min(one.num_mutants, other.num_mutants) for one, other in zip(guided, sample, strict=True)]
-    found = [sum(distinct_within(arm, budget) for arm, budget in zip(arms, budgets, strict=True)) for arms in (guided, sample)]
-    return Control(sum(budgets), *found)
-
-
-def _notes(lab: Lab, guided: Sequence[Arm], sample: Sequence[Arm], examined: Sequence[Recipe]) -> list[str]:
-    """Return what a reader of the figures should know, as sentences."""
-    notes = []
-    if blind := lab.probe.uncounted:
-        notes.append(
-            f"Coverage says nothing of the layers {', '.join(blind)}: recurrent, attention and embedding layers have no neurons here, and it is that "
-            f"of the {lab.probe.num_neurons:,} neurons of the other layers alone."
-        )
-    if lab.own_profile:
-        notes.append("No profile of the training data was given: neuron ranges are those of the campaign's own inputs.")
-    if lab.num_objected:
-        oracles = ", ".join(lab.config.oracles)
-        notes.append(f"{lab.num_objected:,} inputs are answered correctly and are no seeds: an oracle ({oracles}) objects to them as they are.")
-    num_mutants, num_new = sum(arm.num_mutants for arm in guided), sum(arm.num_new for arm in guided)
-    if num_new > num_mutants / 2 and lab.config.schedule not in ("bandit", "unguided"):
-        notes.append(
-            f"{num_new / num_mutants:.0%} of the guided mutants counted as new coverage, so coverage hardly chose between them. "
-            "Use fewer kmnc_sections."
-        )
-    if dropped := sum(arm.num_dropped for arm in guided):
-        notes.append(f"The corpus was full at {lab.config.max_corpus:,} entries; {dropped:,} mutants that should have been parents were not kept.")
-    arms = (*guided, *sample)
-    tried, valid = sum(arm.num_candidates for arm in arms), sum(arm.num_mutants for arm in arms)
-    notes.append(
-        f"{tried - valid:,} of {tried:,} candidates are not counted as mutants: they changed nothing, more than this kind of input allows, or had "
-        "spent their limits."
-    )
-    made = np.sum([arm.tallies[0] for arm in arms], axis=(0, 2))
-    if idle := [name for name, num in zip(lab.config.mutator_names, made, strict=True) if num == 0]:
-        notes.append(f"Nothing is known of {', '.join(idle)}: no candidate was a valid mutant, because these inputs hold nothing to change by it.")
-    num_broken = sum(int(np.count_nonzero(arm.defects()["prediction"] == -1)) for arm in arms)
-    if lost := [recipe for recipe in examined if recipe.minimal is None]:
-        names = ", ".join(sorted({step.mutator for recipe in lost for step in recipe.chain}))
-        notes.append(f"{len(lost):,} distinct defects were none when replayed: one of {names} depends on more than the row's own severity and key.")
-    if num_broken:
-        notes.append(f"{num_broken:,} mutants were answered with NaN or infinity; they count as defects.")
-    return notes
+    found = [distinct_within(arms, budgets) for arms in (guided, sample)]
+    return Control(sum(budgets), *found, curve_of(guided), curve_of(sample))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from airflow_mlops.robustness.arm import Arm
 from airflow_mlops.robustness.recipes import Recipe, Step
+
+CURVE_POINTS = 40
+
+Curve: TypeAlias = tuple[tuple[int, int], ...]  # (mutants, distinct defects in them)
 
 
 def recipes_of(arm: Arm) -> list[Recipe]:
@@ -24,10 +30,28 @@ def recipes_of(arm: Arm) -> list[Recipe]:
     return recipes
 
 
-def distinct_within(arm: Arm, num_mutants: int) -> int:
-    """Return how many different (seed, wrong answer) pairs the first `num_mutants` mutants of an arm found."""
+def distinct_within(arms: Sequence[Arm], budgets: Sequence[int]) -> int:
+    """Return how many different (seed, wrong answer) pairs the first mutants of each arm found, of each as many as its budget says."""
+    return sum(int(np.searchsorted(_orders(arm), budget)) for arm, budget in zip(arms, budgets, strict=True))
+
+
+def curve_of(arms: Sequence[Arm]) -> Curve:
+    """Return the curve of one arm on all islands, each of which is at the same share of its mutants at a time; it begins at (0, 0)."""
+    made = np.array([arm.num_mutants for arm in arms])
+    budgets = (made * np.arange(CURVE_POINTS + 1)[:, None]) // CURVE_POINTS
+    found = np.sum([np.searchsorted(_orders(arm), budgets[:, at]) for at, arm in enumerate(arms)], axis=0)
+    return tuple(zip(budgets.sum(axis=1).tolist(), found.tolist(), strict=True))
+
+
+def late(curve: Curve) -> int:
+    """Return how many distinct defects the last quarter of a curve's mutants brought: few where there is hardly more to be found that way."""
+    return curve[-1][1] - curve[3 * (len(curve) - 1) // 4][1]
+
+
+def _orders(arm: Arm) -> npt.NDArray[np.int64]:
+    """Return, ascending, the numbers of the mutants that found a pair first; pairs of different islands differ, as their seeds do."""
     found = arm.defects()
-    return int(np.count_nonzero(found["distinct"] & (found["order"] < num_mutants)))
+    return np.sort(found["order"][found["distinct"]])
 
 
 class _Steps:

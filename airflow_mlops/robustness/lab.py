@@ -25,7 +25,7 @@ from airflow_mlops.robustness.schedules import SCHEDULES
 MICRO_BATCH = 256
 GENERATION_BYTES = 64 << 20  # a generation of mutants and its references lie in memory together
 LARGEST_GENERATION = 2_048
-GENERATIONS = 10  # of an island at least, so that a schedule has something to learn from
+GENERATIONS = 12  # of an island at least, so that a schedule has something to learn from
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Lab:
         """Return how many mutants an island with this budget makes at once, a function of the campaign alone."""
         room = max(self.probe.micro_batch, GENERATION_BYTES // max(1, self.inputs[:1].nbytes))
         wanted = -(-budget // GENERATIONS)
-        whole = -(-wanted // self.probe.micro_batch) * self.probe.micro_batch
+        # Of a small campaign a forward pass is not full: what the first mutants teach is worth more than the time.
+        whole = wanted if wanted < self.probe.micro_batch else -(-wanted // self.probe.micro_batch) * self.probe.micro_batch
         return min(whole, room, LARGEST_GENERATION)
 
     def criteria(self) -> dict[str, Criterion]:

@@ -10,7 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from airflow_mlops.artifacts import write_atomically
+from airflow_mlops.robustness.chart import chart
 from airflow_mlops.robustness.coverage import CRITERIA
+from airflow_mlops.robustness.findings import late
 from airflow_mlops.robustness.recipes import Recipe, Step, replay
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ def write(result: CampaignReport, lab: Lab) -> None:
         ratios={CRITERIA[name].title: value for name, value in result.coverage.items() if CRITERIA[name].is_ratio},
         counts={CRITERIA[name].title: value for name, value in result.coverage.items() if not CRITERIA[name].is_ratio},
         breaks=breaks(result, lab.config.kind),
+        chart=chart({f"{lab.config.schedule} schedule": result.control.guided_curve, "unguided control": result.control.unguided_curve}),
+        late=late(result.control.unguided_curve),
         pairs=_pairs(result, lab),
     )
     write_atomically(result.report, page.encode())

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests import guidance
 from tests.benchmarks.row import Row, seconds
 from tests.lenet import TRAINED_ON, pictures, trained
 
@@ -32,7 +32,12 @@ PLAIN_BATCHES = (256, 1_024, 4_096)
 MICRO_BATCHES = (256, 512, 1_024)
 NUM_INPUTS = 16_384
 FEW, MANY = 25_000, 100_000  # the larger as many as 5,000 iterations x 20
-BUDGET, CAMPAIGNS = 5_000, 10
+GUIDED = (
+    ("pictures, weak", 100, 5_000, "bandit"),
+    ("poses, fair", 500, 5_000, "bandit"),
+    ("rows, fair", 50, 20_000, "bandit"),
+    ("pictures, weak", 100, 5_000, "deephunter"),
+)
 NEURONS = (1_000, 4_000, 16_000)
 MEGABYTE = 1e6
 
@@ -61,7 +66,7 @@ def rows() -> Iterator[Row]:
         yield from _whole(Path(name))
     yield from _neurons()
     yield from _large()
-    yield from _guidance(digits)
+    yield from _guidance()
 
 
 def _config(num: int, schedule: str, **options: Any) -> CampaignConfig:
@@ -191,40 +196,15 @@ def _large() -> Iterator[Row]:
     yield Row(f"its peak memory in a campaign of {found['mutants']} mutants", found["memory"], "its plain forward pass", found["plain"], unit="MB")
 
 
-def _guidance(digits: Digits) -> Iterator[Row]:
-    """Distinct defects (seed, wrong answer) at an equal budget, guided and unguided, over campaign seeds."""
-    import numpy as np
-    from scipy.stats import t
-
-    from airflow_mlops.robustness.models import Probe
-    from airflow_mlops.robustness.profile import Profile
-
-    profile = Profile.of(Probe(digits.model), digits.train_inputs)
-    found = [{name: _distinct(digits, profile, name, seed) for name in ("bandit", "deephunter", "unguided")} for seed in range(CAMPAIGNS)]
-    control = float(np.mean([one["unguided"] for one in found]))
-    for name, wanted in (("bandit", 1.3), ("deephunter", None)):
-        logs = np.log([one[name] / one["unguided"] for one in found])
-        half = t.ppf(0.975, CAMPAIGNS - 1) * logs.std(ddof=1) / CAMPAIGNS**0.5
+def _guidance() -> Iterator[Row]:
+    """Distinct defects (seed, wrong answer) at an equal budget, guided and unguided: corners of the grid that the proofs measure whole."""
+    for name, num_seeds, num_mutants, schedule in GUIDED:
+        one = guidance.cell(name, num_seeds, num_mutants, schedule)
+        (mean, low, high), (_, unguided) = one.ratio, one.means()
+        wanted = (guidance.WANTED if one.is_growing else 1.0) if schedule == guidance.DEFAULT else None
+        what = f"distinct defects, {schedule}: {name}, {num_seeds:,} x {num_mutants:,}"
         # So that ours / limit is the mean ratio of the pairs, and not the ratio of the means.
-        ours, interval = control * float(np.exp(logs.mean())), tuple(float(np.exp(logs.mean() + sign * half)) for sign in (-1, 1))
-        what = f"distinct defects at {BUDGET:,} mutants, {name}, {CAMPAIGNS} seeds"
-        yield Row(what, ours, "unguided control", control, wanted=wanted, unit="", interval=(interval[0], interval[1]))
-
-
-def _distinct(digits: Digits, profile: Any, schedule: str, seed: int) -> int:
-    from airflow_mlops.robustness.lab import Lab
-    from airflow_mlops.robustness.shards import GUIDED, SAMPLE, arm_of
-
-    config = replace(_config(BUDGET, "bandit"), max_mutants=BUDGET, sample_mutants=BUDGET, seed=seed)
-    name = SAMPLE if schedule == "unguided" else GUIDED
-    config = config if name == SAMPLE else replace(config, schedule=schedule)
-    lab, found = Lab.of(digits.model, digits.inputs, digits.labels, config, profile), 0
-    for island in range(lab.num_islands):
-        arm = arm_of(lab, island, name)
-        while not arm.done:
-            arm.step()
-        found += arm.num_distinct
-    return found
+        yield Row(what, mean * unguided, "unguided control", unguided, wanted=wanted, unit="", interval=(low, high))
 
 
 def _fresh(what: str, *arguments: Path) -> dict[str, Any]:

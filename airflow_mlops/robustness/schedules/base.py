@@ -93,8 +93,8 @@ class Schedule:
         return allowed(~self.space.barred(corpus, parent), random), random.random(len(parent))
 
     def keeps(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> npt.NDArray[np.bool_]:
-        """Return (N,) which mutants that are no defects become parents: by default those new to a criterion."""
-        return outcome.new
+        """Return (N,) which mutants become parents: by default those that are no defects and new to a criterion."""
+        return outcome.new & ~outcome.defect
 
     def learn(self, corpus: Corpus, proposals: Proposals, outcome: Outcome) -> None:
         """Take in what came of the valid mutants of one generation."""

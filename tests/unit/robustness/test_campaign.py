@@ -189,9 +189,10 @@ def test_a_chain_moves_at_most_once_and_spends_no_range_twice(arm):
         assert spent.max() <= 1.0 + 1e-6
 
 
-def test_kept_mutants_are_answered_correctly(digits, arm):
-    answers = digits.probe.answer(arm.corpus.inputs)
-    assert np.array_equal(answers.prediction, arm.corpus["expected"])
+def test_what_coverage_keeps_is_answered_correctly_and_only_the_bandit_goes_on_from_defects(digits, arm):
+    right = digits.probe.answer(arm.corpus.inputs).prediction == arm.corpus["expected"]
+    assert right.all() == (arm.lab.config.schedule != "bandit")
+    assert right.mean() > 0.5
 
 
 def test_the_bandit_stays_within_its_severity_budget(digits):
@@ -358,3 +359,40 @@ def test_options_that_are_none_are_told(data):
 def test_an_impossible_value_range_is_refused(value_range):
     with pytest.raises(SpecError, match="value_range"):
         Images(value_range=value_range)
+
+
+def test_a_model_that_always_says_one_class_does_not_pass_for_a_robust_one(digits, tmp_path):
+    layers = keras.layers
+    bias = keras.initializers.Constant([1.0] + [0.0] * 9)
+    constant = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10, "softmax", kernel_initializer="zeros", bias_initializer=bias)]
+    )
+    small = CampaignConfig(max_mutants=200, sample_mutants=200)
+    found = run_campaign(constant, digits.inputs, digits.labels, config=small, out_dir=tmp_path)
+    said = " ".join(found.notes)
+    num_seeds = int((digits.labels == 0).sum())
+    assert (found.num_inputs, found.num_seeds, found.num_defects) == (len(digits.labels), num_seeds, 0)
+    assert f"Only {num_seeds} of {len(digits.labels)} inputs are seeds" in said
+    assert "All seeds are of class 0, and the inputs are of 10 classes" in said
+    assert "exactly the same probabilities for every seed" in said
+    assert f"of {len(digits.labels)} inputs, answered correctly" in found.report.read_text()
+
+
+def test_classes_without_a_seed_are_named(digits, tmp_path):
+    labels = np.select([digits.labels == 3, digits.labels == 8], [8, 3], digits.labels)
+    rows = ~(np.isin(labels, (3, 8)) & (digits.probe.answer(digits.inputs).prediction == labels))
+    small = CampaignConfig(max_mutants=100, sample_mutants=100)
+    found = run_campaign(digits.model, digits.inputs[rows], labels[rows], config=small, out_dir=tmp_path)
+    assert "No seed is of class 3, 8: the model answers none of their inputs correctly" in " ".join(found.notes)
+
+
+def test_a_sampled_mutant_that_was_drawn_before_counts_once(digits, tmp_path):
+    flips = CampaignConfig(max_mutants=100, sample_mutants=900, mutators=("horizontal_flip", "noise"))
+    found = run_campaign(digits.model, digits.inputs[:60], digits.labels[:60], config=flips, out_dir=tmp_path)
+    mirrored, noisy = found.defect_rates["horizontal_flip"], found.defect_rates["noise"]
+    assert 0.9 * found.num_seeds < mirrored.num_mutants <= found.num_seeds
+    assert noisy.num_mutants > 400
+    assert found.sample.num_mutants == mirrored.num_mutants + noisy.num_mutants
+    repeated = 900 - found.sample.num_mutants
+    assert f"{repeated} of 900 mutants of the random sample were drawn before, to the bit, and are left out of the rates" in " ".join(found.notes)
+    assert f"{found.sample.num_mutants:,} single-step mutants" in found.report.read_text()

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from airflow_mlops.robustness import report
 from airflow_mlops.robustness.campaign import CampaignConfig, Control, run_campaign
+from airflow_mlops.robustness.chart import chart
 from airflow_mlops.robustness.clusters import Cluster
 from airflow_mlops.robustness.coverage import CoverageOptions
 from airflow_mlops.robustness.kinds import Images
@@ -145,16 +146,60 @@ def test_an_operator_breaks_at_the_median_of_what_it_needs_alone(page, result):
 
 def test_the_control_is_stated_with_its_size_and_compared_at_equal_budget(page, result):
     control = result.control
-    assert "Distinct defects in the first 1,500 mutants of each" in page.text
+    assert "Of both arms the first 1,500 are compared" in page.text
     assert f"bandit schedule {control.guided} unguided control {control.unguided}" in page.text
     assert f"Guidance found {control.guided / control.unguided:.2f} times what chance found at the same budget" in page.text
 
 
+def curves(guided, unguided, late=0):
+    """Return curves of 100 mutants that find all at once, or the control `late` of it in the last quarter."""
+    return (((0, 0), *((at, guided) for at in (25, 50, 75, 100))), ((0, 0), *((at, unguided - late) for at in (25, 50, 75)), (100, unguided)))
+
+
 @pytest.mark.parametrize(
-    ("guided", "unguided", "text"), [(3, 3, "found equally many"), (4, 0, "what chance did not find"), (1, 4, "found 0.25 times")]
+    ("guided", "unguided", "text"),
+    [(3, 3, "found equally many"), (4, 0, "what chance did not find"), (1, 4, "found 0.25 times"), (0, 0, "found equally many")],
 )
 def test_the_comparison_is_said_as_it_is(result, lab, tmp_path, guided, unguided, text):
-    assert text in page_of(result, lab, tmp_path, control=Control(100, guided, unguided)).text
+    control = Control(100, guided, unguided, *curves(guided, unguided))
+    text_of = page_of(result, lab, tmp_path, control=control).text
+    assert text in text_of
+    assert ("That is fewer." in text_of) == (guided < unguided)
+    assert 'The schedule "bandit" usually' not in text_of  # it is this one
+
+
+@pytest.mark.parametrize(("late", "text"), [(0, "Chance had found nearly all that it can"), (4, "Chance was still finding")])
+def test_the_page_says_whether_chance_still_finds_something(result, lab, tmp_path, late, text):
+    control = Control(100, 60, 44, *curves(60, 44, late))
+    assert f"{text}: the last quarter of its mutants brought {late} of its 44." in page_of(result, lab, tmp_path, control=control).text
+
+
+def test_both_arms_are_curves_that_end_at_what_they_found(html, result):
+    places = [
+        [tuple(map(float, point.split(","))) for point in points.split()] for points in re.findall(r'<polyline class="\w*" points="([^"]+)"', html)
+    ]
+    unguided, guided = places
+    origin = guided[0]
+    assert unguided[0] == origin
+    assert len(guided) == len(unguided) == 41
+    control = result.control
+    assert control.guided_curve[-1] == (2_000, result.num_distinct_defects)
+    assert control.unguided_curve[-1] == (1_500, control.unguided)
+    ends = [(line[-1][0] - origin[0], origin[1] - line[-1][1]) for line in (guided, unguided)]
+    assert ends[1][0] / ends[0][0] == pytest.approx(1_500 / 2_000, rel=0.01)
+    assert ends[1][1] / ends[0][1] == pytest.approx(control.unguided / result.num_distinct_defects, abs=0.01)
+    for curve in (control.guided_curve, control.unguided_curve):
+        assert curve == tuple(sorted(curve))
+        assert curve[0] == (0, 0)
+
+
+def test_an_axis_has_round_ticks_from_zero_to_the_next_above():
+    made = chart({"one": ((0, 0), (5_000, 106)), "other": ((0, 0), (4_500, 52))})
+    assert [tick.label for tick in made.across] == ["0", "1,000", "2,000", "3,000", "4,000", "5,000"]
+    assert [tick.label for tick in made.up] == ["0", "50", "100", "150"]
+    assert [tick.label for tick in chart({"one": ((0, 0), (7, 0))}).up] == ["0", "1"]
+    assert made.lines[0].x == made.right
+    assert all(0 < line.y < made.bottom for line in made.lines)
 
 
 def test_coverage_is_a_percentage_or_a_count_and_said_to_prove_nothing(page, result):

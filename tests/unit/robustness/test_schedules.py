@@ -151,26 +151,66 @@ def test_parents_are_drawn_in_proportion_to_their_weights():
     assert drawn[0] / drawn.sum() == pytest.approx(0.8 / 1.1, abs=0.03)
 
 
-def test_a_gap_is_the_way_to_the_nearest_answer_that_is_not_known_yet():
-    found = np.array([[False, False, False], [False, True, False], [False, True, True]])
-    outputs = np.repeat(OUTPUTS, 3, axis=0)
-    assert gaps(outputs, np.zeros(3, int), found) == pytest.approx([np.log(2), np.log(6), np.inf])
+def test_a_gap_is_what_a_wrong_answer_misses_of_being_given():
+    outputs = np.repeat(OUTPUTS, 4, axis=0)
+    outputs[3] = np.nan
+    found = gaps(outputs, np.array([0, 2, ~1, 0]))
+    assert found[0] == pytest.approx([np.inf, np.log(2), np.log(6)])
+    assert found[1] == pytest.approx([0, np.log(2), np.inf])
+    assert found[2] == pytest.approx([np.inf, np.log(2), np.inf])  # any answer but 1 is right
+    assert np.isinf(found[3]).all()
 
 
-def test_the_bandit_learns_mutator_severity_and_parents():
-    schedule, corpus = made("bandit"), corpus_of(60)
-    near = np.array([0.45, 0.44, 0.11], np.float32)
-    corpus["outputs"][:20] = near
-    for generation in range(12):
-        corpus["times_fuzzed"][:] = 0
+def taught(schedule, corpus, num_generations, wins):
+    """Tell the schedule that, of 200 mutants in each generation, those chosen by `wins(proposals)` found a pair for the first time."""
+    for generation in range(num_generations):
         proposals = propose(schedule, corpus, 200, generator(0, 0, 0, generation))
-        won = np.flatnonzero((proposals.mutator == 1) & (proposals.parent < 20))
-        told = outcome(200, won=won)
+        told = outcome(200, won=np.flatnonzero(wins(proposals)))
         schedule.learn(corpus, proposals, replace(told, prediction=np.full(200, -1)))
-    corpus["times_fuzzed"][:] = 0
-    last = propose(schedule, corpus, 400, generator(0, 0, 0, 99))
-    assert np.mean(last.mutator == 1) > 0.8
-    assert np.mean(last.parent < 20) > 0.8
+
+
+def share_of(schedule, corpus, seeds):
+    weights = schedule.weights(corpus)
+    return weights[seeds].sum() / weights.sum()
+
+
+def test_the_bandit_learns_mutators_and_keeps_the_others_in_play():
+    schedule, corpus = made("bandit"), corpus_of(60)
+    taught(schedule, corpus, 12, lambda proposals: proposals.mutator == 1)
+    last = propose(schedule, corpus, 4000, generator(0, 0, 0, 99))
+    shares = np.bincount(last.mutator, minlength=4) / 4000
+    assert shares[1] > 0.4
+    assert shares.min() > 0.05
+
+
+def test_the_bandit_prefers_seeds_that_are_near_a_wrong_answer_and_drops_none():
+    schedule, corpus = made("bandit"), corpus_of(60)
+    corpus["outputs"][:20] = [0.45, 0.44, 0.11]
+    corpus["outputs"][20:] = [0.998, 0.001, 0.001]
+    assert share_of(schedule, corpus, slice(0, 20)) > 0.75
+    assert schedule.weights(corpus)[20:].min() > 0.19 / 60 * schedule.weights(corpus).sum()
+
+
+def test_a_pair_that_is_known_is_worth_nothing_to_the_bandit():
+    schedule, corpus = made("bandit"), corpus_of(60)
+    corpus["outputs"][:] = [0.5, 0.49, 0.01]
+    before = share_of(schedule, corpus, slice(0, 20))
+    proposals = Proposals(np.arange(20), *np.zeros((3, 20), int))
+    schedule.learn(corpus, proposals, outcome(20, won=range(20)))  # the near answer of the first twenty
+    assert share_of(schedule, corpus, slice(0, 20)) < before - 0.1
+    repeated = replace(outcome(20), defect=np.ones(20, bool), prediction=np.ones(20, int))
+    wins = schedule.wins.sum(), schedule.pair_wins.sum()
+    schedule.learn(corpus, proposals, repeated)
+    assert (schedule.wins.sum(), schedule.pair_wins.sum()) <= wins
+
+
+def test_what_was_tried_in_vain_leaves_its_place_to_others():
+    schedule, corpus = made("bandit"), corpus_of(60)
+    corpus["outputs"][:20] = [0.45, 0.44, 0.11]
+    before = share_of(schedule, corpus, slice(0, 20))
+    for _ in range(10):
+        schedule.learn(corpus, Proposals(np.repeat(np.arange(20), 10), *np.zeros((3, 200), int)), outcome(200))
+    assert share_of(schedule, corpus, slice(0, 20)) < before - 0.1
 
 
 def test_the_bandit_spends_no_more_than_its_budget_per_mutator():
@@ -185,20 +225,33 @@ def test_the_bandit_spends_no_more_than_its_budget_per_mutator():
     assert (spent / count <= 0.3 + 1e-6).all()
 
 
-def test_the_bandit_keeps_what_came_closer():
+def test_the_bandit_keeps_what_comes_closest_to_an_answer_that_is_not_known():
     schedule, corpus = made("bandit"), corpus_of(2)
-    outputs = np.array([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]], np.float32)
-    told = Outcome(*np.zeros((3, 2), bool), *np.zeros((2, 2), int), outputs)
-    proposals = Proposals(np.array([0, 1]), np.array([0, 0]), np.array([0.1, 0.1]), np.array([1, 2]))
-    assert schedule.keeps(corpus, proposals, told).tolist() == [True, False]
+    outputs = np.array([[0.5, 0.41, 0.09], [0.5, 0.45, 0.05], [0.9, 0.05, 0.05], [np.nan] * 3], np.float32)
+    told = Outcome(*np.zeros((3, 4), bool), *np.zeros((2, 4), int), outputs)
+    proposals = Proposals(np.array([0, 0, 1, 1]), *np.zeros((3, 4), int))
+    assert schedule.keeps(corpus, proposals, told).tolist() == [False, True, False, False]  # of two of one seed the better
+    schedule.found[0, 1] = True
+    assert not schedule.keeps(corpus, proposals, told).any()
+
+
+def test_the_bandit_goes_on_from_a_wrong_answer_to_the_next_one():
+    schedule, corpus = made("bandit"), corpus_of(1)
+    won = replace(outcome(1, won=[0]), outputs=np.array([[0.2, 0.45, 0.35]], np.float32))
+    proposals = Proposals(*np.zeros((4, 1), int))
+    assert schedule.keeps(corpus, proposals, won).all()
+    far = replace(won, outputs=np.array([[0.09, 0.9, 0.01]], np.float32))
+    assert not schedule.keeps(corpus, proposals, far).any()
 
 
 def test_the_bandit_measures_a_mirrored_mutant_by_the_answer_expected_of_it():
     schedule, corpus = made("bandit"), corpus_of(1)
-    told = Outcome(*np.zeros((3, 1), bool), np.array([1]), np.array([1]), np.array([[0.1, 0.85, 0.05]], np.float32))  # as sure as can be
     proposals = Proposals(*np.zeros((4, 1), int))
+    told = Outcome(*np.zeros((3, 1), bool), np.array([1]), np.array([1]), np.array([[0.1, 0.85, 0.05]], np.float32))
+    assert schedule.keeps(corpus, proposals, told).all()  # the answer 0, right for the seed, is wrong for its mirror image
+    schedule.found[0, 0] = True
     assert not schedule.keeps(corpus, proposals, told).any()
-    assert schedule.keeps(corpus, proposals, replace(told, outputs=np.array([[0.4, 0.5, 0.1]], np.float32))).all()
+    assert schedule.keeps(corpus, proposals, replace(told, outputs=np.array([[0.1, 0.5, 0.4]], np.float32))).all()
 
 
 def test_every_step_of_every_arm_has_its_own_random_numbers():
