@@ -203,5 +203,4 @@ def _rates(lab: Lab, sample: Sequence[Arm]) -> dict[str, DefectRate]:
 
 def _control(guided: Sequence[Arm], sample: Sequence[Arm]) -> Control:
     budgets = [min(one.num_mutants, other.num_mutants) for one, other in zip(guided, sample, strict=True)]
-    found = [distinct_within(arms, budgets) for arms in (guided, sample)]
-    return Control(sum(budgets), *found, curve_of(guided), curve_of(sample))
+    return Control(sum(budgets), distinct_within(guided, budgets), distinct_within(sample, budgets), curve_of(guided), curve_of(sample))

@@ -56,14 +56,16 @@ class Bandit(Schedule):
         self.pair_wins, self.pair_tries = np.zeros(bins), np.zeros(bins)
         # By seed, in the order of the corpus, and answer: is the pair found, by what do its record and its nearest entry miss it, mutants in vain.
         self.found = np.zeros(no_seeds, np.bool_)
-        self.gap, self.record, self.vain = np.zeros(no_seeds), np.zeros(no_seeds, np.intp), np.zeros(no_seeds)
+        self.gap: Floats = np.zeros(no_seeds)
+        self.record, self.vain = np.zeros(no_seeds, np.intp), np.zeros(no_seeds)
         self.num_known = np.zeros(1, np.intp)  # entries of the corpus that the records are of
 
     def weights(self, corpus: Corpus) -> Floats:
         self._begin(corpus)
         chances = self._rates()[self._bins()] * ~self.found
         num_seeds, worth = len(chances), chances.sum(axis=1)
-        weights = np.bincount(self.record.ravel(), weights=((1.0 - FROM_SEED) * chances).ravel(), minlength=len(corpus))
+        guided = (1.0 - FROM_SEED) * chances
+        weights: Floats = np.bincount(self.record.ravel(), weights=guided.ravel(), minlength=len(corpus)).astype(np.float64)
         weights[:num_seeds] += FROM_SEED * worth
         weights[:num_seeds] += UNGUIDED / (1.0 - UNGUIDED) * (weights.sum() or 1.0) / num_seeds
         return weights
@@ -176,4 +178,4 @@ def _drawn(weights: Floats, random: np.random.Generator) -> Ints:
     """Return (N,) a place in each row of `weights` (N, K), in proportion to them."""
     sums = weights.cumsum(axis=1)
     at = np.count_nonzero(sums <= (random.random(len(weights)) * sums[:, -1])[:, None], axis=1)
-    return np.minimum(at, weights.shape[1] - 1)
+    return np.asarray(np.minimum(at, weights.shape[1] - 1))

@@ -345,8 +345,8 @@ def test_the_log_tells_a_watching_person_how_far_it_is_and_how_long_it_takes(tol
 
 def test_the_log_counts_the_distinct_defects_of_the_report(told, lab, tmp_path):
     num_distinct = finish(lab, [tmp_path / SHARD_FILE], tmp_path).num_distinct_defects
-    seconds = 5 * len(told)
-    assert told[-1] == f"All 1,400 mutants are made, the last 1,400 in {seconds // 60} min: {num_distinct} distinct defects of the guided arm."
+    took = shards._duration(5 * len(told))
+    assert told[-1] == f"All 1,400 mutants are made, the last 1,400 in {took}: {num_distinct} distinct defects of the guided arm."
 
 
 def test_a_resumed_campaign_tells_the_speed_of_this_run_and_not_of_the_last(lab, monkeypatch, tmp_path, caplog):
