@@ -32,7 +32,7 @@ def test_text_numbers_and_bools_are_parameters_of_the_train_function() -> None:
 
 
 def test_authors_of_the_code_reach_the_training() -> None:
-    on_dataset, _, _ = model_pipelines(spec(code_authors=["Bo"]))
+    on_dataset, *_ = model_pipelines(spec(code_authors=["Bo"]))
     assert on_dataset.get_task("train").spec.code_authors == ("Bo",)
     with pytest.raises(SpecError, match=r"code_authors is the text 'Bo'; give a list"):
         spec(code_authors="Bo")
