@@ -265,7 +265,7 @@ def test_a_split_that_somebody_replaced_is_not_believed(workshop: Workshop) -> N
 
 def test_a_champion_with_a_layer_of_the_team_is_gone_on_from_in_a_process_that_knows_nothing_of_it(workshop: Workshop, tmp_path: Path) -> None:
     team = Team(workshop, "own_champion")
-    changes = {"function": "with_own_layer", "unsafe_models_allowed": True}
+    changes = {"function": "with_own_layer", "extensions": ("user_code",), "unsafe_models_allowed": True}
     team.train(workshop.v1, **changes)
     team.crown()
     validation, _ = workshop.validate(workshop.v1)
