@@ -160,7 +160,7 @@ class InstantStage:
         )
 
     def robustness_shard(self) -> Any:
-        from airflow_mlops.results import RobustnessShardResult
+        from airflow_mlops.stages.robustness import RobustnessShardResult
 
         return RobustnessShardResult(self.spec.shard, self.spec.num_shards, fakes.artifact(self.out_dir / "islands"))
 

@@ -88,6 +88,22 @@ def save(
     paths = [out_dir / name for name in ("model.keras", "saved_model", "golden.json", "input_example.json", "signature.json")]
     keras_file, saved_model, golden_file, example, signature = paths
     out_dir.mkdir(parents=True, exist_ok=True)
+    server = _saved(model, served, samples, keras_file, saved_model)
+    inspect_keras(keras_file, code_allowed=code_allowed)
+    if not code_allowed:
+        inspect_graph(read(saved_model))
+    golden = golden_answers(served, server, sample_rows)
+    inner = golden._replace(inputs=features.of(golden.inputs)) if features else golden
+    keras_files.check_loads(keras_file, inner, extensions, code_allowed=code_allowed)
+    write_atomically(golden_file, canonical_json({"inputs": golden.inputs.tolist(), "outputs": golden.outputs.tolist()}))
+    write_atomically(example, canonical_json({"signature_name": SERVING, "instances": golden.inputs.tolist()}))
+    write_atomically(signature, canonical_json(_signature(saved_model)))
+    written, problems = _convert(saved_model, golden, wanted)
+    return Exported(keras_file, saved_model, golden_file, example, signature, written, problems, left_out(served))
+
+
+def _saved(model: keras.Model, served: keras.Model, samples: NDArray[np.float32], keras_file: Path, saved_model: Path) -> ServedModel:
+    """Write both files and return the SavedModel, loaded again and asked about a row."""
     try:
         keras_files.write(model, keras_file)
         write_served(served, saved_model)
@@ -101,17 +117,7 @@ def save(
             f"Model {model.name!r} cannot be saved and loaded again as a SavedModel: {type(error).__name__}: {error}. "
             "Use serializable layers and one input and one output tensor."
         ) from error
-    inspect_keras(keras_file, code_allowed=code_allowed)
-    if not code_allowed:
-        inspect_graph(read(saved_model))
-    golden = golden_answers(served, server, sample_rows)
-    inner = golden._replace(inputs=features.of(golden.inputs)) if features else golden
-    keras_files.check_loads(keras_file, inner, extensions, code_allowed=code_allowed)
-    write_atomically(golden_file, canonical_json({"inputs": golden.inputs.tolist(), "outputs": golden.outputs.tolist()}))
-    write_atomically(example, canonical_json({"signature_name": SERVING, "instances": golden.inputs.tolist()}))
-    write_atomically(signature, canonical_json(_signature(saved_model)))
-    written, problems = _convert(saved_model, golden, wanted)
-    return Exported(keras_file, saved_model, golden_file, example, signature, written, problems, left_out(served))
+    return server
 
 
 def check_parity(name: str, expected: NDArray[Any], found: NDArray[Any]) -> None:

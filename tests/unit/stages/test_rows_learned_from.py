@@ -122,7 +122,7 @@ def as_floats_in_any_order(frame: pd.DataFrame) -> pd.DataFrame:
         ((0.3, 0.1, 0.5), (None, mirrored, None)),
         ((0.05, 0.5, 0.2), (mirrored, None, as_floats_in_any_order)),
     ],
-    ids=str,
+    ids=["larger", "smaller and mirrored", "mirrored and in any order"],
 )
 def test_whatever_was_learned_from_along_a_chain_of_trainings_judges_no_model_of_it(
     workshop: Workshop, judged: list[np.ndarray], fractions: tuple[float, ...], changes: tuple[Change | None, ...], request: pytest.FixtureRequest
