@@ -10,7 +10,7 @@ IMAGE ?= airflow-mlops-stage
 # The first that works: a docker without its daemon builds nothing.
 ENGINE ?= $(shell for one in docker podman buildah; do $$one info > /dev/null 2>&1 && echo $$one && break; done)
 
-.PHONY: install demo stop test check browser postgresql kubernetes lock bench proofs images
+.PHONY: install demo stop test check browser postgresql redis kubernetes lock bench proofs images
 
 install: $(VENV)/.installed
 
@@ -66,8 +66,14 @@ kubernetes: install
 	@test -n "$$KUBECONFIG" || $(BIN)/python -m tests.kubernetes.build
 	$(BIN)/python -m pytest tests/kubernetes
 
+# The broker of the Celery executor in one proof.
+redis:
+	@command -v redis-server > /dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "redis-server is missing: install it as root (apt-get install redis-server), then run make proofs again." >&2; exit 1; }; \
+	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends redis-server; }
+
 # What is claimed, shown by experiment: minutes, not seconds.
-proofs: install postgresql
+proofs: install postgresql redis
 	$(BIN)/python -m pytest tests/proofs
 	$(BIN)/python -m pytest -m long tests/unit
 
