@@ -22,14 +22,18 @@ from airflow_mlops.ledger import chain, datasets
 from airflow_mlops.ledger.journal import once
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.approval import ApproveReleaseOperator
+from airflow_mlops.registry import registrations
 from airflow_mlops.results import DatasetVersion
+from tests import fakes
 from tests.api_servers import ApiServer, api_server
 from tests.fakes import FakeTaskInstance, context
+from tests.released import Released, tags_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-DIGESTS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "sha256:e", "authors": ""}
-MODEL = {**DIGESTS, "name": "alpha", "version": 1, "expected_champion": None}
+MODEL = {"name": "alpha", "version": 1, "expected_champion": None, "fencing_token": 0, "questions": []}
+MODEL["decision"] = "released: accuracy 0.9500 >= 0.9"
+DIGESTS = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "authors": "", "airflow_run": "alpha_on_dataset/run 1"}
 
 # What each role gets of /mlops/: the overview, pages and models of the DAGs alpha_release and beta_release.
 ROUTES = {
@@ -141,7 +145,9 @@ class Release:
         monkeypatch.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", f'{{"conn_type": "mlops_ledger", "schema": "{home}/ledger.db"}}')
         self.store = Store(f"sqlite:///{home}/ledger.db")
         monkeypatch.setattr(hitl, "upsert_hitl_detail", self._upsert)
-        monkeypatch.setattr(ApproveReleaseOperator, "_now", lambda _self: MODEL)
+        tags = tags_of(Released.records(home), **DIGESTS)
+        registrations.note(self.store, "alpha", 1, "alpha_on_dataset/run 1", tags)
+        monkeypatch.setattr(ApproveReleaseOperator, "_now", lambda _self: {**tags, **MODEL})
         self.run_id = f"manual__2026-01-01T00:00:00+00:00~{uuid.uuid4()}"
 
     def ask(self, policy: ApprovalPolicy, *, triggered_by: str) -> None:
@@ -153,11 +159,11 @@ class Release:
                 task_id="approve",
                 model=MODEL,
                 policy=policy,
-                subject="Release?",
                 notifiers=[lambda context: self.told.append(context["approval_progress"])],
             )
         about = SimpleNamespace(triggering_user_name=run["triggering_user_name"])
-        self.context = {**context(ti), "ti": ti, "task_instance": ti, "dag_run": about, "task": self.task}
+        before = fakes.handed_over(self.store, MODEL, ti=ti, task_id="select")
+        self.context = {**context(ti), "ti": ti, "task_instance": ti, "dag_run": about, "task": before}
         with pytest.raises(TaskAwaitingInput):
             self.task.execute(self.context)
 
