@@ -95,14 +95,14 @@ def _loaded_elsewhere(path: Path, rows: NDArray[np.float32], extensions: Extensi
         if ended.returncode:
             reason = (ended.stderr.strip() or f"exit code {ended.returncode}").splitlines()[-1]
             raise TrainingError(f"The model is saved and the next stages cannot load it: {reason} {REGISTER}")
-        return np.asarray(np.load(answered))
+        return np.asarray(np.load(answered, allow_pickle=False))
 
 
 def _load_here(path: str, asked: str, answered: str, extensions: Extensions, code_allowed: bool) -> None:
     tf.config.set_visible_devices([], "GPU")  # the training has its memory
     import_all(Path(extensions.code_path), extensions.modules)
     inspect_keras(Path(path), code_allowed=code_allowed)
-    np.save(answered, _answers(load(Path(path), code_allowed=code_allowed), np.load(asked)))
+    np.save(answered, _answers(load(Path(path), code_allowed=code_allowed), np.load(asked, allow_pickle=False)))
 
 
 @contextlib.contextmanager

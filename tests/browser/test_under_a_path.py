@@ -76,7 +76,7 @@ def page(browser: Browser, server: ApiServer) -> Iterator[Page]:
 def test_the_navigation_leads_to_the_page_and_the_page_to_a_run(page: Page, server: ApiServer) -> None:
     icon = page.locator('img[src$="mlops/static/icon.svg"]').first
     expect(icon).to_be_visible(timeout=PATIENCE)
-    assert icon.evaluate("image => image.complete && image.naturalWidth > 0")
+    assert icon.evaluate("image => image.decode().then(() => image.naturalWidth > 0)")
     page.goto(f"{server.url}/plugin/mlops")
     frame = page.frame_locator("iframe")
     expect(frame.locator("#datasets")).to_contain_text("alpha v1", timeout=PATIENCE)

@@ -42,7 +42,7 @@ def ended(tmp_path: Path, workspace: Path, version: DatasetVersion, monkeypatch:
         result: ValidationResult = dataclasses.replace(fakes.validation(workspace, dataset=version), critical=critical)
         record = Record(SCHEMA_VERSION, "validate", "sha256:spec", result=to_data(result))
         (tmp_path / "result.json").write_bytes(canonical_json(to_data(record)))
-        process = SimpleNamespace(run=lambda log: record, out_dir=workspace, result_path=tmp_path / "result.json")
+        process = SimpleNamespace(run=lambda log: record, out_dir=workspace / "runs" / "d" / "validate", result_path=tmp_path / "result.json")
         monkeypatch.setattr(RunStageOperator, "_start", lambda self, context: process)
         return RunStageOperator(task_id="validate", stage="validate", spec={})
 

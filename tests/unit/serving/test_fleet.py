@@ -160,7 +160,7 @@ def test_golden_answers_need_no_rest(served: list[Replica], tmp_path: Path) -> N
     answers = golden(tmp_path / "golden.json", [[1.0], [2.0]], [[1.0], [2.0]])
     with ServingFleet(ServingClient(replica.grpc_address) for replica in served) as both:
         rollout.verify(both, PLAN, answers)
-    assert [replica.calls for replica in served] == [{"GetModelMetadata": 1, "Predict": 1}] * 2
+    assert [replica.calls for replica in served] == [{"GetModelMetadata": 1, "Predict": 2}] * 2  # each is asked twice
 
 
 def test_rows_of_several_inputs_texts_and_bytes_are_asked_by_grpc_as_they_were_by_rest(served: list[Replica], tmp_path: Path) -> None:
