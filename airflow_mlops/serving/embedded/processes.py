@@ -43,6 +43,7 @@ class Zygote:
         self._still_looks = still_looks
         self._looking: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._models: dict[int, ModelProcess] = {}
@@ -60,7 +61,7 @@ class Zygote:
 
     def listen(self) -> None:
         """Hear what becomes of the processes, and look after them; needs the running loop."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         if self._control is not None:
             loop.add_reader(self._control, self._hear, self._control)
         self._looking = self._looking or loop.call_later(_LOOK_SECONDS, self._look)
@@ -99,6 +100,8 @@ class Zygote:
             with contextlib.suppress(OSError):
                 for number in self._models:
                     self._tell(Kill(number), [])
+            if self._loop is not None:  # else the loop hears nothing from whoever gets this descriptor's number next
+                self._loop.remove_reader(self._control)
             self._control.close()
         if self._process is not None:
             try:

@@ -116,38 +116,6 @@ def private_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
-class TestALostZygote:
-    async def test_models_answer_on_and_the_next_spawn_starts_a_new_one(self, home: Home) -> None:
-        process, other = await home.spawn("trouble"), await home.spawn("trouble")
-        old = home.process
-        waiting = asyncio.create_task(answer(process, 0.3, signature="slow"))
-        await asyncio.sleep(0.05)
-        old.kill()
-        await until(lambda: home.zygote._control is None)
-        assert await waiting == [pytest.approx(0.3)]
-        assert await answer(process, 1.0) == [1.0]
-        new = await home.spawn("linear1")
-        assert home.process.pid != old.pid and psutil.Process(new.pid).ppid() == home.process.pid
-        assert await answer(process, 2.0) == [2.0]
-        for one in (process, new):
-            one.retire()
-        home.zygote.kill(other)  # whom the new one does not know: its socket is closed, and that must do
-        assert await asyncio.gather(*map(ended, (process, new, other))) == ["ended"] * 3
-
-    async def test_a_spawn_before_that_is_known_succeeds_or_is_worth_another_try(self, home: Home) -> None:
-        home.process.kill()
-        home.process.wait()
-        with contextlib.suppress(Refusal):
-            process = await home.zygote.spawn(home.order("linear1"))
-            with pytest.raises(Refusal) as refused:
-                await asyncio.wait_for(process.ready, SECONDS)
-            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
-        await until(lambda: home.zygote._control is None)
-        process = await home.spawn("linear1")
-        process.retire()
-        await ended(process)
-
-
 class TestAsking:
     async def test_a_new_process_tells_its_signatures_and_answers(self, home: Home, trouble: ModelProcess) -> None:
         signatures = protos.get_model_metadata_pb2.SignatureDefMap.FromString(trouble.ready.result()).signature_def
@@ -511,6 +479,38 @@ class TestForking:
             os.kill(pid, signal.SIGINT)
         await asyncio.sleep(0.1)
         assert await answer(trouble, 1.0) == [1.0]
+        process = await home.spawn("linear1")
+        process.retire()
+        await ended(process)
+
+
+class TestALostZygote:
+    async def test_models_answer_on_and_the_next_spawn_starts_a_new_one(self, home: Home) -> None:
+        process, other = await home.spawn("trouble"), await home.spawn("trouble")
+        old = home.process
+        waiting = asyncio.create_task(answer(process, 0.3, signature="slow"))
+        await asyncio.sleep(0.05)
+        old.kill()
+        await until(lambda: home.zygote._control is None)
+        assert await waiting == [pytest.approx(0.3)]
+        assert await answer(process, 1.0) == [1.0]
+        new = await home.spawn("linear1")
+        assert home.process.pid != old.pid and psutil.Process(new.pid).ppid() == home.process.pid
+        assert await answer(process, 2.0) == [2.0]
+        for one in (process, new):
+            one.retire()
+        home.zygote.kill(other)  # whom the new one does not know: its socket is closed, and that must do
+        assert await asyncio.gather(*map(ended, (process, new, other))) == ["ended"] * 3
+
+    async def test_a_spawn_before_that_is_known_succeeds_or_is_worth_another_try(self, home: Home) -> None:
+        home.process.kill()
+        home.process.wait()
+        with contextlib.suppress(Refusal):
+            process = await home.zygote.spawn(home.order("linear1"))
+            with pytest.raises(Refusal) as refused:
+                await asyncio.wait_for(process.ready, SECONDS)
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+        await until(lambda: home.zygote._control is None)
         process = await home.spawn("linear1")
         process.retire()
         await ended(process)
