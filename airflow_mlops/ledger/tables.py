@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 METADATA = sa.MetaData()
 SCOPE = "scope"
+KEY_LENGTH = 1_100  # a model, a DAG, a run and a task, whose names have up to 250 characters each
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -97,7 +98,7 @@ REJECTIONS = sa.Table(
 EFFECTS = sa.Table(
     "effects",
     METADATA,
-    sa.Column("key", sa.String(500), primary_key=True),
+    sa.Column("key", sa.String(KEY_LENGTH), primary_key=True),
     sa.Column("kind", sa.String(80), nullable=False),
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("result", sa.JSON(none_as_null=True), nullable=True),
@@ -115,7 +116,7 @@ REIGNS = sa.Table(
     sa.Column("token", sa.BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3...: who inserts the next one is champion
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("previous", sa.BigInteger, nullable=True),
-    sa.Column("intent", sa.String(500), nullable=False, unique=True),
+    sa.Column("intent", sa.String(KEY_LENGTH), nullable=False, unique=True),
     sa.Column("digest", sa.String(80), nullable=True),  # of the model's files, as they were evaluated
     sa.Column("since", UtcDateTime, nullable=False),
     info={SCOPE: ("model",)},
@@ -134,7 +135,7 @@ AUDIT_EVENTS = sa.Table(
 APPROVAL_REQUESTS = sa.Table(
     "approval_requests",
     METADATA,
-    sa.Column("release", sa.String(500), primary_key=True),  # "DAG id/run id" of the release
+    sa.Column("release", sa.String(KEY_LENGTH), primary_key=True),  # "DAG id/run id" of the release
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, 3...: one that ended without approval is asked anew
     sa.Column("binding", sa.String(80), nullable=False),  # digest of what is to be approved
     sa.Column("request", sa.JSON, nullable=False),
@@ -147,7 +148,7 @@ APPROVAL_REQUESTS = sa.Table(
 APPROVALS = sa.Table(
     "approvals",
     METADATA,
-    sa.Column("release", sa.String(500), primary_key=True),
+    sa.Column("release", sa.String(KEY_LENGTH), primary_key=True),
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("approver", sa.String(250), primary_key=True),  # so that nobody counts twice
     sa.Column("comment", sa.Text, nullable=False),
@@ -159,7 +160,7 @@ MESSAGES = sa.Table(
     "messages",
     METADATA,
     sa.Column("number", sa.Integer, primary_key=True),  # the order in which they are sent
-    sa.Column("key", sa.String(500), nullable=False, unique=True),  # one message for one transition
+    sa.Column("key", sa.String(KEY_LENGTH), nullable=False, unique=True),  # one message for one transition
     sa.Column("messenger", sa.String(250), nullable=False),  # the connection
     sa.Column("channel", sa.String(250), nullable=False),
     sa.Column("message", sa.JSON, nullable=False),

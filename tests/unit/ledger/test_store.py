@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops.exceptions import LedgerError, LedgerUnavailable, SpecError
-from airflow_mlops.ledger import datasets
+from airflow_mlops.gates import ApprovalPolicy
+from airflow_mlops.ledger import approvals, chain, champions, datasets, journal, messages, rows
 from airflow_mlops.ledger.store import Store, now
 from airflow_mlops.ledger.tables import CLAIMS
 from tests.fakes import dataset_version
@@ -92,3 +93,14 @@ def test_a_ledger_that_can_not_be_opened_leaves_no_file_open(database: Path) -> 
     with pytest.raises(LedgerUnavailable, match="readonly"):
         Store(f"sqlite:///file:{database}?mode=ro&uri=true")
     assert open_files() == []
+
+
+def test_the_longest_names_that_airflow_and_mlflow_allow_fit_into_every_key(store: Store) -> None:
+    model, dag, run, task = (letter * 250 for letter in "mdrt")
+    release, subject = f"{dag}/{run}", approvals.Subject(model, 1, None, "tf_serving_default/stable", {})
+    assert journal.once(store, f"rollout:{model}:1:{release}:{task}", "switch", {}, lambda: {"done": 1}) == {"done": 1}
+    assert champions.crown(store, champions.Claim(f"promote:{model}:1:{dag}:{run}", model, 1, None)).version == 1
+    approvals.ask(store, release, subject, ApprovalPolicy(), ())
+    approvals.answer(store, release, approvals.Answer("ann", "1", True, now(), "", ()), subject)
+    assert messages.add(store, f"notify:{dag}:{run}:{task}:-1:1:{'0' * 71}", "slack_default", "#releases", {})
+    assert rows.verify(store, []) == chain.head(store)
