@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
 import sys
 import time
@@ -154,7 +155,7 @@ class Demo:
         outbox = self.deployment.home / "workspace" / "outbox.jsonl"
         self.say("\nMessages that would have gone to Slack:")
         for line in outbox.read_text().splitlines()[-7:]:
-            self.say(f"   {json.loads(line)['text']}")
+            self.say(f"   {html.unescape(json.loads(line)['text'])}")
         self.say(f"""
 Everything still runs; look around:
    Airflow       {self.settings.url("airflow")}   users admin and reviewer, password {self.settings.password}
