@@ -126,6 +126,7 @@ def _many(home: Path) -> None:
         "refuse": of(tf.float32)(refuse),
         "count": of(tf.float32)(count),
         "empty": of(tf.float32)(lambda x: {"y": x[:0]}),
+        "half_plus_two": of(tf.float32, shape=(None, 1))(lambda x: {"y": x * 0.5 + 2.0}),
         "narrow": of(tf.float32, shape=(None, 2))(lambda x: {"y": tf.identity(x)}),
         **{f"echo_{name}": _echo(getattr(tf, name)) for name in DTYPES},
     }

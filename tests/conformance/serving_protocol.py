@@ -143,6 +143,11 @@ class RestPredict:
     def test_columns_are_values_or_lists_of_any_depth(self, served: Target, value: Any, answered: Any) -> None:
         assert served.post("many:predict", {"inputs": value}).json() == {"outputs": answered}
 
+    def test_the_first_example_of_the_original_s_tutorial(self, served: Target) -> None:
+        """Its signature says [?, 1], and what it sends is no list of lists."""
+        answer = served.post("many:predict", {"signature_name": "half_plus_two", "instances": [1.0, 2.0, 5.0]})
+        assert answer.json() == {"predictions": [2.5, 3.0, 4.5]}
+
     def test_a_scalar_output_is_refused_in_rows_and_given_in_columns(self, served: Target) -> None:
         for signature, output in (("scalar", {"outputs": 3.0}), ("scalar_and_rows", {"outputs": {"loss": 3.0, "y": [1.0, 2.0]}})):
             refused = served.post("many:predict", {"signature_name": signature, "instances": [1, 2]})

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 
 from airflow_mlops.serving import protos
+from airflow_mlops.serving.embedded.elementwise import Elementwise
 from airflow_mlops.serving.embedded.refusal import CODES, Refusal, invalid
 from airflow_mlops.serving.embedded.tensorflow_c import Endpoint, Session, TensorFlowError
 from airflow_mlops.serving.tensors import DTYPES, Array, short_name, to_array, type_name
@@ -48,7 +49,8 @@ class Servable:
                 grpc.StatusCode.DATA_LOSS.value[0], f"{path} is half a copy: its graph has variables, and variables.index is missing"
             )
         self.signature_defs: Mapping[str, Any] = dict(graph.signature_def)
-        self.signatures = {name: self._signature(definition) for name, definition in self.signature_defs.items()}
+        elementwise = Elementwise(graph.graph_def)
+        self.signatures = {name: self._signature(definition, elementwise) for name, definition in self.signature_defs.items()}
 
     def input_types(self, signature: str) -> dict[str, np.dtype[Any]]:
         """Return the NumPy type of each input of a signature; strings are objects. Raises `Refusal` on a type that is not supported."""
@@ -66,8 +68,8 @@ class Servable:
             raise Refusal(CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message or "TensorFlow gave no reason") from error
         return dict(zip(wanted, fetched, strict=True))
 
-    def _signature(self, definition: Any) -> Signature:
-        ports = {name: self._port(info) for name, info in definition.inputs.items()}
+    def _signature(self, definition: Any, elementwise: Elementwise) -> Signature:
+        ports = {name: _loosened(self._port(info), elementwise) for name, info in definition.inputs.items()}
         inputs = dict(sorted(ports.items(), key=lambda port: port[1].tensor))  # the order in which TensorFlow counts its arguments
         outputs = {name: self._port(info) for name, info in definition.outputs.items()}
         return Signature(inputs, outputs, {name: to_array(tensor) for name, tensor in definition.defaults.items()})
@@ -100,7 +102,7 @@ def check_names(signature: Signature, names: Iterable[str]) -> None:
 def check(signature: Signature, inputs: Tensors) -> None:
     """Raise `Refusal` unless names, types and shapes of `inputs` are the signature's: some of TensorFlow's operations end the process otherwise.
 
-    The original looks at names alone and leaves the rest to its operations.
+    The original looks at names alone and leaves the rest to its operations; so does `_loosened`.
     """
     check_names(signature, inputs)
     for number, (name, port) in enumerate(signature.inputs.items()):
@@ -112,6 +114,15 @@ def check(signature: Signature, inputs: Tensors) -> None:
             raise invalid(f"{words}: input {name!r}")
         if port.shape is not None and not _fits(array.shape, port.shape):
             raise invalid(f"Input {name!r} has shape {list(array.shape)}; the signature expects {list(port.shape)} (-1 is any size).")
+
+
+def _loosened(port: Port, elementwise: Elementwise) -> Port:
+    """Return `port`, of any shape where it is one number, or many, that only elementwise operations see.
+
+    Clients of the original's own example, half_plus_two, send a plain list of numbers, and its signature says ``[-1, 1]``.
+    """
+    one = port.shape is not None and set(port.shape) <= {-1, 1}
+    return port._replace(shape=None) if one and elementwise.sees(port.tensor) else port
 
 
 def _placed(name: str, port: Port) -> Endpoint:
