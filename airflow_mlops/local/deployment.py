@@ -133,9 +133,9 @@ def end_processes(home: Path) -> list[int]:
     """End every process of the deployment in `home`, and only those; return the ids of those that are still there."""
     send(_supervisors(home), signal.SIGTERM)  # it ends its services in good order
     _wait(lambda: not _supervisors(home), seconds=15.0)
-    send(_processes(home), signal.SIGKILL)
-    _wait(lambda: not _processes(home), seconds=5.0)
-    return _processes(home)
+    send(processes(home), signal.SIGKILL)
+    _wait(lambda: not processes(home), seconds=5.0)
+    return processes(home)
 
 
 @contextlib.contextmanager
@@ -159,7 +159,8 @@ def _sessions(home: Path) -> dict[str, Session]:
     return {name: from_data(Session, data) for name, data in json.loads(path.read_bytes()).items()} if path.exists() else {}
 
 
-def _processes(home: Path) -> list[int]:
+def processes(home: Path) -> list[int]:
+    """Return all processes of the deployment in `home`, but this one."""
     members = [pid for session in _sessions(home).values() for pid in session.members()]
     return sorted({*marked(f"{MARKER}={home}"), *members})
 
