@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import httpx
+
 from airflow_mlops.serving import protos, tensors, warmup
 from airflow_mlops.serving.config import ModelConfig, ServerConfig
 from tests.benchmarks.row import Row
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 ROUNDS, SECONDS = 5, 2.0
 LOAD = 0.4  # of the measured saturation
 TABLE = 25_000_000  # float32 values of the large model's table: 100 MB
+BODY = 100_000_000  # bytes of a large request
 
 
 def rows() -> Iterator[Row]:
@@ -41,6 +44,7 @@ def rows() -> Iterator[Row]:
         yield _start(home)
         yield from _switches(home)
         yield from _large(home)
+        yield from _large_requests(home)
         yield from _memory(home)
 
 
@@ -204,6 +208,28 @@ def _large(home: Path) -> Iterator[Row]:
         what = f"p99 of the {name} while one of 100 MB loads"
         yield Row(what, 1e3 * loading, "p99 in the rest of the run", 1e3 * rest, allowed=1.5, unit="ms")
         yield Row("the same while an idle-priority process only fills memory", 1e3 * limit, "p99 in the rest of the run", 1e3 * rest, unit="ms")
+
+
+def _large_requests(home: Path) -> Iterator[Row]:
+    """Small requests while 100 MB of JSON rows for the same model are read, run and answered, against the rest of the same run."""
+    row = json.dumps(json.loads((home / "picture.json").read_text())[0]).encode()
+    body, num = b'{"instances": [' + b",".join([row] * (BODY // len(row))) + b"]}", 3
+    with _lenet(home) as served, in_process() as load:
+        queries = served.of(label="stable")
+        rate = LOAD / sum(1 / load.submit(closed_loop, query, 16, 3.0).result() for query in queries)
+        asking, windows = load.submit(open_loop, queries, rate, 60.0), []
+        for _ in range(num):
+            time.sleep(5.0)
+            began = time.monotonic()
+            answer = httpx.post(f"{served.server.rest_url}/v1/models/lenet:predict", content=body, timeout=120.0, trust_env=False)
+            answer.raise_for_status()
+            windows.append((began, time.monotonic()))
+        samples = [sample for part in asking.result() for sample in part]
+    took = median(end - start for start, end in windows)
+    loading, rest = _p99s(samples, windows)
+    yield Row("100 MB of rows in one REST request", took, "its deadline", 30.0, allowed=1.0)
+    yield Row("small requests that fail beside it", sum(sample.answer is None for sample in samples), "small requests", len(samples), 0.0, unit="")
+    yield Row("their p99 beside it", 1e3 * loading, "p99 in the rest of the run", 1e3 * rest, unit="ms")
 
 
 def _copy(like: tuple[float, float]) -> tuple[float, float]:

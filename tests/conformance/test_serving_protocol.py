@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -220,32 +219,28 @@ class TestLargeBodies:
     """A client that sends 100 MB gets its answer, and meanwhile nobody else waits for theirs."""
 
     @staticmethod
-    def waits(target: Target, ask: Callable[[], float]) -> tuple[float, list[float]]:
-        """Return what `ask` answers and the seconds that small requests to another model took meanwhile, by gRPC and REST."""
-        seconds = []
+    def beside(target: Target, ask: Callable[[], float]) -> tuple[float, int]:
+        """Return what `ask` answers and how many small requests to another model were answered meanwhile, by gRPC and REST."""
+        count = 0
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(ask)
             while not answer.done():
-                for small in (lambda: target.answer("linear"), lambda: target.post("linear:predict", serving_protocol.INSTANCES).json()):
-                    started = time.monotonic()
-                    assert small() in (TWO, {"predictions": [TWO]})
-                    seconds.append(time.monotonic() - started)
-                time.sleep(0.01)
-        return answer.result(), seconds
+                assert target.answer("linear") == TWO
+                assert target.post("linear:predict", serving_protocol.INSTANCES).json() == {"predictions": [TWO]}
+                count += 2
+        return answer.result(), count
 
     def test_by_grpc(self, ours: Target) -> None:
         values = np.ones(BIG // 4, np.float32)
         request = predict("many", {"x": tensors.to_proto(values)}, "scalar")
-        answer, seconds = self.waits(ours, lambda: ours.prediction.Predict(request, timeout=SECONDS).outputs["loss"].float_val[0])
-        assert answer == BIG // 4
-        assert statistics.median(seconds) < 0.25 and max(seconds) < SECONDS / 2, seconds
+        answer, count = self.beside(ours, lambda: ours.prediction.Predict(request, timeout=SECONDS).outputs["loss"].float_val[0])
+        assert (answer, count > 10) == (BIG // 4, True), count
 
     def test_by_rest(self, ours: Target) -> None:
         number = b"0.12500000000000000,"
         body = b'{"signature_name": "scalar", "inputs": [' + number * (BIG // len(number)) + b"0]}"
-        answer, seconds = self.waits(ours, lambda: float(ours.rest.post("/v1/models/many:predict", content=body).json()["outputs"]))
-        assert answer == BIG // len(number) / 8
-        assert statistics.median(seconds) < 0.25 and max(seconds) < SECONDS / 2, seconds
+        answer, count = self.beside(ours, lambda: float(ours.rest.post("/v1/models/many:predict", content=body).json()["outputs"]))
+        assert (answer, count > 10) == (BIG // len(number) / 8, True), count
 
     def test_small_requests_beside_rows_for_the_same_model_all_succeed(self, ours: Target) -> None:
         """Counted, not timed: four clients ask without pause, by both interfaces, while 100 MB of rows are read, run and answered."""
