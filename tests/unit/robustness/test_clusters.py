@@ -17,9 +17,10 @@ from airflow_mlops.robustness.clusters import NEIGHBOURS, clustered
 from airflow_mlops.robustness.findings import recipes_of
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.robustness.lab import Lab
+from airflow_mlops.robustness.minimize import minimized
 from airflow_mlops.robustness.mutators.base import Mutator, random_bits
 from airflow_mlops.robustness.profile import Profile
-from airflow_mlops.robustness.recipes import replay
+from airflow_mlops.robustness.recipes import Step, replay
 from airflow_mlops.robustness.shards import GUIDED, arm_of
 
 CORNERS = np.zeros((8, 8, 2), np.float32)
@@ -63,10 +64,6 @@ def lab(digits, config):
 
 @pytest.fixture(scope="module")
 def recipes(lab):
-    return found_by(lab)
-
-
-def found_by(lab):
     arm = arm_of(lab, 0, GUIDED)
     while not arm.done:
         arm.step()
@@ -75,7 +72,7 @@ def found_by(lab):
 
 def mutants(lab, recipes):
     seeds = lab.inputs[[recipe.seed for recipe in recipes]]
-    return replay([recipe.chain for recipe in recipes], seeds, kind=lab.config.kind, mutators=lab.config.mutator_names)
+    return replay([recipe.minimal or recipe.chain for recipe in recipes], seeds, kind=lab.config.kind, mutators=lab.config.mutator_names)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +91,8 @@ def purity(groups, causes):
     return sum(np.unique(causes[list(group)], return_counts=True)[1].max() for group in groups) / len(causes)
 
 
-def test_clusters_tell_causes_apart_that_operator_and_confusion_do_not(lab):
-    lab = dataclasses.replace(lab, config=dataclasses.replace(lab.config, schedule="unguided"))  # one step each, and so one cause
-    recipes = found_by(lab)
+def test_clusters_tell_causes_apart_that_operator_and_confusion_do_not(lab, recipes):
+    recipes = minimized(lab, recipes)  # as in every campaign: a chain may open both back doors, and its smallest form only one
     causes = causes_of(lab, recipes)
     counts = dict(zip(*np.unique(causes, return_counts=True), strict=True))
     assert min(counts["first"], counts["second"]) > 100
@@ -104,7 +100,7 @@ def test_clusters_tell_causes_apart_that_operator_and_confusion_do_not(lab):
     members = [cluster.members for cluster in clustered(lab, recipes)[1]]
     grouped = {}
     for row, recipe in enumerate(recipes):
-        grouped.setdefault((recipe.chain[-1].mutator, recipe.label, recipe.prediction), []).append(row)
+        grouped.setdefault((recipe.minimal[-1].mutator, recipe.label, recipe.prediction), []).append(row)
     assert purity(members, causes) >= 0.95
     assert purity(grouped.values(), causes) < 0.7
     assert len(members) < len(recipes) / 2
@@ -197,6 +193,23 @@ def test_defects_whose_activations_are_no_numbers_are_a_cluster_of_their_own(con
     groups = [cluster for cluster in clustered(broken, found)[1] if cluster.prediction == -1]
     assert {member for cluster in groups for member in cluster.members} == lost
     assert len(groups) == len({(found[row].chain[-1].mutator, found[row].label) for row in lost})
+
+
+def test_the_only_layer_of_a_model_tells_what_no_other_can(lab, config):
+    image = keras.layers.Input((8, 8, 1))
+    model = keras.Model(image, keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(image)))
+    flat = Lab.of(model, lab.inputs, model.predict(lab.inputs, verbose=0).argmax(axis=1), config, None)
+    arm = arm_of(flat, 0, GUIDED)
+    arm.step()
+    assert np.linalg.norm(clusters._features(flat, recipes_of(arm)), axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_neither_what_a_defect_does_not_need_nor_its_answer_tells_causes_apart(lab, recipes):
+    short = next(recipe for recipe in recipes if recipe.chain[0].mutator == "spot" and len(recipe.chain) == 1)
+    turned = dataclasses.replace(short, chain=(*short.chain, Step("rotation", 1.0, 5)), minimal=short.chain)
+    features = clusters._features(lab, [short, turned])
+    assert np.array_equal(*features)
+    assert features.shape[1] == lab.probe.num_neurons - 10  # the classes
 
 
 def unit(vectors):

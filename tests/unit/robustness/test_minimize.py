@@ -17,7 +17,7 @@ from airflow_mlops.robustness.minimize import minimized
 from airflow_mlops.robustness.recipes import Recipe, Step, replay
 from airflow_mlops.robustness.shards import GUIDED, arm_of
 
-CONFIG = CampaignConfig(max_mutants=2_500, sample_mutants=100, num_islands=1, criteria=("nc",), seed=8)
+CONFIG = CampaignConfig(max_mutants=2_500, sample_mutants=100, num_islands=1, criteria=("nc",), seed=1)
 MIRRORED = dataclasses.replace(
     CONFIG,
     kind=Images(mirrored_labels=((2, 5), (6, 9))),
@@ -124,7 +124,7 @@ def test_chains_with_a_moving_step_are_among_them(case):
     moves = case.lab.config.kind.mutators
     middle = [recipe for recipe in case.small if any(moves[step.mutator].moves for step in recipe.chain[:-1])]
     assert len(middle) > 5
-    assert True in {any(moves[step.mutator].moves for step in recipe.minimal) for recipe in middle}
+    assert {any(moves[step.mutator].moves for step in recipe.minimal) for recipe in middle} == {True, False}
 
 
 def test_neither_batch_size_nor_order_decides(case):

@@ -314,7 +314,8 @@ def retrained() -> Trial:
 def test_training_with_mirrored_poses_removes_nearly_all_defects_that_the_mirror_finds(poses: Trial, retrained: Trial, result_of: Any) -> None:
     """AI Singapore, 2021: of 2,193 defects by a mirror, 94 were left, for one point of accuracy."""
     before, after = result_of(poses), result_of(retrained)
-    assert before.defect_rates["mirror"].num_defects == max(rate.num_defects for rate in before.defect_rates.values())
+    # By rates: the sample counts every mirror image once, and so has fewer of them than of what is drawn with a severity.
+    assert before.defect_rates["mirror"].rate > 0.5 * sum(rate.rate for rate in before.defect_rates.values())
     assert before.defect_rates["mirror"].low > 0.2
     assert after.defect_rates["mirror"].rate <= 0.2 * before.defect_rates["mirror"].rate
     by_mirror = [sum(any(step.mutator == "mirror" for step in recipe.minimal) for recipe in result.defects) for result in (before, after)]
@@ -346,9 +347,8 @@ def test_a_bag_of_words_does_not_understand_negation(texts: Trial, result_of: An
 def test_the_report_of_texts_marks_what_changed_and_escapes_all(texts: Trial, result_of: Any) -> None:
     page = result_of(texts).report.read_text()
     assert page.count("<mark>") + page.count("<del>") >= page.count("<figure>") > 4
+    assert "&gt;:-&lt;" in page
     assert ">:-<" not in page
-    smiling = next(text for text in texts.inputs if ">:-<" in text)
-    assert "&gt;:-&lt;" in TEXTS.show(smiling, f"{smiling}!")
     assert "<b>café" not in page
 
 
