@@ -13,6 +13,7 @@ from airflow_mlops.artifacts import write_atomically
 from airflow_mlops.robustness.chart import chart
 from airflow_mlops.robustness.coverage import CRITERIA
 from airflow_mlops.robustness.findings import late
+from airflow_mlops.robustness.notes import BLIND
 from airflow_mlops.robustness.recipes import Recipe, Step, replay
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def write(result: CampaignReport, lab: Lab) -> None:
         # Bars share one scale that ends just above the longest interval.
         scale=min(1.0, max([rate.high for _, rate in rates if rate.num_mutants] + [0.01]) * 1.05),
         ratios={CRITERIA[name].title: value for name, value in result.coverage.items() if CRITERIA[name].is_ratio},
+        blind=lab.config.schedule in BLIND,
         counts={CRITERIA[name].title: value for name, value in result.coverage.items() if not CRITERIA[name].is_ratio},
         breaks=breaks(result, lab.config.kind),
         chart=chart({f"{lab.config.schedule} schedule": result.control.guided_curve, "unguided control": result.control.unguided_curve}),

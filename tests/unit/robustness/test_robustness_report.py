@@ -168,7 +168,7 @@ def test_the_comparison_is_said_as_it_is(result, lab, tmp_path, guided, unguided
     assert 'The schedule "bandit" usually' not in text_of  # it is this one
 
 
-@pytest.mark.parametrize(("late", "text"), [(0, "Chance had found nearly all that it can"), (4, "Chance was still finding")])
+@pytest.mark.parametrize(("late", "text"), [(0, "Chance had found nearly all that it can"), (4, "Chance was still finding new ones")])
 def test_the_page_says_whether_chance_still_finds_something(result, lab, tmp_path, late, text):
     control = Control(100, 60, 44, *curves(60, 44, late))
     assert f"{text}: the last quarter of its mutants brought {late} of its 44." in page_of(result, lab, tmp_path, control=control).text
@@ -202,11 +202,13 @@ def test_an_axis_has_round_ticks_from_zero_to_the_next_above():
     assert all(0 < line.y < made.bottom for line in made.lines)
 
 
-def test_coverage_is_a_percentage_or_a_count_and_said_to_prove_nothing(page, result):
+def test_coverage_is_a_percentage_or_a_count_and_said_to_prove_nothing(page, result, lab, tmp_path):
     assert f"Neuron coverage (NC) {percent(result.coverage['nc'])}" in page.text
     assert f"k-multisection neuron coverage (KMNC) {percent(result.coverage['kmnc'])}" in page.text
     assert f"Top-k neuron patterns seen (TKNP) {result.coverage['tknp']:,.0f}" in page.text
-    assert "proves nothing by itself" in page.text
+    assert "It does not guide this schedule and proves nothing by itself." in page.text
+    guided = dataclasses.replace(lab, config=dataclasses.replace(lab.config, schedule="deephunter"))
+    assert "It guides the search and proves nothing by itself." in page_of(result, guided, tmp_path).text
 
 
 def test_the_pictures_are_seed_and_smallest_mutant_of_each_representative(html, result, digits):
