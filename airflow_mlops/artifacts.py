@@ -142,7 +142,7 @@ def writer() -> str:
 def abandoned(left: Path) -> bool:
     """Return whether nobody goes on with an unfinished file or directory whose name holds a `writer`: its process ended, or it lies still.
 
-    Of a process that can not be seen from here, on a shared file system, only the time since its newest file was written can tell.
+    Of a process that cannot be seen from here, on a shared file system, only the time since its newest file was written can tell.
     Raises `OSError` if it is gone.
     """
     marked = _MARK.search(left.name)

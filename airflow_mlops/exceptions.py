@@ -12,7 +12,7 @@
     │   ├── RepositoryUnavailable   retryable: the repository of the user's code did not answer
     │   ├── TrainFunctionError      the user's function raised or returned something unusable
     │   ├── TrainingTimeout         the user's function went on though its time was over
-    │   ├── CheckpointError         a checkpoint can not be written
+    │   ├── CheckpointError         a checkpoint cannot be written
     │   ├── CheckpointMismatch      the checkpoint is of another request or another model
     │   ├── NonFiniteModel          NaN or Inf in weights or metrics
     │   └── WorkerLost              retryable: another worker of the same training is gone
@@ -65,7 +65,7 @@ class SpecError(MlopsError, ValueError):
 
 
 class DatasetError(MlopsError):
-    """A dataset version can not be used."""
+    """A dataset version cannot be used."""
 
 
 class DatasetNotFound(DatasetError):
@@ -109,7 +109,7 @@ class TrainingTimeout(TrainingError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint can not be written: the disk is full or read-only."""
+    """A checkpoint cannot be written: the disk is full or read-only."""
 
 
 class CheckpointMismatch(TrainingError):

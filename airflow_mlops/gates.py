@@ -172,7 +172,7 @@ def _against_champion(policy: ReleasePolicy, evaluation: EvaluationResult) -> li
     name = policy.compare_metric
     challenger, champion = evaluation.metrics.get(name), evaluation.champion_metrics.get(name)
     if challenger is None or champion is None:
-        return [(False, f"{name} was not measured for both models, so challenger and champion can not be compared. Add it to the metrics.")]
+        return [(False, f"{name} was not measured for both models, so challenger and champion cannot be compared. Add it to the metrics.")]
     against, rows = f"champion v{evaluation.champion_version}'s {champion:.4f}", _rows(evaluation)
     if not challenger >= champion - policy.max_regression - ROUNDING:
         return [(False, f"{name} is {challenger:.4f}, more than {policy.max_regression:g} below {against} on the same {rows}.")]

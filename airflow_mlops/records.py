@@ -165,7 +165,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise ResultInvalid(f"{path} does not exist: the stage left no result record. Look at its log above and run it again.") from error
     except (OSError, ValueError) as error:  # a directory, or a name that none can have
-        raise ResultInvalid(f"{path} can not be read ({error}): expected a result record. Run its stage again.") from error
+        raise ResultInvalid(f"{path} cannot be read ({error}): expected a result record. Run its stage again.") from error
 
 
 def _parse(path: Path, content: bytes) -> Record:

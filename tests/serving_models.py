@@ -353,7 +353,7 @@ def _warmed(home: Path) -> None:
     """``warmed`` is ``many`` with 3 requests to ``count``, ``warmed_examples`` is ``examples2`` with one request of each other kind.
 
     ``conv_cold`` is ``conv`` with a request of another shape.
-    ``cold`` is ``linear1`` with a request that it can not answer, ``train_cold`` the same of ``train_only``; the warm-up file of
+    ``cold`` is ``linear1`` with a request that it cannot answer, ``train_cold`` the same of ``train_only``; the warm-up file of
     ``warm_garbage`` is no TFRecord, that of ``warm_too_much`` holds 1001 requests.
     """
     from airflow_mlops.serving import protos

@@ -47,7 +47,7 @@ def _twin_run(options: argparse.Namespace) -> int:
     try:
         data = json.loads(options.spec.read_bytes())
     except (OSError, ValueError) as error:
-        raise SpecError(f"The spec {options.spec} can not be read ({error}). Give the spec.json of a training.") from error
+        raise SpecError(f"The spec {options.spec} cannot be read ({error}). Give the spec.json of a training.") from error
     try:
         spec = parse_spec("train", data)
     except SpecError as error:

@@ -97,7 +97,7 @@ class Inbox:
 
         Hidden directories (staging areas) and directories without a manifest are still being written and are left out.
 
-        :raises DatasetNotFound: the inbox is not there, or can not be listed now.
+        :raises DatasetNotFound: the inbox is not there, or cannot be listed now.
         """
         self._deadline = time.monotonic() + self._look_seconds
         found = [(path, status) for path in self._directories() if (status := status_of(path / MANIFEST_NAME)) is not None]
@@ -130,7 +130,7 @@ class Inbox:
                 return [self.root / entry.name for entry in entries if not entry.name.startswith(".") and _is_directory(entry)]
         except OSError as error:
             raise DatasetNotFound(
-                f"The inbox {self.root} does not exist or can not be listed ({error.strerror}): expected a directory. "
+                f"The inbox {self.root} does not exist or cannot be listed ({error.strerror}): expected a directory. "
                 "Create it, or mount it where the arrival check runs."
             ) from error
 
@@ -219,7 +219,7 @@ def _broken(one: Listed, why: Exception | str, found_in: dict[Path, Signature | 
 
 
 def _unreadable(directory: Path, error: OSError) -> str:
-    return shown(f"{directory} can not be read ({error}). Correct its permissions.", MAX_PROBLEM)
+    return shown(f"{directory} cannot be read ({error}). Correct its permissions.", MAX_PROBLEM)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

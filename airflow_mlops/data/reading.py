@@ -113,7 +113,7 @@ def signature(path: Path) -> Signature | None:
 
 
 def status_of(path: Path) -> os.stat_result | OSError | None:
-    """Return how the file at `path` looks, why that can not be seen, or None if there is none."""
+    """Return how the file at `path` looks, why that cannot be seen, or None if there is none."""
     try:
         return path.lstat()
     except (FileNotFoundError, NotADirectoryError):

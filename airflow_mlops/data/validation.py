@@ -36,7 +36,7 @@ POSITION = "position"
 def validate(frame: pd.DataFrame, suite: Suite, *, dataset: DatasetVersion, docs_dir: Path, run_url: str = "") -> ValidationResult:
     """Return what `suite` says about `frame` (N rows), in the suite's order, and write Data Docs, an ``index.html``, to `docs_dir`.
 
-    Expectations of severity critical that fail, or that can not be evaluated, are critical findings; those of severity warning or info are
+    Expectations of severity critical that fail, or that cannot be evaluated, are critical findings; those of severity warning or info are
     warnings. Raises `SpecError`, naming file and line, for a type or kwargs that Great Expectations does not accept; data that fail are a result,
     not an error. `run_url` is where the Data Docs lead back to.
     """

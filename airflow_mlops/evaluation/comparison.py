@@ -1,4 +1,4 @@
-"""Challenger against champion on the same held-out rows; a champion that can not be measured any longer is a finding, not a crash."""
+"""Challenger against champion on the same held-out rows; a champion that cannot be measured any longer is a finding, not a crash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Predictor(Protocol):
 
 
 def evaluate(model: Predictor, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Return every metric of `model` on (N, *input_shape) inputs and (N,) labels; raise `EvaluationError` if it can not be measured."""
+    """Return every metric of `model` on (N, *input_shape) inputs and (N,) labels; raise `EvaluationError` if it cannot be measured."""
     if len(inputs) != len(labels) or not len(labels):
         raise EvaluationError(f"There are {len(inputs)} held-out inputs and {len(labels)} labels; expected as many of each, and at least one.")
     try:
@@ -29,8 +29,7 @@ def evaluate(model: Predictor, inputs: NDArray[np.float32], labels: NDArray[np.i
     except Exception as error:  # a model of any make may fail in any way
         problem = str(error).strip().partition("\n")[0]
         raise EvaluationError(
-            f"The model can not predict inputs of shape {inputs.shape[1:]}: {type(error).__name__}: {problem}. "
-            "Was it trained for another input shape?"
+            f"The model cannot predict inputs of shape {inputs.shape[1:]}: {type(error).__name__}: {problem}. Was it trained for another input shape?"
         ) from error
     _check(probabilities, labels)
     return {name: metric(labels, probabilities) for name, metric in METRICS.items()}

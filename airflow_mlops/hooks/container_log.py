@@ -47,7 +47,7 @@ class ContainerLog:
         return True
 
     def _chunks(self, *, follow: bool) -> Iterable[bytes]:
-        """Return the log with timestamps from the position on, a time in RFC 3339, which the client's own method can not say."""
+        """Return the log with timestamps from the position on, a time in RFC 3339, which the client's own method cannot say."""
         query: list[tuple[str, Any]] = [("container", self._container), ("follow", "true" if follow else "false"), ("timestamps", "true")]
         response = self._client.api_client.call_api(
             "/api/v1/namespaces/{namespace}/pods/{name}/log",

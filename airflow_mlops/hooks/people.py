@@ -35,7 +35,7 @@ class Person(NamedTuple):
 def people(names: Sequence[str], dag_id: str) -> dict[str, Person]:
     """Return by name those of the users `names` whom Airflow knows as active.
 
-    :raises UsersUnknown: the API server can not be asked.
+    :raises UsersUnknown: the API server cannot be asked.
     """
     import httpx
     import jwt

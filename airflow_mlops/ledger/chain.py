@@ -1,7 +1,7 @@
 """The audit trail: who did what, when and why, in events that are only ever added, each naming the hash of the one before it.
 
 An event is one line of JSON, kept and exported as the same bytes. It begins with ``{"previous":"<64 hex digits>"``, the SHA-256 of the line
-before it with its line feed (zeros for the first one), so that a line can not be altered, removed or inserted without breaking the next.
+before it with its line feed (zeros for the first one), so that a line cannot be altered, removed or inserted without breaking the next.
 Who can write the database can still cut off the end or write everything anew, hashes included: that shows only against an anchor, the
 number and hash of an event that was noted elsewhere (`Head`; after Haber and Stornetta, 1991).
 """

@@ -30,14 +30,14 @@ def export(store: Store, path: Path) -> Head:
     """Write the whole trail to `path`, one JSON document a line, and return its head, which belongs somewhere else as an anchor.
 
     :raises AuditTrailBroken: the trail in the ledger is not whole; what came before that place is in the file.
-    :raises SpecError: the file can not be written.
+    :raises SpecError: the file cannot be written.
     """
     try:
         with path.open("wb") as stream:
             for line in chain.lines(store):
                 stream.write(line)
     except OSError as error:
-        raise SpecError(f"{path} can not be written: {error.strerror}. Name a file in a directory that is there and has room.") from error
+        raise SpecError(f"{path} cannot be written: {error.strerror}. Name a file in a directory that is there and has room.") from error
     return verify_file(path, ())
 
 
@@ -47,7 +47,7 @@ def verify_file(path: Path, anchors: Iterable[Head]) -> Head:
         with path.open("rb") as trail:
             return chain.verify(trail, anchors)
     except OSError as error:
-        raise SpecError(f"{path} can not be read: {error.strerror}. Give the file that 'airflow-mlops audit export' wrote.") from error
+        raise SpecError(f"{path} cannot be read: {error.strerror}. Give the file that 'airflow-mlops audit export' wrote.") from error
 
 
 def anchors_in(path: Path) -> list[Head]:
@@ -55,7 +55,7 @@ def anchors_in(path: Path) -> list[Head]:
     try:
         found = _ANCHOR.findall(path.read_text(errors="replace"))
     except OSError as error:
-        raise SpecError(f"{path} can not be read: {error.strerror}. Give a text that holds anchors.") from error
+        raise SpecError(f"{path} cannot be read: {error.strerror}. Give a text that holds anchors.") from error
     if not found:
         raise SpecError(f"{path} holds no anchor; expected NUMBER:HASH with 64 hex digits somewhere in it.")
     return [Head.parse(text) for text in found]

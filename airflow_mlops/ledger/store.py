@@ -1,7 +1,7 @@
 """The ledger's database and its transactions: SQLite by default, PostgreSQL in production.
 
 Every public function of this room is one transaction. On SQLite a transaction takes the write lock at once (``BEGIN IMMEDIATE``), so that
-two processes that read and then write can not both win; on PostgreSQL the unique keys decide, and who meets one that is taken sees its row
+two processes that read and then write cannot both win; on PostgreSQL the unique keys decide, and who meets one that is taken sees its row
 (``READ COMMITTED``, whatever the server's default is).
 """
 
@@ -32,7 +32,7 @@ class Store:
     :param patience_seconds: how long a statement waits for a lock that another one holds, and on PostgreSQL a connection for the server. There a
         transaction that stands still for as long, because its process is frozen, is ended by the server, so that it stops nobody else.
     :raises SpecError: when the URL is none, or names a database or a driver that is not there.
-    :raises LedgerUnavailable: when the database does not answer or its file can not be opened.
+    :raises LedgerUnavailable: when the database does not answer or its file cannot be opened.
     :raises LedgerError: when the database is no ledger, or one of a newer version of this package.
     """
 
@@ -104,21 +104,21 @@ def _engine(url: str | URL, patience_ms: int) -> Engine:
         # A server that was started again has cut the connections that wait in the pool: each is tried before it is used.
         engine = sa.create_engine(_parsed(url), pool_pre_ping=True)
     except (ArgumentError, ImportError) as error:
-        raise SpecError(f"The ledger can not be opened: {error}. Correct the connection of type mlops_ledger, or install its driver.") from error
+        raise SpecError(f"The ledger cannot be opened: {error}. Correct the connection of type mlops_ledger, or install its driver.") from error
     if (driver := f"{engine.dialect.name}+{engine.driver}") not in DRIVERS:
-        raise SpecError(f"The ledger can not be kept in {driver}; expected one of {', '.join(DRIVERS)}. Correct its connection.")
+        raise SpecError(f"The ledger cannot be kept in {driver}; expected one of {', '.join(DRIVERS)}. Correct its connection.")
     _CONFIGURE[engine.dialect.name](engine, patience_ms)
     return engine
 
 
 def _parsed(url: str | URL) -> URL:
-    """Return `url` in its parts; raise `SpecError`, which does not quote it, if it has none: what can not be told apart may be the password."""
+    """Return `url` in its parts; raise `SpecError`, which does not quote it, if it has none: what cannot be told apart may be the password."""
     with contextlib.suppress(ArgumentError, ValueError):
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" or "@" not in f"{parsed.host}{parsed.database}":
             return parsed
     raise SpecError(
-        "The ledger can not be opened: its address is no URL. Expected DRIVER://USER:PASSWORD@HOST:PORT/DATABASE, with @, : and / in user and "
+        "The ledger cannot be opened: its address is no URL. Expected DRIVER://USER:PASSWORD@HOST:PORT/DATABASE, with @, : and / in user and "
         "password written as %40, %3A and %2F, or sqlite:///FILE."
     )
 

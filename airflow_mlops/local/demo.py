@@ -172,7 +172,7 @@ Everything still runs; look around:
         if dag_id in known:
             self.api.unpause(dag_id)
         elif errors := self.api.call("GET", "/importErrors")["import_errors"]:
-            raise MlopsError(f"Airflow can not read {errors[0]['filename']}:\n{errors[0]['stack_trace']}")
+            raise MlopsError(f"Airflow cannot read {errors[0]['filename']}:\n{errors[0]['stack_trace']}")
         return dag_id in known
 
     def _until(self, what: str, look: Callable[[], Any], seconds: float = 120.0) -> Any:

@@ -70,7 +70,7 @@ class LocalDeployment:
     def _process_env(self) -> dict[str, str]:
         # Settings of another Airflow in the caller's shell must not reach this one.
         inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
-        # The services speak to each other on loopback, which the caller's proxy can not reach.
+        # The services speak to each other on loopback, which the caller's proxy cannot reach.
         direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
         return {**inherited, "no_proxy": direct, "NO_PROXY": direct, **self.env}
 

@@ -72,7 +72,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
         with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
             if arrived := self._arrived(store, context):
-                # Claimed first: an announced version that nobody claims, because it can not be used, would hold up all that come after it.
+                # Claimed first: an announced version that nobody claims, because it cannot be used, would hold up all that come after it.
                 version = self._take(store, arrived, purpose, run_id)
                 self._require_dataset(read_manifest(verify(version)).dataset, version.uri)
             else:

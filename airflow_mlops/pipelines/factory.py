@@ -21,7 +21,7 @@ ABOUT = {
 champion's weights, compares both models on rows neither has learned from, attacks the new one with mutated inputs. A model that passes the
 gate becomes the *candidate* and starts **{model}_release**. By hand: choose a version by the name of its directory.""",
     "nightly": """Trains **{model}** from scratch on the newest version of **{dataset}**, at `{nightly}` (UTC), so that what only old code or an old
-champion knew can not hide. From the gate on it is **{model}_on_dataset**.""",
+champion knew cannot hide. From the gate on it is **{model}_on_dataset**.""",
     "release": """Asks a person whether the candidate of **{model}** may go live, loads it beside the serving version, compares its served answers
 with those it gave offline, moves the label `stable`, and makes it the *champion*. When anything fails, the previous version serves on.""",
     "rollback": """Brings an earlier champion of **{model}** back, in seconds: publishes it again if its files are gone, proves its answers,

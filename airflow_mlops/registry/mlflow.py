@@ -48,7 +48,7 @@ class MlflowRun:
 
     def log_artifact(self, path: Path) -> None:
         if not path.exists():
-            raise RegistryError(f"{path} does not exist, so it can not be kept with run {self.run_id}. Write it before logging it.")
+            raise RegistryError(f"{path} does not exist, so it cannot be kept with run {self.run_id}. Write it before logging it.")
         with self._server.calls() as client:
             if path.is_dir():
                 client.log_artifacts(self.run_id, str(path), path.name)
@@ -215,7 +215,7 @@ def _only_one(client: MlflowClient, name: str, key: str) -> int | None:
 
 def _searchable(text: str) -> str:
     if "'" in text:
-        raise SpecError(f"{text!r}, the name of a model or an idempotency key, holds a quote, which MLflow can not search for. Leave it out.")
+        raise SpecError(f"{text!r}, the name of a model or an idempotency key, holds a quote, which MLflow cannot search for. Leave it out.")
     return text
 
 

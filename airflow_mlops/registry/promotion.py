@@ -136,7 +136,7 @@ def _wanted(registry: ModelRegistry, reign: Reign, aliases: dict[str, int]) -> d
     """Return what each alias of ours must say (None: it must not be there)."""
     wanted: dict[str, int | None] = {CHAMPION: reign.version}  # first: if its version is gone, no other alias has moved
     if reign.previous is not None and (aliases.get(PREVIOUS) == reign.previous or exists(registry, reign.model, reign.previous)):
-        wanted[PREVIOUS] = reign.previous  # a version that was deleted can not have it; reconciliation reports that
+        wanted[PREVIOUS] = reign.previous  # a version that was deleted cannot have it; reconciliation reports that
     if aliases.get(CANDIDATE) == reign.version:
         wanted[CANDIDATE] = None
     return wanted

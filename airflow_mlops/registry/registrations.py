@@ -1,4 +1,4 @@
-"""What the ledger knows of a registered version: tags in the registry can be edited, the trail's event of the registration can not.
+"""What the ledger knows of a registered version: tags in the registry can be edited, the trail's event of the registration cannot.
 
 Whoever releases a version reads its digests, its authors and the records behind it from here, and the policy is applied again to those records.
 """

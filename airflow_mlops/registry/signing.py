@@ -21,19 +21,19 @@ MAX_LENGTH = 100_000  # of a tag, in characters; MLflow refuses longer ones
 def sign(directory: Path, private_key: Path) -> str:
     """Return the signature of all files below `directory` with the PEM file `private_key`, which has no password.
 
-    Raises `SpecError` if there is no such key or it is of another kind, `RegistryError` if the directory can not be signed.
+    Raises `SpecError` if there is no such key or it is of another kind, `RegistryError` if the directory cannot be signed.
     """
     signing = _library("signing")
     try:
         config = signing.Config().use_elliptic_key_signer(private_key=private_key).set_hashing_config(_hashing())
     except Exception as error:  # whatever a file can be that is no key
-        raise SpecError(f"The signing key {private_key} can not be used: {error}. {_ADVICE}") from error
+        raise SpecError(f"The signing key {private_key} cannot be used: {error}. {_ADVICE}") from error
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "signature.json"
         try:
             config.sign(directory, path)
-        except (ValueError, OSError) as error:  # a symbolic link, a file that can not be read
-            raise RegistryError(f"{directory} can not be signed: {error}. Expected regular files; export the model again.") from error
+        except (ValueError, OSError) as error:  # a symbolic link, a file that cannot be read
+            raise RegistryError(f"{directory} cannot be signed: {error}. Expected regular files; export the model again.") from error
         bundle = path.read_text()
     if len(bundle) > MAX_LENGTH:
         raise RegistryError(
@@ -46,13 +46,13 @@ def sign(directory: Path, private_key: Path) -> str:
 def verify(directory: Path, signature: str, public_key: Path, what: str) -> None:
     """Raise `RegistryError` about `what` unless `signature` is that of exactly the files below `directory`, by the owner of `public_key`.
 
-    Raises `SpecError` if the PEM file `public_key` can not be used.
+    Raises `SpecError` if the PEM file `public_key` cannot be used.
     """
     verifying = _library("verifying")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key).set_hashing_config(_hashing())
     except Exception as error:  # whatever a file can be that is no key
-        raise SpecError(f"The verification key {public_key} can not be used: {error}. {_ADVICE}") from error
+        raise SpecError(f"The verification key {public_key} cannot be used: {error}. {_ADVICE}") from error
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "signature.json"
         path.write_text(signature)
@@ -80,5 +80,5 @@ def _library(module: str) -> Any:
         return importlib.import_module(f"model_signing.{module}")
     except ImportError as error:
         raise SpecError(
-            f"Models are signed and verified with model-signing, which can not be imported: {error}. Install airflow-mlops[signing]."
+            f"Models are signed and verified with model-signing, which cannot be imported: {error}. Install airflow-mlops[signing]."
         ) from error

@@ -152,7 +152,7 @@ def _write(result: CampaignReport, recipes: tuple[Recipe, ...], lab: Lab) -> Non
         report.write(result, lab)
     except OSError as error:
         raise RobustnessError(
-            f"The campaign's results can not be written to {result.report.parent}: {error}. Make room, or a directory that can be written to, and "
+            f"The campaign's results cannot be written to {result.report.parent}: {error}. Make room, or a directory that can be written to, and "
             "start it again: what was found is kept, and nothing is searched anew."
         ) from error
 

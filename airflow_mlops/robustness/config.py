@@ -31,11 +31,11 @@ class CampaignConfig:
     tolerance: largest difference of a probability from the reference model's that is still agreement; 1 % is the field's habit.
     sample_mutants: size of the unguided arm, the control and the random sample that all rates come from; 4,500 are about 500 per
         operator of nine, +-2 points at a rate of 5 %.
-    severity_budget: mean severity per operator (1 being the whole label-preserving range) that the bandit may reach, so that it can not
+    severity_budget: mean severity per operator (1 being the whole label-preserving range) that the bandit may reach, so that it cannot
         win by drifting to the most destructive end; 0.5 is what unguided mutants spend.
     max_corpus: kept parents at most, which bounds memory.
     num_islands: parts that a campaign always consists of, whoever runs them; the seeds are dealt out to them, and each learns by itself.
-        More islands allow more shards, and learn less each. A criterion that can not be merged needs one island.
+        More islands allow more shards, and learn less each. A criterion that cannot be merged needs one island.
     micro_batch: rows of every forward pass, because other batch shapes change the last bits of an answer; chosen by the inputs' size if None.
     """
 
@@ -72,7 +72,7 @@ class CampaignConfig:
         try:
             hash(self.kind)
         except TypeError as error:
-            raise SpecError(f"The options of {self.kind.name} can not be compared ({error}); expected tuples where {self.kind} has lists.") from error
+            raise SpecError(f"The options of {self.kind.name} cannot be compared ({error}); expected tuples where {self.kind} has lists.") from error
         for name in ("criteria", "oracles", *(["mutators"] if self.mutators is not None else [])):
             if not isinstance(getattr(self, name), tuple) or not all(isinstance(each, str) for each in getattr(self, name)):
                 raise SpecError(f"{name} is {getattr(self, name)!r}; expected a tuple of names, as JSON a list.")
@@ -85,7 +85,7 @@ class CampaignConfig:
         alone = [name for name in self.criteria if not CRITERIA[name].mergeable]
         if alone and self.num_islands > 1:
             raise SpecError(
-                f"Criterion {alone[0]!r} depends on the order of the inputs and can not be merged over islands; set num_islands=1 "
+                f"Criterion {alone[0]!r} depends on the order of the inputs and cannot be merged over islands; set num_islands=1 "
                 f"(which one worker must run), or leave it out. num_islands is {self.num_islands}."
             )
 

@@ -142,7 +142,7 @@ class Probe:
                 return tf.function(observe, input_signature=signature, autograph=False).get_concrete_function(), outputs, named
         except Exception as error:  # whatever the layers of a user raise
             raise RobustnessError(
-                f"Model {self.model.name!r} can not run on {self.micro_batch} inputs {self._dtype.name} of shape {self._shape}: {str(error)[:500]} "
+                f"Model {self.model.name!r} cannot run on {self.micro_batch} inputs {self._dtype.name} of shape {self._shape}: {str(error)[:500]} "
                 "Expected a built Keras model of one input. Call it on one batch first; if it takes texts or whole numbers and is a subclass of "
                 "keras.Model, make a functional model of it, whose Input says so."
             ) from error
@@ -201,7 +201,7 @@ def model_digest(model: keras.Model) -> str:
     """Return ``sha256:<hex>`` of a model's architecture, weights and vocabularies; saving and loading does not change it."""
     try:
         config = model.get_config()
-    except NotImplementedError:  # a subclass whose arguments Keras can not write down; its name and its weights remain
+    except NotImplementedError:  # a subclass whose arguments Keras cannot write down; its name and its weights remain
         config = {}
     # Without names: those of layers inside layers are others in every process.
     vocabularies = sorted(list(map(str, layer.get_vocabulary())) for layer in sublayers(model) if hasattr(layer, "get_vocabulary"))

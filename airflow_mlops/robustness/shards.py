@@ -59,15 +59,13 @@ def run_shard(
 
     What interrupted runs of the same campaign left at `path`, or in the `earlier` files, is gone on with; earlier files of other campaigns, and
     unreadable ones, are passed over. `clock` tells seconds. Raises `SpecError` for impossible shards, `RobustnessError` when `path` holds something
-    else or can not be written.
+    else or cannot be written.
     """
     shard, num_shards = part
     if not 0 <= shard < num_shards:
         raise SpecError(f"Shard {shard} of {num_shards} was asked for; shards are numbered from 0 to {num_shards - 1}.")
     if num_shards > 1 and (alone := [name for name in lab.config.criteria if not CRITERIA[name].mergeable]):
-        raise SpecError(
-            f"Criterion {alone[0]!r} depends on the order of the inputs, so its shards can not be merged. Run one shard, or leave it out."
-        )
+        raise SpecError(f"Criterion {alone[0]!r} depends on the order of the inputs, so its shards cannot be merged. Run one shard, or leave it out.")
     mine = range(shard, lab.num_islands, num_shards)
     done = _begun(lab, path, mine, earlier)
     watch = _Watch(lab, mine, done, clock)
@@ -189,12 +187,12 @@ def write_islands(path: Path, fingerprint: str, islands: Islands) -> None:
         write_arrays(path, {"fingerprint": np.array(fingerprint), "num_arrays": np.array(len(arrays)), **arrays})
     except OSError as error:
         raise RobustnessError(
-            f"The campaign's state can not be written to {path}: {error}. What was written before is whole; make room, or a directory that can be "
+            f"The campaign's state cannot be written to {path}: {error}. What was written before is whole; make room, or a directory that can be "
             "written to, and start it again: it goes on from there."
         ) from error
     except ValueError as error:
         raise RobustnessError(
-            f"The campaign's state can not be stored: {error}. Expected plain arrays from every schedule's and criterion's `state`; mend it."
+            f"The campaign's state cannot be stored: {error}. Expected plain arrays from every schedule's and criterion's `state`; mend it."
         ) from error
 
 

@@ -158,7 +158,7 @@ class ServingClient:
         try:
             return answer.model_spec.version.value, {name: tensors.to_array(tensor) for name, tensor in answer.outputs.items()}
         except ValueError as error:
-            raise ServingError(f"The model server at {self.grpc_address} answered with a tensor that can not be read: {error}.") from error
+            raise ServingError(f"The model server at {self.grpc_address} answered with a tensor that cannot be read: {error}.") from error
 
     def signatures(self, model: str, *, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Return the signatures of one version, as `SignatureDef` messages by name: which inputs it takes and which outputs it gives."""
@@ -171,7 +171,7 @@ class ServingClient:
         except grpc.RpcError as error:
             raise self._grpc_error(f"the signatures of model {model!r}", error) from error
         except DecodeError as error:
-            raise ServingError(f"The model server at {self.grpc_address} answered with signatures that can not be read: {error}.") from error
+            raise ServingError(f"The model server at {self.grpc_address} answered with signatures that cannot be read: {error}.") from error
 
     def check(self) -> None:
         """Raise `ServingUnavailable`, saying which, unless gRPC and REST, where it has a URL, answer now, whichever models they serve."""

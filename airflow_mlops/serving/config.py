@@ -39,14 +39,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise SpecError(f"Model name {self.name!r} can not be asked for: it must be non-empty, without '/' and ':'. Choose another name.")
+            raise SpecError(f"Model name {self.name!r} cannot be asked for: it must be non-empty, without '/' and ':'. Choose another name.")
         if not (self.base_path.startswith("/") or _URI.fullmatch(self.base_path)):
             raise SpecError(f"base_path of model {self.name!r} is {self.base_path!r}; the server needs an absolute path or a URI.")
         if len(set(self.versions)) != len(self.versions) or any(not 0 <= v < 2**63 for v in self.versions):
             raise SpecError(f"versions of model {self.name!r} are {self.versions}; expected different numbers from 0 to 2**63 - 1.")
         for label in self.labels:
             if not _LABEL.fullmatch(label):
-                raise SpecError(f"Label {label!r} of model {self.name!r} can not be asked for by REST; use letters, digits and underscores.")
+                raise SpecError(f"Label {label!r} of model {self.name!r} cannot be asked for by REST; use letters, digits and underscores.")
 
     def by_policy(self, present: Collection[int]) -> set[int]:
         """Return which of the versions `present` the server chooses when `versions` is empty: all, or the latest `num_versions` (default 1)."""
@@ -130,7 +130,7 @@ class ServerConfig:
 def read(path: Path) -> ServerConfig:
     """Return the configuration in a text-format file, the empty one if there is no file.
 
-    Raises `SpecError` if it can not be parsed, `ServingError` if it can not be read.
+    Raises `SpecError` if it cannot be parsed, `ServingError` if it cannot be read.
     """
     message = protos.model_server_config_pb2.ModelServerConfig()
     try:
@@ -138,7 +138,7 @@ def read(path: Path) -> ServerConfig:
     except FileNotFoundError:
         return ServerConfig()
     except OSError as error:
-        raise ServingError(f"The server configuration {path} can not be read: {error}. Make it a readable file and retry.") from error
+        raise ServingError(f"The server configuration {path} cannot be read: {error}. Make it a readable file and retry.") from error
     except (protos.text_format.ParseError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not a model_config_list in protobuf text format: {error}. Correct the file; nothing was changed.") from error
     return ServerConfig.from_proto(message)
@@ -160,6 +160,6 @@ def exclusive(path: Path) -> Iterator[ServerConfig]:
         lock = path.with_name(f".{path.name}.lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        raise ServingError(f"The server configuration {path} can not be locked: {error}. Make its directory writable and retry.") from error
+        raise ServingError(f"The server configuration {path} cannot be locked: {error}. Make its directory writable and retry.") from error
     with lock:
         yield read(path)

@@ -20,7 +20,7 @@ from airflow_mlops.exceptions import PublishError
 from airflow_mlops.results import STRICT
 from airflow_mlops.serving.warmup import WARM_UP
 
-GRAPH = "saved_model.pb"  # without it the server can not load a version
+GRAPH = "saved_model.pb"  # without it the server cannot load a version
 MANIFESTS = ".manifests"  # the folder beside the versions that says what was published
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")  # what every file system and object store takes, and one line of a digest holds
 
@@ -91,7 +91,7 @@ def listed(directory: Path) -> dict[str, Path]:
             continue
         if not stat.S_ISREG(mode) or not _PLAIN.fullmatch(relative):
             raise PublishError(
-                f"{str(path)!r} can not be published: expected regular files with plain names, found "
+                f"{str(path)!r} cannot be published: expected regular files with plain names, found "
                 f"{'a symbolic link' if stat.S_ISLNK(mode) else 'something else'}. Take it out of the SavedModel and register it again."
             )
         found[relative] = path

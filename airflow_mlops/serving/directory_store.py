@@ -61,7 +61,7 @@ class DirectoryStore:
 
     def intact(self, version: int, files: Files) -> bool:
         """Read everything again and compare."""
-        with _disk_errors(f"Version {version} under {self.path} can not be read"):
+        with _disk_errors(f"Version {version} under {self.path} cannot be read"):
             target = self.path / str(version)
             return target.is_dir() and read_back(target) == files
 
@@ -76,14 +76,14 @@ class DirectoryStore:
 
     def names(self, folder: str = "") -> set[str]:
         """Return the names in a folder of the base path, none if there is no such folder."""
-        with _disk_errors(f"{self.path / folder} can not be listed"):
+        with _disk_errors(f"{self.path / folder} cannot be listed"):
             with contextlib.suppress(FileNotFoundError):  # nothing was published yet
                 return {child.name for child in (self.path / folder).iterdir()}
             return set()
 
     def read(self, path: str) -> bytes | None:
         """Return a file's content, None if there is no such file."""
-        with _disk_errors(f"{self.path / path} can not be read"):
+        with _disk_errors(f"{self.path / path} cannot be read"):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return (self.path / path).read_bytes()
             return None

@@ -29,7 +29,7 @@ def read_golden(path: Path, failure: type[ServingError]) -> dict[str, list[Any]]
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise failure(f"The golden answers {path} can not be read: {error}. Run the training stage again.") from error
+        raise failure(f"The golden answers {path} cannot be read: {error}. Run the training stage again.") from error
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) and data[key] for key in ("inputs", "outputs")):
         raise failure(f'The golden answers {path} must be {{"inputs": [...], "outputs": [...]}} and not empty. Run the training stage again.')
     return data

@@ -1,7 +1,7 @@
 """Versions in an object store, where nothing can be renamed and the server sees every object as soon as it is there.
 
 So a version is written in an order that makes half of one useless: its files, each read back and compared; ``saved_model.pb`` last of them,
-because without it the server can not load a version; then the manifest. A version without a manifest is not published, and as the server's
+because without it the server cannot load a version; then the manifest. A version without a manifest is not published, and as the server's
 configuration names its versions for such a base path, it looks at none that was not. What an interrupted upload has left is used where it is
 right, and replaced where it is not.
 """
@@ -148,12 +148,12 @@ class ObjectStore:
         protocol = self.uri.partition(":")[0]
         if isinstance(error, ImportError):
             package = str(known_implementations.get(protocol, {}).get("class", protocol)).partition(".")[0]
-            return PublishError(f"{self.uri} can not be {done}, because a package is missing ({words}). Install {package} on the workers.")
+            return PublishError(f"{self.uri} cannot be {done}, because a package is missing ({words}). Install {package} on the workers.")
         if isinstance(error, ValueError) and protocol not in available_protocols():
-            return SpecError(f"{self.uri} can not be {done}: there is no kind of store called {protocol!r}. Correct the base path.")
+            return SpecError(f"{self.uri} cannot be {done}: there is no kind of store called {protocol!r}. Correct the base path.")
         if passes(error):
-            return ServingUnavailable(f"{self.uri} can not be {done} for the moment: {words}. Nothing half-written is published; retry.")
+            return ServingUnavailable(f"{self.uri} cannot be {done} for the moment: {words}. Nothing half-written is published; retry.")
         kind = type(error).__name__
         return PublishError(
-            f"{self.uri} can not be {done} ({kind}: {words}). Nothing half-written is published; see to the store and the credentials."
+            f"{self.uri} cannot be {done} ({kind}: {words}). Nothing half-written is published; see to the store and the credentials."
         )

@@ -1,4 +1,4 @@
-"""Placing a SavedModel under the server's base path so that the server never loads half of one, nor one that its clients can not ask.
+"""Placing a SavedModel under the server's base path so that the server never loads half of one, nor one that its clients cannot ask.
 
 The server checks nothing: a version that it sees before it is whole fails to load. How a version becomes whole at once is the store's matter;
 here is what comes before and after: the files are checked before anything is written, requests to warm up on are added, and a manifest is
@@ -40,7 +40,7 @@ def publish_saved_model(
     it serves the version, unless the SavedModel brings such itself. `usage` is what the server's configuration says of this model: clients of the
     version in service must find the same signatures, unless `signature_change_allowed`. A version that is published already is left as it is.
 
-    Raises `PublishError` if another content is there, the copy differs, the SavedModel can not be served, or the store refuses;
+    Raises `PublishError` if another content is there, the copy differs, the SavedModel cannot be served, or the store refuses;
     `ServingUnavailable` if the store does not answer; `SpecError` for an impossible place.
     """
     usage = usage or Usage()
@@ -132,7 +132,7 @@ def _check_clients(store: Store, version: int, usage: Usage, offered: Mapping[st
     graph = store.read(path)
     if graph is None:
         raise PublishError(
-            f"{store.uri}/{path} is missing, although the server's configuration names that version: the signatures can not be compared, and no "
+            f"{store.uri}/{path} is missing, although the server's configuration names that version: the signatures cannot be compared, and no "
             "rollout could go back to it. Put it back, or set signature_change_allowed. Nothing was published."
         )
     broken = signatures.differences(signatures.parse(graph, f"{store.uri}/{path}"), offered)

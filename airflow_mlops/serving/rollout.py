@@ -136,7 +136,7 @@ def _inputs(replica: ServingClient, plan: Plan, golden: Path, rows: list[Any], s
         return inputs_of(rows, signature)
     except ValueError as error:
         raise RolloutFailed(
-            f"Version {plan.version} of {plan.model!r} at {replica.grpc_address} can not be asked the golden inputs {golden} by its signature "
+            f"Version {plan.version} of {plan.model!r} at {replica.grpc_address} cannot be asked the golden inputs {golden} by its signature "
             f"{DEFAULT_SIGNATURE!r}: {error}. Compare the published SavedModel's signature with the training's."
         ) from error
 

@@ -85,7 +85,7 @@ def to_proto(array: Array, *, as_content: bool = True) -> Any:
         array = array.astype(object)
     code = CODES.get(array.dtype)
     if code is None:
-        raise SpecError(f"An array of {array.dtype} can not be sent to a model server. Convert it to one of {sorted(map(str, CODES))}.")
+        raise SpecError(f"An array of {array.dtype} cannot be sent to a model server. Convert it to one of {sorted(map(str, CODES))}.")
     tensor = protos.tensor_pb2.TensorProto(dtype=code)
     tensor.tensor_shape.SetInParent()
     for size in array.shape:

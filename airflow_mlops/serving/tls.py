@@ -20,7 +20,7 @@ class Tls:
 
     `ca_cert` is the authority that signed the server's certificate (None: the public ones), `client_cert` (with what lies between it and the
     authority) and `client_key` say who we are where the server wants to know, and `server_name` is the name in the server's certificate where
-    that is not the host of its address. Raises `SpecError` if one can not be read, or the key is not the certificate's.
+    that is not the host of its address. Raises `SpecError` if one cannot be read, or the key is not the certificate's.
     """
 
     ca_cert: str | None = None

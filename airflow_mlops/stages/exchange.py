@@ -86,7 +86,7 @@ class Exchange:
         """Upload what the typed `spec` refers to, then the request: records with their artefacts, dataset versions, the user's code.
 
         :raises ResultInvalid: a record or an artefact that it refers to changed.
-        :raises SpecError: it refers to what a pod can not reach, or sends more code than any code is.
+        :raises SpecError: it refers to what a pod cannot reach, or sends more code than any code is.
         """
         path = _named("requests", name)
         _check_registry(spec)
@@ -205,7 +205,7 @@ def _check_registry(spec: Any) -> None:
 
 def _named(folder: str, name: str, ending: str = "") -> str:
     if not _NAME.fullmatch(name):
-        raise SpecError(f"{name!r} can not name a request; expected what can name a pod: small letters, digits, dots and hyphens.")
+        raise SpecError(f"{name!r} cannot name a request; expected what can name a pod: small letters, digits, dots and hyphens.")
     return f"{folder}/{name}{ending}.json"
 
 

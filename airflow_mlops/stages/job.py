@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """One engine: its kind of object, how its workers are asked for, what of a `PodSpec` it can not heed, and how it calls the stage's container."""
+    """One engine: its kind of object, how its workers are asked for, what of a `PodSpec` it cannot heed, and how it calls the stage's container."""
 
     place: Place
     manifest: Callable[[JobSpec, Work], dict[str, Any]]

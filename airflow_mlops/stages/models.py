@@ -56,7 +56,7 @@ def load_registered(registry: ModelRegistry, version: ModelVersion, out_dir: Pat
 
     :raises RegistryError: the file is not the one that was registered.
     :raises UnsafeModel: it brings code of its own, which is not `code_allowed`, or is no archive of Keras.
-    :raises EvaluationError: Keras can not load it.
+    :raises EvaluationError: Keras cannot load it.
     """
     place = out_dir / f"version-{version.version}.keras"
     return load_model(_downloaded(registry, version, MODEL_FILE, version.tags.get("model_digest"), place), code_allowed=code_allowed)
@@ -104,4 +104,4 @@ def load_model(path: Path, *, code_allowed: bool = False) -> Any:
     try:
         return load(path, code_allowed=code_allowed)
     except Exception as error:  # Keras raises nearly anything for a file of another version
-        raise EvaluationError(f"{path} can not be loaded as a Keras model ({type(error).__name__}: {error}). Save it with this Keras.") from error
+        raise EvaluationError(f"{path} cannot be loaded as a Keras model ({type(error).__name__}: {error}). Save it with this Keras.") from error

@@ -53,7 +53,7 @@ class Objects:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url, **storage_options)
         except Exception as error:  # a package that is missing, a protocol or an option that nobody knows
-            raise SpecError(f"The exchange {url} can not be opened: {self._words(error)}. Correct the URL, or install its package.") from None
+            raise SpecError(f"The exchange {url} cannot be opened: {self._words(error)}. Correct the URL, or install its package.") from None
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def put(self, path: Path) -> str:
@@ -73,7 +73,7 @@ class Objects:
         """Upload the files of a directory, or those of its relative `paths`, then their listing; return its digest, that of the tree."""
         chosen = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()] if paths is None else [*paths]
         if unlisted := next((name for name in chosen if "\n" in name), None):
-            raise SpecError(f"{directory} holds a file called {unlisted!r}; a line end in a name can not be listed. Rename it.")
+            raise SpecError(f"{directory} holds a file called {unlisted!r}; a line end in a name cannot be listed. Rename it.")
         with ThreadPoolExecutor(_THREADS) as pool:
             digests = list(pool.map(lambda name: self.put(directory / name), chosen))
         with _holding(tree_listing(dict(zip(chosen, digests, strict=True)))) as listing:
@@ -130,7 +130,7 @@ class Objects:
             else:
                 self._ask("written", lambda: self._fs.put_file(str(path), f"{self._root}/{name}"))
         except FileNotFoundError as error:
-            raise StageError(f"{self.url} can not be written: {self._words(error)}. Make the bucket, or correct the URL.") from None
+            raise StageError(f"{self.url} cannot be written: {self._words(error)}. Make the bucket, or correct the URL.") from None
 
     def remove(self, name: str) -> None:
         """Delete what has this name; no error if there is nothing."""
@@ -158,7 +158,7 @@ class Objects:
             except (MlopsError, FileNotFoundError):
                 raise
             except Exception as error:
-                problem = f"{self.url} can not be {done}: {self._words(error)}."
+                problem = f"{self.url} cannot be {done}: {self._words(error)}."
                 if not passes(error):
                     raise StageError(f"{problem} See to the store, its credentials and the room there.") from None
                 if (pause := next(pauses, None)) is None:

@@ -22,7 +22,7 @@ def open_exchange(url: str, options: Path | None) -> Exchange:
     try:
         found = json.loads(options.read_bytes()) if options else {}
     except (OSError, ValueError) as error:
-        raise SpecError(f"The options of the exchange can not be read from {options}: {type(error).__name__}. Give a JSON file.") from None
+        raise SpecError(f"The options of the exchange cannot be read from {options}: {type(error).__name__}. Give a JSON file.") from None
     if not isinstance(found, dict):
         raise SpecError(f'{options} holds no JSON object; expected one such as {{"key": "...", "secret": "..."}}.')
     return Exchange(url, found)
@@ -35,7 +35,7 @@ def run_requested(name: str, request: str, exchange: Exchange, result_path: Path
     `run_stage` keeps in the record of how it was started.
 
     :raises SpecError: the request is of another stage.
-    :raises StageError: the record was written and can not be sent, so that nobody will believe it.
+    :raises StageError: the record was written and cannot be sent, so that nobody will believe it.
     """
     wanted, spec = exchange.take_request(request)
     if wanted != name:
@@ -52,7 +52,7 @@ def run_requested(name: str, request: str, exchange: Exchange, result_path: Path
     try:
         exchange.send_result(request, result_path)
     except MlopsError as error:
-        failure = StageError(f"Stage {name!r} ended, but its result can not be sent, and nothing is believed without it. {error}")
+        failure = StageError(f"Stage {name!r} ended, but its result cannot be sent, and nothing is believed without it. {error}")
         failure.retryable = error.retryable
         raise failure from error
     if code == 0:

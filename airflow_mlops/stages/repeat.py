@@ -57,7 +57,7 @@ def run(spec: Spec, out_dir: Path) -> Repetition:
     with traced(trace, spec.every) if spec.every else contextlib.nullcontext():
         result = train.run(alone, out_dir, registry=registry, dataset=spec.dataset)
     if not isinstance(result, TrainingResult):
-        raise SpecError("A training of several workers can not be repeated by one process. Repeat it without TF_CONFIG.")
+        raise SpecError("A training of several workers cannot be repeated by one process. Repeat it without TF_CONFIG.")
     return Repetition(result, Artifact.of(trace) if spec.every else None)
 
 

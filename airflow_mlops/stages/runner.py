@@ -88,7 +88,7 @@ def run_stage(name: str, spec_path: Path, result_path: Path, *, image: str | Non
         write_atomically(result_path, canonical_json(to_data(record)))
     except OSError as error:
         raise StageError(
-            f"The record of stage {name!r} can not be written to {result_path}: {error}. Nothing is believed without it: make room, and run the "
+            f"The record of stage {name!r} cannot be written to {result_path}: {error}. Nothing is believed without it: make room, and run the "
             "stage again."
         ) from error
     return 0 if record.error is None else LOST_CODE if record.error.type == WorkerLost.__name__ else 1
@@ -109,6 +109,6 @@ def _read_spec(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise SpecError(f"The spec {path} can not be read ({error.strerror}). Give a JSON file with --spec.") from error
+        raise SpecError(f"The spec {path} cannot be read ({error.strerror}). Give a JSON file with --spec.") from error
     except ValueError as error:
         raise SpecError(f"The spec {path} is not JSON ({error}).") from error

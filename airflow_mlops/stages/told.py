@@ -62,7 +62,7 @@ def understood(kind: type[T], data: Any) -> T:
 
 
 def read_note(kind: type[T], path: Path) -> T:
-    """Return the record in a file, an empty one where there is none, or it can not be understood."""
+    """Return the record in a file, an empty one where there is none, or it cannot be understood."""
     try:
         return understood(kind, json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError):

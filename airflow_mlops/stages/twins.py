@@ -144,8 +144,8 @@ def _remembered(registry: ModelRegistry, version: ModelVersion, scratch: Path) -
         path = registry.download(version, TRAINING_FILE, scratch / TRAINING_FILE)
     except ModelNotFound as error:
         raise RegistryError(
-            f"{version.name} version {version.version} can not be trained again: its run {version.run_id} does not hold {TRAINING_FILE} "
-            f"({error}). Versions that were trained before this package kept it can not be rebuilt."
+            f"{version.name} version {version.version} cannot be trained again: its run {version.run_id} does not hold {TRAINING_FILE} "
+            f"({error}). Versions that were trained before this package kept it cannot be rebuilt."
         ) from error
     data = json.loads(path.read_bytes())
     return parse_spec("train", data["spec"]), from_data(TrainingResult, data["result"], what=f"{TRAINING_FILE} of run {version.run_id}")

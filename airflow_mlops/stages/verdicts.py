@@ -80,12 +80,12 @@ def _waiting(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
     if reason in _PULLING and any(words in message.lower() for words in _NO_SUCH_IMAGE):
         return Verdict(Outcome.FAILED, f"There is no such image for this pod: {message} Correct its name, or its image pull secret.")
     if reason in _PULLING:
-        return Verdict(Outcome.INTERRUPTED, f"The image can not be pulled: {message or reason}")
+        return Verdict(Outcome.INTERRUPTED, f"The image cannot be pulled: {message or reason}")
     if reason in _UNMADE:
         why = f"The pod's container was not made in time{_needs(pod)}; `kubectl describe` shows what it waits for."
         return Verdict(Outcome.INTERRUPTED, why, is_explained=False)
     return Verdict(
-        Outcome.FAILED, f"The pod's container can not be made: {reason}: {message.rstrip('.')}. Correct the image, secrets or volumes that it names."
+        Outcome.FAILED, f"The pod's container cannot be made: {reason}: {message.rstrip('.')}. Correct the image, secrets or volumes that it names."
     )
 
 
@@ -98,7 +98,7 @@ def explained(verdict: Verdict, pod: Mapping[str, Any], events: Sequence[Mapping
     missing = next((words for words in said for _, name in _mounted(pod) if f'"{name}" not found' in words), "")
     if not missing or any(one.get("reason") in _MOUNTED_ALL for one in events):
         return verdict
-    return Verdict(Outcome.FAILED, f"The pod's container can not be made: {missing.rstrip('.')}. Create it, or correct its name.")
+    return Verdict(Outcome.FAILED, f"The pod's container cannot be made: {missing.rstrip('.')}. Create it, or correct its name.")
 
 
 def _needs(pod: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ class CheckpointManager:
             write_atomically(_marker(path), canonical_json({"digest": digest, "size": size, "step": step, "identity": self.identity}))
         except OSError as error:
             raise CheckpointError(
-                f"The checkpoint {path} can not be written: {error}. What was saved before it stays. Make room or give a writable directory, and "
+                f"The checkpoint {path} cannot be written: {error}. What was saved before it stays. Make room or give a writable directory, and "
                 "run the stage again: it goes on from there."
             ) from error
         self._keep_newest()

@@ -1,6 +1,6 @@
 """One training in several processes, by TensorFlow's `MultiWorkerMirroredStrategy`, which reads ``TF_CONFIG`` by itself.
 
-Keras 3.15's ``model.fit`` can not run under that strategy: before its first step it reduces a distributed batch, which the strategy refuses
+Keras 3.15's ``model.fit`` cannot run under that strategy: before its first step it reduces a distributed batch, which the strategy refuses
 ("Attempt to convert a value (PerReplica...) to a Tensor"). `fit_together` is the loop that works, with several workers and with one.
 
 Imports Keras and TensorFlow at the top: import it inside a stage only.
@@ -65,13 +65,13 @@ def fit_together(context: TrainingContext, model: keras.Model, *, epochs: int, b
     logs the loss and keeps a checkpoint, from which all workers go on after an interruption. When one of them should stop, all do.
 
     :param batch_size: rows of a step, of all workers together; a multiple of the number of replicas, at most the number of rows.
-    :raises SpecError: the batch can not be shared out.
+    :raises SpecError: the batch cannot be shared out.
     :raises WorkerLost: another worker is gone; a retry goes on from the last checkpoint.
     """
     strategy, num_rows = model.distribute_strategy, len(context.inputs)
     replicas, resolver = strategy.num_replicas_in_sync, strategy.cluster_resolver
     if batch_size % replicas or not 0 < batch_size <= num_rows:
-        raise SpecError(f"A batch of {batch_size} of {num_rows} rows can not be shared by {replicas} replicas: give a multiple of that number.")
+        raise SpecError(f"A batch of {batch_size} of {num_rows} rows cannot be shared by {replicas} replicas: give a multiple of that number.")
     step, losses = _step(model, strategy), list[float]()
     with strategy.scope():
         model.optimizer.build(model.trainable_variables)

@@ -142,7 +142,7 @@ def _convert(saved_model: Path, golden: Golden, wanted: Mapping[str, str]) -> tu
         except Exception as error:  # converters raise anything
             path.unlink(missing_ok=True)
             text = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
-            problems[name] = f"The model can not be offered as {name!r}. {text}"
+            problems[name] = f"The model cannot be offered as {name!r}. {text}"
             if need == REQUIRED:
                 raise TrainingError(f"{problems[name]} Mend it, or call the format {OPTIONAL}.") from error
     return written, problems

@@ -78,6 +78,6 @@ def save_features(function: Callable[[Any], Any], input_shape: tuple[int, ...], 
     except Exception as error:  # whatever the user's function does
         reason = str(error).strip().partition("\n")[0]
         raise TrainFunctionError(
-            f"The features function can not be saved: {type(error).__name__}: {reason}. Expected a function of one argument, raw rows of shape "
+            f"The features function cannot be saved: {type(error).__name__}: {reason}. Expected a function of one argument, raw rows of shape "
             f"(N, {', '.join(map(str, input_shape))}), that returns one tensor by operations of TensorFlow only. Mend it and run the stage again."
         ) from error

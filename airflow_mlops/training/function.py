@@ -49,7 +49,7 @@ def import_from(code_path: Path, module_name: str) -> ModuleType:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail, or exit, in any way
         last_line = traceback.format_exception_only(error)[-1].strip()
-        raise SpecError(f"Module {module_name!r} can not be imported from {code_path}: {last_line}. Mend the module or the code path.") from error
+        raise SpecError(f"Module {module_name!r} cannot be imported from {code_path}: {last_line}. Mend the module or the code path.") from error
     if not module.__file__ or not Path(module.__file__).resolve().is_relative_to(code_path):
         # Its code version would be that of other code.
         found = module.__file__ or "the interpreter"

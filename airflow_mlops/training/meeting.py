@@ -64,7 +64,7 @@ def _open(port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         raise TrainingError(
-            f"Worker 0 can not open port {port}, at which the others find it: {error.strerror}. See what else listens there, in its pod or on its "
+            f"Worker 0 cannot open port {port}, at which the others find it: {error.strerror}. See what else listens there, in its pod or on its "
             "machine, and end that."
         ) from error
 

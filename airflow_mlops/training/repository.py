@@ -47,7 +47,7 @@ def checkout(repository: str, commit: str, into: Path, *, cache: Path) -> Path:
             return _bring(repository, commit, bare, into)
         except _Failed as error:
             said = _said(str(error), repository)
-            raise RepositoryUnavailable(f"Git can not check {commit} out to {into}: {said}. Make room, and run the stage again.") from error
+            raise RepositoryUnavailable(f"Git cannot check {commit} out to {into}: {said}. Make room, and run the stage again.") from error
 
 
 def without_credentials(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The same seed, data and code give the same model: pinning what could differ, and writing down what can not be pinned."""
+"""The same seed, data and code give the same model: pinning what could differ, and writing down what cannot be pinned."""
 
 from __future__ import annotations
 

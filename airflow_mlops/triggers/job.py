@@ -1,4 +1,4 @@
-"""Wait until a distributed training has ended in the cluster, or can not begin, and meanwhile tell how it goes."""
+"""Wait until a distributed training has ended in the cluster, or cannot begin, and meanwhile tell how it goes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainingJobTrigger(BaseTrigger):
             while not await asyncio.to_thread(self._is_over) and not (self.deadline and time.time() >= self.deadline):
                 await asyncio.sleep(self.poll_seconds)
         except asyncio.CancelledError:
-            self._over = True  # the thread itself can not be cancelled, and another triggerer tells these lines
+            self._over = True  # the thread itself cannot be cancelled, and another triggerer tells these lines
             raise
         yield TriggerEvent({"name": self.name, "deadline": self.deadline, "told": self._told()})
 

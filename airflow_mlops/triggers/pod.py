@@ -60,7 +60,7 @@ class StagePodTrigger(KubernetesPodTrigger):
             try:
                 await asyncio.to_thread(self._tell_new, extras)
             except asyncio.CancelledError:
-                self._over = True  # the thread itself can not be cancelled, and another triggerer tells these lines
+                self._over = True  # the thread itself cannot be cancelled, and another triggerer tells these lines
                 raise
         return pod
 

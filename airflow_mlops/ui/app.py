@@ -40,7 +40,7 @@ def show_overview(request: Request, reader: Reader) -> HTMLResponse:
         with contextlib.closing(MlopsLedgerHook().get_conn()) as store:
             found = overview.collect(store, reader)
     except (MlopsError, AirflowNotFoundException) as error:
-        return _page(request, 503, "The ledger can not be read", str(error))
+        return _page(request, 503, "The ledger cannot be read", str(error))
     about = {"root": request.scope["root_path"], "inbox": conf.get("mlops", "inbox"), "services": services()}
     page = pages.render("overview.html", **about, **found._asdict())
     return HTMLResponse(page, headers=pages.HEADERS)

@@ -436,7 +436,7 @@ def parses(method: str, sent: bytes) -> bool:
 
 
 def harmless(served: Target, sent: bytes) -> bytes:
-    """Return a request to reload that, if it is accepted, still serves what is served; one that can not be parsed stays as it is."""
+    """Return a request to reload that, if it is accepted, still serves what is served; one that cannot be parsed stays as it is."""
     if not parses(RELOAD, sent):
         return sent
     request = protos.model_management_pb2.ReloadConfigRequest.FromString(sent)

@@ -127,7 +127,7 @@ class Reloads:
         finally:
             served.forget(*names)
 
-    def test_a_reload_whose_new_model_can_not_be_loaded_says_which_and_why(self, served: Target, name: str) -> None:
+    def test_a_reload_whose_new_model_cannot_be_loaded_says_which_and_why(self, served: Target, name: str) -> None:
         served.publish(name, {3: "no_pb"})
         code, details = refusal(served.models.HandleReloadConfigRequest, served.request(*served.configs.values(), served.config(name)))
         assert code is Code.UNKNOWN
@@ -194,7 +194,7 @@ class Versions:
         served.await_states(name, {42: "AVAILABLE"})
         assert served.answer(name) == ONE
 
-    def test_a_file_named_like_a_version_is_one_that_can_not_be_loaded(self, served: Target, name: str) -> None:
+    def test_a_file_named_like_a_version_is_one_that_cannot_be_loaded(self, served: Target, name: str) -> None:
         served.publish(name, {4: "linear1"})
         (served.home / name / "5").write_text("not a directory")
         served.reload(served.config(name, policy="all {}"))
@@ -220,7 +220,7 @@ class Versions:
                 f"Servable not found for request: Specific({name}, 1)",
             )
 
-    def test_versions_that_can_not_be_loaded_end_with_their_reasons(self, served: Target, name: str) -> None:
+    def test_versions_that_cannot_be_loaded_end_with_their_reasons(self, served: Target, name: str) -> None:
         broken = ("no_pb", "broken_pb", "cut_pb", "cut_variables", "missing_op", "train_only", "empty")
         served.publish(name, {1: "linear1"} | dict(enumerate(broken, 2)))
         served.reload(served.config(name, policy="all {}"))
@@ -259,7 +259,7 @@ class Versions:
         served.await_states(name, {2: "AVAILABLE"})
         assert served.answer(name) == TWO
 
-    def test_a_new_version_that_can_not_be_loaded_leaves_the_old_one_in_service(self, served: Target, name: str) -> None:
+    def test_a_new_version_that_cannot_be_loaded_leaves_the_old_one_in_service(self, served: Target, name: str) -> None:
         with served.serving(name, {1: "linear1"}), Asking(served, name) as asking:
             served.publish(name, {2: "cut_variables"})
             served.await_states(name, {1: "AVAILABLE", 2: "END"})

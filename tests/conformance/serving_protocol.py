@@ -270,13 +270,13 @@ class RestTypes:
             ("string", True),
         ],
     )
-    def test_a_value_that_its_type_can_not_hold_is_refused(self, served: Target, dtype: str, value: Any) -> None:
+    def test_a_value_that_its_type_cannot_hold_is_refused(self, served: Target, dtype: str, value: Any) -> None:
         for body in ({"instances": [value]}, {"inputs": [value]}):
             answer = served.post("many:predict", {"signature_name": f"echo_{dtype}", **body})
             assert (answer.status_code, bool(answer.json()["error"])) == (400, True), answer.text
 
     @pytest.mark.parametrize("dtype", ["half", "bfloat16", "complex64"])
-    def test_types_that_json_can_not_carry_are_refused(self, served: Target, dtype: str) -> None:
+    def test_types_that_json_cannot_carry_are_refused(self, served: Target, dtype: str) -> None:
         for key in ("instances", "inputs"):
             answer = served.post("many:predict", {"signature_name": f"echo_{dtype}", key: [1]})
             assert answer.status_code in (400, 501) and answer.json()["error"]  # the original says 501 of columns

@@ -146,7 +146,7 @@ class RestWords:
         answer = served.post(f"examples1:{method}", body)
         assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
 
-    def test_a_type_that_json_can_not_carry_is_unimplemented_in_columns(self, served: Target) -> None:
+    def test_a_type_that_json_cannot_carry_is_unimplemented_in_columns(self, served: Target) -> None:
         for dtype in ("half", "bfloat16", "complex64", "uint16"):
             answer = served.post(*many(f"echo_{dtype}", inputs=[1]))
             assert (answer.status_code, answer.json()["error"]) == (501, f"Conversion of JSON Value: 1 to type: {dtype}")

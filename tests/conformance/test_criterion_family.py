@@ -218,7 +218,7 @@ def test_what_belongs_to_something_else_is_refused_and_named(make, what, tmp_pat
     other.save(tmp_path / "other.npz")
     with pytest.raises(RobustnessError, match=what):
         criterion.load(tmp_path / "other.npz")
-    with pytest.raises(RobustnessError, match=what if criterion.mergeable else "can not be merged"):
+    with pytest.raises(RobustnessError, match=what if criterion.mergeable else "cannot be merged"):
         criterion.merge(other)
     assert same(criterion, observed(make(), answers()))
 

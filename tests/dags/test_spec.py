@@ -1,4 +1,4 @@
-"""A spec that can not become DAGs is refused with a sentence when its file is parsed."""
+"""A spec that cannot become DAGs is refused with a sentence when its file is parsed."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_several_pods_train_together_where_the_pipeline_says_so_and_all_else_is_
         ({"train": JobSpec(PodSpec("stages:1"), 1)}, "num_workers is 1"),
     ],
 )
-def test_a_training_by_several_pods_that_can_not_be_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_a_training_by_several_pods_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         Pod(PodSpec("stages:1"), **changes)
 

@@ -1,6 +1,6 @@
 """An OCI image of a stage from this checkout, without a registry and without a container engine: ``python -m tests.kubernetes.stage_image FILE``.
 
-For clusters that the tests can not push to: ``ctr --namespace k8s.io images import FILE`` or ``kind load image-archive FILE``. Its base is this
+For clusters that the tests cannot push to: ``ctr --namespace k8s.io images import FILE`` or ``kind load image-archive FILE``. Its base is this
 machine's own Python with the libraries that it and the packages ask for, and nothing else, no shell either. Layers as in the Dockerfile: a change
 of the code changes only the last. The same files give the same digests.
 """

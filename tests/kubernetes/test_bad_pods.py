@@ -1,4 +1,4 @@
-"""What can not run says why and what to do, and leaves nothing that holds a GPU."""
+"""What cannot run says why and what to do, and leaves nothing that holds a GPU."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_a_gpu_resource_that_no_node_has_fails_with_the_scheduler_s_reason(site:
 
 def test_an_image_s_name_that_is_none_fails_without_waiting(site: Site) -> None:
     site.kubelet.images["stages"] = Image(pull_error="InvalidImageName")
-    with pytest.raises(AirflowFailException, match=r"can not be made: InvalidImageName.*Correct the image"):
+    with pytest.raises(AirflowFailException, match=r"cannot be made: InvalidImageName.*Correct the image"):
         site.operator("leave_file", num_gpus=0, start_seconds=600).execute(context())
     eventually(lambda: site.pods() == [])
 
 
-def test_an_image_that_can_not_be_pulled_is_the_infrastructure_s_matter_for_a_stated_time(site: Site) -> None:
+def test_an_image_that_cannot_be_pulled_is_the_infrastructure_s_matter_for_a_stated_time(site: Site) -> None:
     site.kubelet.images["stages"] = Image(pull_error="ErrImagePull")
-    with pytest.raises(AirflowFailException, match=r"The image can not be pulled.*taken away 1 times"):
+    with pytest.raises(AirflowFailException, match=r"The image cannot be pulled.*taken away 1 times"):
         site.operator("leave_file", start_seconds=3, max_interruptions=0).execute(context())
     eventually(lambda: site.pods() == [])
 
@@ -97,7 +97,7 @@ def test_a_secret_or_config_map_of_the_environment_that_is_missing_is_named(site
     operator = site.operator("leave_file", start_seconds=3)
     operator.env_from = [source]
     with pytest.raises(
-        AirflowFailException, match=rf'can not be made: CreateContainerConfigError: {what} "nothing" not found. Correct the image, secrets'
+        AirflowFailException, match=rf'cannot be made: CreateContainerConfigError: {what} "nothing" not found. Correct the image, secrets'
     ):
         operator.execute(context())
     eventually(lambda: site.pods() == [])
@@ -114,7 +114,7 @@ def mounting(site: Site, kind: str, *, deferrable: bool = False, **pod: Any) -> 
 
 @pytest.mark.parametrize(("kind", "deferrable"), [("secret", False), ("secret", True), ("configmap", False)])
 def test_what_is_to_be_mounted_and_is_missing_fails_with_kubernetes_words(either: Site, kind: str, deferrable: bool) -> None:
-    with pytest.raises(AirflowFailException, match=rf'can not be made: MountVolume.SetUp failed: {kind} "nothing" not found. Create it, or correct'):
+    with pytest.raises(AirflowFailException, match=rf'cannot be made: MountVolume.SetUp failed: {kind} "nothing" not found. Create it, or correct'):
         followed(mounting(either, kind, deferrable=deferrable))
     eventually(lambda: either.pods() == [])
 
@@ -178,7 +178,7 @@ def test_a_stage_on_a_full_volume_says_so_in_its_record(site: Site) -> None:
 def test_a_stage_whose_volume_can_only_be_read_ends_with_why_its_record_is_missing(site: Site) -> None:
     operator = over_the_workspace(site, "talk", volume={"empty_dir": {}}, read_only=True)
     operator.volumes = [client.V1Volume(name="own", host_path={"path": str(operator._directory)})]
-    with pytest.raises(AirflowFailException, match=r"(?s)exit code 1 and left no result.*can not be written to .*Read-only file system.*make room"):
+    with pytest.raises(AirflowFailException, match=r"(?s)exit code 1 and left no result.*cannot be written to .*Read-only file system.*make room"):
         operator.execute(context())
     eventually(lambda: site.pods() == [])
 

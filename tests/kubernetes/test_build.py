@@ -1,4 +1,4 @@
-"""The programs of the control plane are built once, and who can not build them is told why."""
+"""The programs of the control plane are built once, and who cannot build them is told why."""
 
 from __future__ import annotations
 

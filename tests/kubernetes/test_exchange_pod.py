@@ -80,7 +80,7 @@ def test_the_result_of_a_pod_without_a_shared_volume_lies_on_the_worker(
 
 
 def test_without_the_exchange_such_a_pod_does_not_even_find_its_request(operator: Callable[..., StagePodOperator], scripted: ModuleType) -> None:
-    with pytest.raises(AirflowFailException, match=r"exit code 1 and left no result record\. Its last words:\n.*spec\.json can not be read"):
+    with pytest.raises(AirflowFailException, match=r"exit code 1 and left no result record\. Its last words:\n.*spec\.json cannot be read"):
         operator("scripted", scripted.Spec("leave_file"), exchanging=False).execute(context())
 
 

@@ -187,7 +187,7 @@ def test_a_chief_that_lost_a_worker_is_not_the_reason_either(site: Site, tmp_pat
 def test_a_secret_that_is_to_be_mounted_and_is_missing_fails_the_training_with_kubernetes_words(site: Site, workspace: Path) -> None:
     exchange = {"exchange": f"file://{workspace.parent}/exchange", "exchange_secret": "nothing"}
     pod = PodSpec("stages", site.namespace, cpu="100m", memory="64Mi", start_seconds=3, **exchange)
-    with pytest.raises(AirflowFailException, match=r'can not be made: MountVolume.SetUp failed: secret "nothing" not found. Create it, or correct'):
+    with pytest.raises(AirflowFailException, match=r'cannot be made: MountVolume.SetUp failed: secret "nothing" not found. Create it, or correct'):
         operator(site.kubelet, site.scripted.Spec("leave_file"), JobSpec(pod)).execute(context())
     assert site.is_clean()
 

@@ -77,7 +77,7 @@ def test_only_events_may_be_left_out() -> None:
     assert NEEDED == [("pods", "create"), ("pods", "get"), ("pods", "delete"), ("pods/log", "get")]
 
 
-def test_without_what_may_be_left_out_it_is_enough_and_says_less_of_a_pod_that_can_not_start(
+def test_without_what_may_be_left_out_it_is_enough_and_says_less_of_a_pod_that_cannot_start(
     kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store
 ) -> None:
     exchange = {"exchange": f"file://{workspace.parent}/exchange", "exchange_secret": "nothing", "start_seconds": 3, "max_interruptions": 0}
@@ -89,7 +89,7 @@ def test_with_it_a_secret_that_is_missing_is_named(
     kubelet: Kubelet, api: client.ApiClient, namespace: str, scripted: ModuleType, workspace: Path, ledger: Store
 ) -> None:
     exchange = {"exchange": f"file://{workspace.parent}/exchange", "exchange_secret": "nothing", "start_seconds": 3}
-    with pytest.raises(AirflowFailException, match=r'can not be made: .*secret "nothing" not found\. Create it, or correct its name'):
+    with pytest.raises(AirflowFailException, match=r'cannot be made: .*secret "nothing" not found\. Create it, or correct its name'):
         run_as(kubelet, api, namespace, scripted, ROLE["rules"], **exchange)
 
 

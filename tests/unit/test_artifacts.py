@@ -148,7 +148,7 @@ def test_what_a_killed_writer_left_goes_and_what_a_living_one_is_writing_stays(t
     path, here = tmp_path / "result.json", writer().partition("-")[0]
     living, dead, elsewhere = (
         tmp_path / f".result.json.{mark}.abc" for mark in (writer(), f"{here}-{ended}", f"0badcafe-{ended}")
-    )  # of another host or container, whose processes can not be seen from here
+    )  # of another host or container, whose processes cannot be seen from here
     for left in (living, dead, elsewhere):
         left.write_bytes(b"half")
     clear_abandoned(path)

@@ -50,7 +50,7 @@ def test_an_unknown_stage_is_refused_with_the_nearest_name_and_leaves_no_record(
     assert not (tmp_path / "result.json").exists()
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("{", "is not JSON"), ('{"dataset": 1}', "suite: Field required"), (None, "can not be read")])
+@pytest.mark.parametrize(("text", "complaint"), [("{", "is not JSON"), ('{"dataset": 1}', "suite: Field required"), (None, "cannot be read")])
 def test_an_impossible_spec_is_refused_with_the_reason(tmp_path: Path, text: str | None, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     if text is not None:
         (tmp_path / "spec.json").write_text(text)

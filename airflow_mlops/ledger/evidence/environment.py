@@ -25,7 +25,7 @@ def cyclonedx(model: str, version: int, training: TrainingResult, at: datetime) 
         from cyclonedx.model.component import Component, ComponentType
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
-        raise SpecError(f"The environment can not be described: {error}. Install airflow-mlops[evidence] where releases run.") from error
+        raise SpecError(f"The environment cannot be described: {error}. Install airflow-mlops[evidence] where releases run.") from error
     root = Component(name=model, version=str(version), type=ComponentType.MACHINE_LEARNING_MODEL, bom_ref=f"{model}@{version}")
     packages = [_component(name, found) for name, found in sorted(training.packages.items())]
     serial = uuid.uuid5(uuid.NAMESPACE_URL, f"{model}@{version} {training.model.digest}")

@@ -106,7 +106,7 @@ def _verdict(name: str, facts: Facts, statement: Statement | None) -> Verdict:
 def read_statements(path: Path) -> dict[str, Statement]:
     """Return the statements in a JSON or TOML file: a table with ``text`` and ``link`` for each test of the rubric that is done by hand.
 
-    :raises SpecError: the file can not be read, or holds something else.
+    :raises SpecError: the file cannot be read, or holds something else.
     """
     try:
         data: Any = tomllib.loads(path.read_text()) if path.suffix == ".toml" else json.loads(path.read_text())
@@ -114,4 +114,4 @@ def read_statements(path: Path) -> dict[str, Statement]:
     except ValidationError as error:  # before ValueError, which it is too
         raise SpecError(f"{path} holds no statements: {problems(error)}. Expected for each test a text and a link (https://...).") from error
     except (OSError, ValueError) as error:
-        raise SpecError(f"{path} can not be read: {error}. Expected a JSON or TOML file with a text and a link for each test.") from error
+        raise SpecError(f"{path} cannot be read: {error}. Expected a JSON or TOML file with a text and a link for each test.") from error

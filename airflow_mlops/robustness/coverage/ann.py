@@ -22,7 +22,7 @@ class NearestAnswer(Criterion):
     """ANN(t): an input is new, and kept, iff the squared L2 distance of its logits to the nearest kept ones is > t; the value is how many are kept.
 
     Logits are the logarithms of the class probabilities, at least 1e-7, in float32: those of a softmax layer up to a constant per input. What is
-    kept depends on the order, so shards can not be merged. TensorFuzz asks an approximate index; here the nearest is exact.
+    kept depends on the order, so shards cannot be merged. TensorFuzz asks an approximate index; here the nearest is exact.
     """
 
     title: ClassVar[str] = "Answers kept as far from each other (ANN)"

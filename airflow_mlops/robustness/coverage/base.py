@@ -92,14 +92,14 @@ class Criterion(ABC):
         """Add what another criterion of the same `identity` has seen, given as its `arrays`; raise `ValueError` or `TypeError` if they are none."""
 
     def merge(self, other: Criterion) -> None:
-        """Take over what another shard's criterion has seen; raise `RobustnessError` if it counted something else or can not be merged."""
+        """Take over what another shard's criterion has seen; raise `RobustnessError` if it counted something else or cannot be merged."""
         if not self.mergeable:
             raise RobustnessError(
-                f"{self.title} can not be merged: what is new depends on the order of the inputs, so two shards do not add up to one run. "
+                f"{self.title} cannot be merged: what is new depends on the order of the inputs, so two shards do not add up to one run. "
                 "Run the campaign as one island on one worker, or leave this criterion out."
             )
         if other.identity != self.identity:
-            raise RobustnessError(f"Coverage of {self._difference(other.identity)} can not be merged. Merge only shards of one campaign.")
+            raise RobustnessError(f"Coverage of {self._difference(other.identity)} cannot be merged. Merge only shards of one campaign.")
         self.absorb(other.arrays())
 
     def state(self) -> dict[str, npt.NDArray[Any]]:

@@ -111,7 +111,7 @@ def _graph(kind: InputKind, mutators: tuple[Mutator, ...], shape: tuple[int, ...
             _graph(kind, (mutator,), shape)  # raises for the one to blame
         name = next((name for name, known in kind.mutators.items() if known is mutators[0]), "?")
         raise RobustnessError(
-            f"Mutator {name!r} can not be applied: {' '.join(str(error).split())[-400:]} Expected a function, in TensorFlow, of inputs "
+            f"Mutator {name!r} cannot be applied: {' '.join(str(error).split())[-400:]} Expected a function, in TensorFlow, of inputs "
             f"(N, {', '.join(map(str, shape))}) float32, severities (N,), keys (N,) and the kind, that returns mutants of the inputs' shape and type."
         ) from error
     return graph

@@ -38,7 +38,7 @@ class Signature(NamedTuple):
 
 
 class Servable:
-    """The SavedModel in directory `path`, its graph tagged with exactly `tags`. Raises `TensorFlowError` on one that can not be loaded."""
+    """The SavedModel in directory `path`, its graph tagged with exactly `tags`. Raises `TensorFlowError` on one that cannot be loaded."""
 
     def __init__(self, path: Path, tags: Sequence[str], config: bytes) -> None:
         self._session = Session(path, tags, config)

@@ -116,7 +116,7 @@ def _library(text: str) -> str:
         with path.open("rb") as file:
             kind = file.read(4)
     except (OSError, ValueError) as error:
-        raise SpecError(f"--op_library={text} can not be read: {error}. Give the path of a shared library.") from error
+        raise SpecError(f"--op_library={text} cannot be read: {error}. Give the path of a shared library.") from error
     if kind != b"\x7fELF":
         raise SpecError(f"--op_library={text} is no shared library of this system. Give the path of one that is built for TensorFlow.")
     return str(path)

@@ -128,5 +128,5 @@ def listener(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise ServingError(f"Can not listen for REST on {host}:{port}: {error}. Choose a free --rest_api_port or stop the other server.") from error
+        raise ServingError(f"Cannot listen for REST on {host}:{port}: {error}. Choose a free --rest_api_port or stop the other server.") from error
     return sock

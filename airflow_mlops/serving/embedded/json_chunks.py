@@ -48,7 +48,7 @@ def found(body: bytes) -> Rows | None:
 
 
 def inputs_of(rows: Rows, types: Types) -> tuple[dict[str, Array], bool] | None:
-    """Return what `json_tensors.inputs_of` does of the whole document, None if a piece can not be cut; raise `Refusal`."""
+    """Return what `json_tensors.inputs_of` does of the whole document, None if a piece cannot be cut; raise `Refusal`."""
     parts: dict[str, list[Array]] = {}
     number = 0
     only = next(iter(types)) if len(types) == 1 else None
@@ -77,7 +77,7 @@ def _unlike(key: str, number: int, first: Array, array: Array) -> Refusal:
 
 
 def _pieces(rows: Rows) -> Iterator[tuple[bytes, list[Any] | None]]:
-    """Yield the list in pieces of whole rows, each as text and as a list, which is None if it can not be cut or read."""
+    """Yield the list in pieces of whole rows, each as text and as a list, which is None if it cannot be cut or read."""
     ending = _ending(rows.body, rows.start)
     start = rows.start
     while start < rows.end:

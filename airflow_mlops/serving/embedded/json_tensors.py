@@ -160,7 +160,7 @@ def _numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
 
 
 def _narrowed(wide: Array, dtype: np.dtype[Any]) -> Array | None:
-    """Return numbers as they were read, by way of a double or of what `_limits` names, as those of the type; None if it can not hold one."""
+    """Return numbers as they were read, by way of a double or of what `_limits` names, as those of the type; None if it cannot hold one."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # a number too large for float32 is infinity, as in the original
             return wide.astype(dtype)

@@ -35,7 +35,7 @@ def step_back(thread: int = 0) -> None:
 
 
 def load(order: Order) -> Model:
-    """Return the model, ready to answer; raise `Refusal` with TensorFlow's code and words if it can not be loaded or warmed up.
+    """Return the model, ready to answer; raise `Refusal` with TensorFlow's code and words if it cannot be loaded or warmed up.
 
     TensorFlow's threads are started first and keep their priority, for they will serve; what loads beside them must not slow others down.
     """

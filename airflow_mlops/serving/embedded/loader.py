@@ -156,7 +156,7 @@ class Listings:
         self._wrong: dict[Path, str] = {}
 
     async def of(self, config: ServerConfig) -> dict[str, dict[int, Path]]:
-        """Return version directories by model, none for a path that can not be read now."""
+        """Return version directories by model, none for a path that cannot be read now."""
         self._looking = {path: look for path, look in self._looking.items() if not look.done()}  # an answer that nobody took is old
         paths = {path for model in config.models if (path := source.local_path(model.base_path))}
         for path in paths - self._looking.keys():
@@ -183,7 +183,7 @@ class Listings:
             except FileNotFoundError:
                 found = "does not exist"
             except Exception as error:  # for instance a null byte in the path
-                found = f"can not be listed ({error})"
+                found = f"cannot be listed ({error})"
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended meanwhile
                 loop.call_soon_threadsafe(future.set_result, found)
 

@@ -93,7 +93,7 @@ class Zygote:
         process.give_up(reason)
 
     def stop(self) -> None:
-        """End the zygote; model processes end when their sockets are closed, and are killed if they can not see that."""
+        """End the zygote; model processes end when their sockets are closed, and are killed if they cannot see that."""
         if self._looking is not None:
             self._looking.cancel()
         if self._control is not None:

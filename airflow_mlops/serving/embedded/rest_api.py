@@ -83,7 +83,7 @@ class RestApi:
                 status, body = 200, await self._answer(method, asked, scope, receive, until)
         except Refusal as refusal:
             status, body = refusal.http_status, _error(str(refusal))
-            headers += [(b"connection", b"close")] if status in (413, 504) else []  # what was not read can not be answered again
+            headers += [(b"connection", b"close")] if status in (413, 504) else []  # what was not read cannot be answered again
         except asyncio.CancelledError:
             status, body = 503, _error("The server is stopping")
         except Exception as error:

@@ -47,7 +47,7 @@ class Asked(NamedTuple):
 class Runner:
     """Answers calls with `model`, joined as `parameters` say (None: each by itself). May be used by several threads at once.
 
-    A call whose number is in `left`, or whose deadline has passed, is not run: nobody waits for it. A run that has begun can not be ended.
+    A call whose number is in `left`, or whose deadline has passed, is not run: nobody waits for it. A run that has begun cannot be ended.
     `work` is told which thread works on which call, and 0 when it no longer does.
     """
 
@@ -155,7 +155,7 @@ class Runner:
                 return done
             parts = batching.split(done.outputs[0], sizes, batching.num_rows(padded) or 0)
             if parts is None:
-                words = f"A request of {rows} rows can not be split: signature {run.signature!r} does not answer row by row. Send at most "
+                words = f"A request of {rows} rows cannot be split: signature {run.signature!r} does not answer row by row. Send at most "
                 return Outcome(error=invalid(f"{words}{parameters.largest_run} rows"))
             outputs += parts
             micros += done.micros
@@ -182,7 +182,7 @@ class Runner:
             self._unlike.add(runs[0].signature)
         if len(runs) == 1 and total == rows[0]:
             return [done]
-        # One bad request, or a signature that can not be joined, is nobody else's error.
+        # One bad request, or a signature that cannot be joined, is nobody else's error.
         return [self._alone(member.call, member.prepared.runs) for member in members]
 
     def _left_behind(self, call: Call) -> Outcome | None:

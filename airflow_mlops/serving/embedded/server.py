@@ -36,7 +36,7 @@ _GRPC_OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -
 
 
 async def run(options: argparse.Namespace, wanted: ServerConfig, order: Order, zygote: Zygote) -> None:
-    """Serve until SIGTERM or SIGINT; raise `MlopsError` if the server can not start."""
+    """Serve until SIGTERM or SIGINT; raise `MlopsError` if the server cannot start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -116,7 +116,7 @@ async def _grpc(options: argparse.Namespace, gateway: Gateway, loader: Loader[An
             server.add_insecure_port(address)
     except RuntimeError as error:
         reason = str(error).rstrip(".")
-        raise ServingError(f"Can not listen for gRPC on {address}: {reason}. Choose a free --port or stop the other server.") from error
+        raise ServingError(f"Cannot listen for gRPC on {address}: {reason}. Choose a free --port or stop the other server.") from error
     await server.start()
     try:
         yield server

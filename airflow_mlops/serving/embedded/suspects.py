@@ -49,7 +49,7 @@ class Suspects:
         if now < record.refused_until:
             raise precondition(
                 f"This request ended the process of model {asked.model} version {asked.version} {record.deaths} times, and is refused for "
-                f"{record.refused_until - now:.0f} s more. Send other inputs, or mend the model: it should refuse what it can not take"
+                f"{record.refused_until - now:.0f} s more. Send other inputs, or mend the model: it should refuse what it cannot take"
             )
         return True
 

@@ -236,7 +236,7 @@ def _array(tensor: int) -> Array:
     api = library()
     code = api.TensorType(tensor)
     if code not in DTYPES:
-        raise TensorFlowError(12, f"An output is of type {code}, which can not be sent")
+        raise TensorFlowError(12, f"An output is of type {code}, which cannot be sent")
     shape = [api.Dim(tensor, number) for number in range(api.NumDims(tensor))]
     size = api.TensorByteSize(tensor)
     if code != DT_STRING:

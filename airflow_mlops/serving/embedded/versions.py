@@ -24,7 +24,7 @@ Listings = Mapping[str, Mapping[int, Path]]  # model -> version -> its directory
 
 
 class RetryPolicy(NamedTuple):
-    """How often and how soon a version is tried again: one that can not be loaded, and one whose process died while it served.
+    """How often and how soon a version is tried again: one that cannot be loaded, and one whose process died while it served.
 
     The latter at once the first time, then later and later up to `max_restart_seconds`, until it has served for `steady_seconds`.
     """

@@ -57,6 +57,6 @@ def test_an_age_that_running_tasks_rely_on_is_refused(exchange: Path, capsys: py
     assert left(exchange) == before
 
 
-def test_options_that_can_not_be_read_are_named(exchange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_cannot_be_read_are_named(exchange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert clean(f"file://{exchange}", "7", "--options", str(tmp_path / "none.json")) == 1
     assert "none.json: FileNotFoundError. Give a JSON file." in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a model can not be trained on is refused with the column, what was found and what was expected."""
+"""What a model cannot be trained on is refused with the column, what was found and what was expected."""
 
 from __future__ import annotations
 

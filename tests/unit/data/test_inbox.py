@@ -255,7 +255,7 @@ def test_what_could_not_be_read_for_the_moment_is_looked_at_again(version: Datas
     with monkeypatch.context() as patched:
         patched.setattr(looking._headings, "_read", failing)
         (found,) = looking.examine(looking.listed())
-        assert "can not be read" in (found.problem or "")
+        assert "cannot be read" in (found.problem or "")
     assert [candidate.version for candidate in looking.examine(looking.listed())] == [version]
 
 
@@ -266,7 +266,7 @@ def test_a_directory_that_we_may_not_read_is_broken_until_we_may(version: Datase
         mode = path.stat().st_mode
         path.chmod(0)
         (found,) = looking.examine(looking.listed())
-        assert "can not be read" in (found.problem or "") and "permissions" in (found.problem or "")
+        assert "cannot be read" in (found.problem or "") and "permissions" in (found.problem or "")
         path.chmod(mode)
         assert [candidate.version for candidate in looking.examine(looking.listed())] == [version]
 
@@ -431,9 +431,9 @@ def test_versions_that_are_gone_are_forgotten(version: DatasetVersion, inbox: Pa
 
 
 @pytest.mark.parametrize("name", ["missing", "a-file", "x" * 300], ids=["missing", "a file", "impossible"])
-def test_an_inbox_that_can_not_be_listed_is_not_an_empty_one_and_may_be_there_later(tmp_path: Path, name: str) -> None:
+def test_an_inbox_that_cannot_be_listed_is_not_an_empty_one_and_may_be_there_later(tmp_path: Path, name: str) -> None:
     (tmp_path / "a-file").touch()
-    with pytest.raises(DatasetNotFound, match=r"The inbox .* can not be listed"):
+    with pytest.raises(DatasetNotFound, match=r"The inbox .* cannot be listed"):
         look(tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""Comparison with real Keras models: a champion that can not be measured is a finding, a challenger that can not is an error."""
+"""Comparison with real Keras models: a champion that cannot be measured is a finding, a challenger that cannot is an error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_without_a_champion_only_the_challenger_is_measured(rows: tuple[np.ndarr
 def test_a_champion_of_another_input_shape_is_a_sentence_not_a_crash(rows: tuple[np.ndarray, np.ndarray]) -> None:
     result = compare(classifier(), classifier((9, 9, 1)), *rows)
     assert result.champion_metrics is None
-    assert "can not predict inputs of shape (4, 4, 1)" in (result.problem or "")
+    assert "cannot predict inputs of shape (4, 4, 1)" in (result.problem or "")
 
 
 def test_a_champion_that_knows_fewer_classes_is_a_sentence_not_a_crash(rows: tuple[np.ndarray, np.ndarray]) -> None:
@@ -50,7 +50,7 @@ def test_a_champion_that_knows_fewer_classes_is_a_sentence_not_a_crash(rows: tup
 
 
 def test_a_challenger_of_another_input_shape_is_an_error(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    with pytest.raises(EvaluationError, match=r"can not predict inputs of shape \(4, 4, 1\)"):
+    with pytest.raises(EvaluationError, match=r"cannot predict inputs of shape \(4, 4, 1\)"):
         compare(classifier((9, 9, 1)), classifier(), *rows)
 
 

@@ -98,7 +98,7 @@ def test_a_ledger_without_a_name_is_not_kept_in_memory(connect: Connect) -> None
     assert "no schema" in said
 
 
-def test_a_ledger_that_can_not_be_opened_is_said_without_its_password(connect: Connect) -> None:
+def test_a_ledger_that_cannot_be_opened_is_said_without_its_password(connect: Connect) -> None:
     connect("my_ledger", "mlops_ledger", schema="ledger", host="db", login="u", password="s3cret-token", extra={"driver": "nosuchdatabase"})
     answers, said = MlopsLedgerHook("my_ledger").test_connection()
     assert not answers

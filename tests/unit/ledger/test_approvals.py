@@ -73,7 +73,7 @@ def test_two_of_three_need_two_different_people(store: Store) -> None:
 
 
 @pytest.mark.parametrize("author", ["bob", "ann", "Ann", "ann@example.org"])
-def test_an_author_can_not_approve_but_may_reject(store: Store, author: str) -> None:
+def test_an_author_cannot_approve_but_may_reject(store: Store, author: str) -> None:
     ask(store)
     refused = say(store, author)
     assert refused.outcome is None and "is an author of what is released" in refused.problem and last_reason(store) == refused.problem

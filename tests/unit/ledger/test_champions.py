@@ -57,7 +57,7 @@ def test_who_reigns_already_by_another_intent_is_not_crowned_again(store: Store)
     assert chain.head(store).number == 1
 
 
-def test_an_intent_can_not_be_used_for_another_version(store: Store) -> None:
+def test_an_intent_cannot_be_used_for_another_version(store: Store) -> None:
     champions.crown(store, claim(1, None, intent="k"))
     with pytest.raises(LedgerError, match=r"'k' made version 1 .* champion, and is now used for version 2"):
         champions.crown(store, claim(2, 1, intent="k"))

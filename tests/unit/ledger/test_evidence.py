@@ -236,7 +236,7 @@ def test_a_damaged_tag_is_named(released: Released, tag: str) -> None:
 
 
 def test_records_that_nobody_approved_prove_nothing(released: Released) -> None:
-    """Tags can be changed by everybody who can write the registry; what people agreed to can not."""
+    """Tags can be changed by everybody who can write the registry; what people agreed to cannot."""
     better = fakes.leave_record(released.home / "forged", "evaluate", fakes.evaluation(metrics={"accuracy": 1.0}))
     released.tags |= tags_of({**released.refs, "evaluate": better})
     pack = released.pack()
@@ -342,11 +342,11 @@ def test_the_cards_say_what_the_records_say(pack: Pack) -> None:
 
 def test_the_model_card_names_the_formats_that_are_offered_and_why_others_are_not(tmp_path: Path, sqlite: Store) -> None:
     onnx, features = (fakes.artifact(tmp_path / name) for name in ("model.onnx", "features"))
-    problems = {"tflite": "The model can not be offered as 'tflite'. It has an operation of its own."}
+    problems = {"tflite": "The model cannot be offered as 'tflite'. It has an operation of its own."}
     training = {"formats": {"onnx": onnx}, "format_problems": problems, "features": features}
     card = read(Released(tmp_path, sqlite, training=training).promoted().pack(), "model_card.md")
     assert "* Formats that answer as the model does: keras, saved_model, onnx\n" in card
-    assert "## Caveats and recommendations\n\n* The model can not be offered as 'tflite'. It has an operation of its own.\n" in card
+    assert "## Caveats and recommendations\n\n* The model cannot be offered as 'tflite'. It has an operation of its own.\n" in card
     assert f"* Features, a part of the served files: `{features.digest}`" in card
 
 

@@ -29,7 +29,7 @@ def disk() -> Iterator[Path]:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "tmpfs", str(path)], capture_output=True, text=True, check=False)
     if mounted.returncode:
         path.rmdir()
-        pytest.skip(f"a file system of its own can not be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"a file system of its own cannot be mounted here: {mounted.stderr.strip()}")
     yield path
     subprocess.run(["umount", str(path)], check=True)
     path.rmdir()

@@ -75,7 +75,7 @@ def test_an_effect_that_failed_is_applied_again_by_a_retry(store: Store) -> None
 
 
 @pytest.mark.parametrize(("kind", "request_"), [("publish", REQUEST), ("promote", {**REQUEST, "version": 8}), ("promote", {})])
-def test_an_intent_can_not_be_used_for_another_request(store: Store, kind: str, request_: dict[str, Any]) -> None:
+def test_an_intent_cannot_be_used_for_another_request(store: Store, kind: str, request_: dict[str, Any]) -> None:
     once(store, "k", "promote", REQUEST, Target({}))
     target = Target({})
     with pytest.raises(LedgerError, match=r"'k' was already used for promote .*One intent is one request"):
@@ -140,7 +140,7 @@ def test_an_effect_that_is_applied_again_keeps_its_first_result_and_is_never_ope
     assert known(store, "k") == {"n": 1} and open_effects(store, later()) == []
 
 
-def test_a_failure_that_can_not_be_noted_either_is_the_failure_that_is_told(store: Store) -> None:
+def test_a_failure_that_cannot_be_noted_either_is_the_failure_that_is_told(store: Store) -> None:
     def effect() -> dict[str, Any]:
         with store.transaction() as connection:
             connection.execute(sa.text("DROP TABLE effects"))

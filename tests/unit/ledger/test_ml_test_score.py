@@ -133,8 +133,8 @@ def test_statements_are_the_same_in_json_and_in_toml(tmp_path: Path) -> None:
         ('{"privacy_controls": {"text": "Done."}}', r"privacy_controls\.link: Field required"),
         ('{"privacy_controls": {"text": "Done.", "link": "https://x", "points": 1}}', r"privacy_controls\.points"),
         ("[]", "holds no statements"),
-        ("{", "can not be read"),
-        (None, "can not be read: .*No such file"),
+        ("{", "cannot be read"),
+        (None, "cannot be read: .*No such file"),
     ],
 )
 def test_a_file_that_holds_no_statements_is_refused(tmp_path: Path, content: str | None, words: str) -> None:

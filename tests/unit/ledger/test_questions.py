@@ -101,16 +101,16 @@ def test_an_exported_trail_is_verified_against_its_anchor(store: Store, ledger_u
         (["why", "digits@9", "--ledger", "LEDGER"], "The trail says nothing of digits@9"),
         (["why", "digits@1", "--ledger", "nowhere.db"], "nowhere.db does not exist"),
         (["why", "digits@1", "--ledger", "sqlite:///nowhere.db"], "nowhere.db does not exist"),
-        (["export", "--ledger", "LEDGER", "--out", "/nowhere/trail.jsonl"], "/nowhere/trail.jsonl can not be written: No such file or directory"),
+        (["export", "--ledger", "LEDGER", "--out", "/nowhere/trail.jsonl"], "/nowhere/trail.jsonl cannot be written: No such file or directory"),
         (["who-served", "digits", "--at", "yesterday", "--ledger", "LEDGER"], "--at is 'yesterday'; expected a time"),
         (["verify"], "Give either --trail FILE or --ledger URL"),
-        (["verify", "--trail", "nowhere.jsonl"], "nowhere.jsonl can not be read"),
+        (["verify", "--trail", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["verify", "--ledger", "LEDGER", "--anchor", "4"], "'4' is no anchor"),
         (["verify", "--ledger", "LEDGER", "--anchors", __file__], "holds no anchor; expected NUMBER:HASH"),
-        (["verify", "--ledger", "LEDGER", "--anchors", "missing.txt"], "missing.txt can not be read: No such file"),
+        (["verify", "--ledger", "LEDGER", "--anchors", "missing.txt"], "missing.txt cannot be read: No such file"),
     ],
 )
-def test_a_question_that_can_not_be_answered_is_one_sentence(
+def test_a_question_that_cannot_be_answered_is_one_sentence(
     store: Store, ledger_url: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(["audit", *(ledger_url if argument == "LEDGER" else argument for argument in arguments)]) == 1

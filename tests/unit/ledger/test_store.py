@@ -1,4 +1,4 @@
-"""A ledger that can not be reached says so, and where it is, and never its password."""
+"""A ledger that cannot be reached says so, and where it is, and never its password."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_missing_directory_is_named_and_worth_a_retry(tmp_path: Path) -> None:
     assert caught.value.retryable
 
 
-def test_a_database_that_can_not_be_written_is_unavailable(database: Path) -> None:
+def test_a_database_that_cannot_be_written_is_unavailable(database: Path) -> None:
     Store(f"sqlite:///{database}").close()
     read_only = Store(f"sqlite:///file:{database}?mode=ro&uri=true")
     with pytest.raises(LedgerUnavailable, match=r"ledger\.db.*readonly.*can be written"):
@@ -41,7 +41,7 @@ def test_a_file_that_is_no_database_is_refused_by_its_name(database: Path) -> No
 
 @pytest.mark.parametrize("scheme", ["nosuchdatabase", "sqlite", "sqlite+nosuchdriver", "no scheme", "mysql+pymysql", "postgresql+pg8000"])
 def test_an_impossible_address_is_an_impossible_request_and_its_password_stays_secret(scheme: str) -> None:
-    with pytest.raises(SpecError, match=r"The ledger can not be (opened|kept)") as caught:
+    with pytest.raises(SpecError, match=r"The ledger cannot be (opened|kept)") as caught:
         Store(f"{scheme}://user:s3cret-token@localhost/ledger")
     assert "s3cret-token" not in str(caught.value)
 
@@ -84,7 +84,7 @@ def test_what_was_written_is_there_when_the_ledger_is_opened_again(store: Store,
     again.close()
 
 
-def test_a_ledger_that_can_not_be_opened_leaves_no_file_open(database: Path) -> None:
+def test_a_ledger_that_cannot_be_opened_leaves_no_file_open(database: Path) -> None:
     def open_files() -> list[Path]:
         return [path for path in Path("/proc/self/fd").iterdir() if path.resolve().name.startswith(database.name)]
 

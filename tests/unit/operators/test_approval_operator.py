@@ -157,7 +157,7 @@ def test_a_policy_that_locks_everybody_out_is_refused_when_it_asks(office: Offic
     assert office.asked == [] and office.kinds() == []
 
 
-def test_where_the_users_can_not_be_looked_up_the_question_says_so(office: Office) -> None:
+def test_where_the_users_cannot_be_looked_up_the_question_says_so(office: Office) -> None:
     office.known.clear()
     operator = office.operator(ApprovalPolicy(1, approvers=("cleo",)))
     with pytest.raises(TaskAwaitingInput):

@@ -146,7 +146,7 @@ def test_old_versions_are_taken_away_but_not_what_serves(desk: Desk) -> None:
     assert manifest.published(open_store(base)) == {1, 2, 3}
 
 
-def test_versions_that_can_not_be_taken_away_are_no_reason_to_stop_the_release(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_versions_that_cannot_be_taken_away_are_no_reason_to_stop_the_release(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     base = desk.home / "served" / "digits"
     for version in (1, 2):
         desk.publish(version)

@@ -146,7 +146,7 @@ def test_a_version_that_somebody_else_signed_is_refused(chain: Chain, pairs: lis
     chain.refused(chain.register(), "RegistryError: .* has no valid signature by the owner of .*ours")
 
 
-def test_who_can_change_files_and_tags_of_the_registry_can_not_have_another_model_published(chain: Chain, pairs: list[tuple[Path, Path]]) -> None:
+def test_who_can_change_files_and_tags_of_the_registry_cannot_have_another_model_published(chain: Chain, pairs: list[tuple[Path, Path]]) -> None:
     """The digests of the tags are those of the new files: the ledger tells, and where the ledger was rewritten, too, the signature does."""
     chain.keys(*pairs[0])
     model = chain.register()
@@ -192,7 +192,7 @@ def test_a_pickle_beside_the_model_is_refused(chain: Chain, name: str) -> None:
 
 def test_a_signing_key_that_is_not_there_stops_the_registration_before_anything_is_registered(chain: Chain, tmp_path: Path) -> None:
     chain.keys(signing=tmp_path / "nowhere.pem")
-    with pytest.raises(AirflowFailException, match=r"SpecError: The signing key .*nowhere\.pem can not be used"):
+    with pytest.raises(AirflowFailException, match=r"SpecError: The signing key .*nowhere\.pem cannot be used"):
         chain.register()
     assert chain.registry.aliases(chain.name) == {}
 

@@ -1,4 +1,4 @@
-"""The head of the trail as a tag in the registry: what was promoted before can not be rewritten in the ledger alone."""
+"""The head of the trail as a tag in the registry: what was promoted before cannot be rewritten in the ledger alone."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_two_who_register_at_the_same_moment_agree_on_one_version(registry: Mlfl
     assert {version.version for version in versions} == {1}
 
 
-def test_a_name_that_can_not_be_searched_for_is_refused(registry: MlflowRegistry, run: SimpleNamespace) -> None:
+def test_a_name_that_cannot_be_searched_for_is_refused(registry: MlflowRegistry, run: SimpleNamespace) -> None:
     with pytest.raises(SpecError, match="quote"):
         registry.register("ann's", run.run_id, run.artifact_uri)
 

@@ -95,7 +95,7 @@ def test_a_signature_that_is_not_ours_of_these_files_is_refused(model: Path, pai
 
 
 @pytest.mark.parametrize("content", [None, "no key", "rsa", "secp256k1"])
-def test_a_key_that_can_not_be_used_is_an_impossible_request(model: Path, pair: tuple[Path, Path], tmp_path: Path, content: str | None) -> None:
+def test_a_key_that_cannot_be_used_is_an_impossible_request(model: Path, pair: tuple[Path, Path], tmp_path: Path, content: str | None) -> None:
     private, public = tmp_path / "private.pem", tmp_path / "public.pem"
     if content == "no key":
         private.write_text(content)
@@ -105,15 +105,15 @@ def test_a_key_that_can_not_be_used_is_an_impossible_request(model: Path, pair: 
         subprocess.run(["openssl", "genpkey", "-algorithm", *options, "-out", private], check=True, capture_output=True)
         subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
     signature = sign(model, pair[0])
-    with pytest.raises(SpecError, match=r"signing key .*private\.pem can not be used: .* make one with openssl"):
+    with pytest.raises(SpecError, match=r"signing key .*private\.pem cannot be used: .* make one with openssl"):
         sign(model, private)
-    with pytest.raises(SpecError, match=r"verification key .*public\.pem can not be used"):
+    with pytest.raises(SpecError, match=r"verification key .*public\.pem cannot be used"):
         verify(model, signature, public, "Version 3")
 
 
 def test_a_model_with_a_link_is_not_signed(model: Path, pair: tuple[Path, Path]) -> None:
     (model / "link").symlink_to("/etc/passwd")
-    with pytest.raises(RegistryError, match=r"can not be signed: .* Expected regular files"):
+    with pytest.raises(RegistryError, match=r"cannot be signed: .* Expected regular files"):
         sign(model, pair[0])
 
 

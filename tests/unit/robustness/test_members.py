@@ -26,9 +26,9 @@ def campaign(digits, out_dir, **options):
 @pytest.mark.parametrize(
     ("apply", "words"),
     [
-        (lambda images, severity, key, kind: images[:, :4], "Mutator 'own' can not be applied: .*the inputs' shape"),
-        (lambda images, severity, key, kind: None, "Mutator 'own' can not be applied"),
-        (lambda images, severity, key, kind: images.mean(), "Mutator 'own' can not be applied"),
+        (lambda images, severity, key, kind: images[:, :4], "Mutator 'own' cannot be applied: .*the inputs' shape"),
+        (lambda images, severity, key, kind: None, "Mutator 'own' cannot be applied"),
+        (lambda images, severity, key, kind: images.mean(), "Mutator 'own' cannot be applied"),
         (lambda images, severity, key, kind: images[:1], "made .* mutants of .* inputs; each must return a mutant for every row"),
         (lambda images, severity, key, kind: images * float("nan"), "Mutators own returned NaN"),
     ],

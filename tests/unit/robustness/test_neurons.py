@@ -96,7 +96,7 @@ def test_a_subclassed_model_inside_a_functional_one_shows_its_layers():
 
 
 class Branching(keras.Model):
-    """A layer that runs for some inputs only; Keras can not find out the input shape of this model, so it says it."""
+    """A layer that runs for some inputs only; Keras cannot find out the input shape of this model, so it says it."""
 
     def __init__(self):
         super().__init__()

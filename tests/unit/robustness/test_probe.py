@@ -245,7 +245,7 @@ def with_inputs_and_outputs(num_inputs, num_outputs):
         (lambda: keras.Sequential([layers.Input((8, 3)), layers.Dense(2)]), r"outputs of shape \[\(None, 8, 2\)\]"),
         (lambda: keras.Sequential([layers.Input((8,)), layers.Dense(1)]), "concatenate 1 - p and p"),
         (lambda: keras.Sequential([layers.Input((8,), batch_size=5), layers.Dense(2)]), "Pass micro_batch=5"),
-        (failing, "can not run on 256 inputs float32 of shape .*no luck"),
+        (failing, "cannot run on 256 inputs float32 of shape .*no luck"),
     ],
 )
 def test_a_model_that_is_no_classifier_of_one_input_with_neurons_is_refused(make, message):
@@ -272,7 +272,7 @@ def test_the_digest_covers_the_vocabulary_which_is_no_weight(tmp_path):
     assert model_digest(model) != before
 
 
-def test_a_model_that_can_not_describe_itself_has_a_digest_of_its_weights():
+def test_a_model_that_cannot_describe_itself_has_a_digest_of_its_weights():
     class Nameless(keras.Model):
         def __init__(self, function):
             super().__init__()

@@ -217,7 +217,7 @@ def test_what_another_process_is_writing_is_left_alone(lab, monkeypatch, tmp_pat
 
 def test_a_state_of_objects_is_refused_before_it_is_written(lab, monkeypatch, tmp_path):
     monkeypatch.setattr(SCHEDULES[lab.config.schedule], "state", lambda schedule: {"seen": np.array([{}], dtype=object)})
-    with pytest.raises(RobustnessError, match=r"can not be stored.*schedule's and criterion's `state`"):
+    with pytest.raises(RobustnessError, match=r"cannot be stored.*schedule's and criterion's `state`"):
         run_shard(lab, tmp_path / SHARD_FILE, clock=always())
 
 
@@ -236,7 +236,7 @@ def test_a_full_disk_ends_with_advice_and_the_campaign_goes_on_when_there_is_roo
     path = tmp_path / SHARD_FILE
     with (
         disk_of(sum(map(len, whole[0].values()))),
-        pytest.raises(RobustnessError, match=r"can not be written to .*File too large.*make room"),
+        pytest.raises(RobustnessError, match=r"cannot be written to .*File too large.*make room"),
     ):
         run_shard(lab, path, clock=always())
     begun = flat(read_islands(path, lab.fingerprint))
@@ -248,14 +248,14 @@ def test_a_full_disk_ends_with_advice_and_the_campaign_goes_on_when_there_is_roo
 
 def test_results_that_do_not_fit_on_the_disk_end_with_advice_too(digits, lab, whole, tmp_path):
     run_shard(lab, tmp_path / SHARD_FILE)
-    with disk_of(500), pytest.raises(RobustnessError, match=r"results can not be written to .*File too large.*Make room"):
+    with disk_of(500), pytest.raises(RobustnessError, match=r"results cannot be written to .*File too large.*Make room"):
         finish(lab, [tmp_path / SHARD_FILE], tmp_path)
     assert ledger_hash(lab, [tmp_path / SHARD_FILE], tmp_path) == whole[1]
 
 
 def test_a_directory_in_the_way_is_told(lab, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RobustnessError, match="can not be written"):
+    with pytest.raises(RobustnessError, match="cannot be written"):
         run_shard(lab, tmp_path / "file" / SHARD_FILE, clock=always())
 
 

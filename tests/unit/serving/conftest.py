@@ -19,7 +19,7 @@ INPUTS = [[1.0, 2.0, 3.0, 4.0], [0.5, 0.0, -1.0, 0.1]]
 @dataclass(frozen=True)
 class Models:
     """SavedModels of a Dense layer on 4 features: `good[i]` answers ``x @ W + i``; `nan` answers NaN; `counting` answers as the first and adds how
-    often it was asked before; `broken` can not be loaded.
+    often it was asked before; `broken` cannot be loaded.
     """
 
     good: tuple[Path, Path, Path]

@@ -248,7 +248,7 @@ class TestFiles:
             assert rough.answer(name, [1.0]) == [1.0]
             with pytest.raises(grpc.RpcError):
                 rough.prediction.Predict(predict(name, {"x": tensor([1.0], [1])}, "crash"), timeout=SECONDS)
-            with pytest.raises(grpc.RpcError) as refused:  # it can not come back: its files are gone
+            with pytest.raises(grpc.RpcError) as refused:  # it cannot come back: its files are gone
                 until(lambda: rough.answer(name, [1.0]) and False, "a refusal", 5.0)
             assert refused.value.code() in (Code.UNAVAILABLE, Code.NOT_FOUND) and refused.value.details()
         assert rough.answer("calm") == TWO

@@ -112,7 +112,7 @@ def test_strings_of_different_lengths_are_padded_with_empty_ones() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (4, 3), (1, 3)])
-def test_outputs_that_have_not_one_row_for_each_input_row_can_not_be_taken_apart(shape: tuple[int, ...]) -> None:
+def test_outputs_that_have_not_one_row_for_each_input_row_cannot_be_taken_apart(shape: tuple[int, ...]) -> None:
     assert batching.split({"y": floats(3), "z": floats(*shape)}, [1, 2], 3) is None
     assert batching.split({"y": floats(3)}, [1, 2], 3) is not None
 

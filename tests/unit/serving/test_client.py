@@ -139,7 +139,7 @@ def test_an_answer_that_never_ends_is_given_up_at_the_deadline(dripping: str) ->
     assert 0.5 <= taken[0] < 0.65
 
 
-def test_an_answer_that_can_not_be_unpacked_is_none() -> None:
+def test_an_answer_that_cannot_be_unpacked_is_none() -> None:
     def answer(listening: socket.socket) -> None:
         with listening.accept()[0] as connection:
             connection.recv(10_000)
@@ -186,7 +186,7 @@ def test_signatures_come_by_name_and_what_is_none_is_the_server_s_fault(served: 
         broken = protos.get_model_metadata_pb2.GetModelMetadataResponse()
         broken.metadata["signature_def"].value = b"none"
         monkeypatch.setattr(client._predictions, "GetModelMetadata", lambda *_, **__: broken)
-        with pytest.raises(ServingError, match="answered with signatures that can not be read"):
+        with pytest.raises(ServingError, match="answered with signatures that cannot be read"):
             client.signatures("m")
 
 
@@ -213,12 +213,12 @@ def test_only_the_outputs_that_are_asked_for_come_back(served: Replica) -> None:
 
 
 def test_an_array_that_tensorflow_does_not_know_is_refused_before_it_is_sent(served: Replica) -> None:
-    with served.client() as client, pytest.raises(SpecError, match="can not be sent"):
+    with served.client() as client, pytest.raises(SpecError, match="cannot be sent"):
         client.predict_tensors("m", {"x": np.array(["2026-01-01"], "datetime64[D]")})
     assert not served.calls
 
 
-def test_a_tensor_that_can_not_be_read_is_the_server_s_fault(served: Replica) -> None:
+def test_a_tensor_that_cannot_be_read_is_the_server_s_fault(served: Replica) -> None:
     served.tensors["y"] = protos.tensor_pb2.TensorProto(dtype=protos.types_pb2.DT_RESOURCE)
     with served.client() as client, pytest.raises(ServingError, match="DT_RESOURCE"):
         client.predict_tensors("m", X)

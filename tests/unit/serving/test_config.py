@@ -57,13 +57,13 @@ def test_two_writers_never_lose_each_other_s_model(tmp_path: Path) -> None:
     assert {model.name for model in config.read(path).models} == {f"m{number}" for number in range(40)}
 
 
-def test_a_file_that_can_not_be_locked_written_or_read_is_a_serving_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_locked_written_or_read_is_a_serving_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ServingError, match="can not be locked"), config.exclusive(tmp_path / "file" / "models.config"):
+    with pytest.raises(ServingError, match="cannot be locked"), config.exclusive(tmp_path / "file" / "models.config"):
         pass
     with pytest.raises(ServingError, match="could not be written"):
         config.write(tmp_path / "file" / "models.config", ServerConfig())
-    with pytest.raises(ServingError, match="can not be read"):
+    with pytest.raises(ServingError, match="cannot be read"):
         config.read(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_a_file_system_without_locks_is_a_serving_error_too(tmp_path: Path, monk
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(config.fcntl, "flock", no_locks)
-    with pytest.raises(ServingError, match=r"can not be locked: .*No locks available"), config.exclusive(tmp_path / "models.config"):
+    with pytest.raises(ServingError, match=r"cannot be locked: .*No locks available"), config.exclusive(tmp_path / "models.config"):
         raise AssertionError("not reached")
 
 

@@ -229,7 +229,7 @@ class TestLoading:
             ("train_only", grpc.StatusCode.NOT_FOUND, "{ serve }"),
         ],
     )
-    def test_one_that_can_not_be_loaded_says_why(self, serving_models: Path, name: str, code: grpc.StatusCode | None, words: str) -> None:
+    def test_one_that_cannot_be_loaded_says_why(self, serving_models: Path, name: str, code: grpc.StatusCode | None, words: str) -> None:
         with pytest.raises(TensorFlowError) as error:
             Servable(serving_models / name, ("serve",), CONFIG)
         assert code in (None, CODE[error.value.code]), error.value
@@ -282,7 +282,7 @@ class TestDefaults:
 class TestWhatIsNotSupported:
     @pytest.fixture
     def edited(self, serving_models: Path, tmp_path: Path) -> Servable:
-        """``linear1`` with further signatures: of a sparse input, of a composite output, and of a type that can not be sent."""
+        """``linear1`` with further signatures: of a sparse input, of a composite output, and of a type that cannot be sent."""
         shutil.copytree(serving_models / "linear1", tmp_path / "edited")
         path = tmp_path / "edited" / "saved_model.pb"
         message = protos.saved_model_pb2.SavedModel.FromString(path.read_bytes())

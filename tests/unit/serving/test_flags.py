@@ -191,7 +191,7 @@ class TestInitialConfig:
             flags.initial_config(parse(f"--model_config_file={path}"))
         assert str(path) in str(refused.value) and words in str(refused.value)
 
-    def test_a_file_that_can_not_be_read_is_refused_by_its_name(self, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_read_is_refused_by_its_name(self, tmp_path: Path) -> None:
         with pytest.raises(SpecError, match=str(tmp_path)):
             flags.initial_config(parse(f"--model_config_file={tmp_path}"))
 
@@ -233,7 +233,7 @@ class TestOrder:
             flags.order(parse(f"--batching_parameters_file={tmp_path}/batching"))
         assert flags.order(parse("--enable_batching")).batching == BatchingParameters()
 
-    @pytest.mark.parametrize(("content", "words"), [(None, "can not be read: .*No such file"), (b"#!/bin/sh", "is no shared library of this system")])
+    @pytest.mark.parametrize(("content", "words"), [(None, "cannot be read: .*No such file"), (b"#!/bin/sh", "is no shared library of this system")])
     def test_a_library_that_is_none_is_found_at_the_start(self, tmp_path: Path, content: bytes | None, words: str) -> None:
         if content is not None:
             (tmp_path / "ops.so").write_bytes(content)
@@ -296,5 +296,5 @@ def test_a_bare_name_of_a_library_is_one_of_this_directory(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.so").write_bytes(b"\x7fELF...")
     assert flags.order(parse("--op_library=a.so")).libraries == (f"{tmp_path}/a.so",)
-    with pytest.raises(SpecError, match="--op_library= can not be read"):
+    with pytest.raises(SpecError, match="--op_library= cannot be read"):
         flags.order(parse("--op_library="))

@@ -185,12 +185,12 @@ def test_outputs_that_are_no_rows_prove_nothing(served: list[Replica], tmp_path:
 )
 def test_golden_rows_that_the_served_version_does_not_take_are_a_reason(served: list[Replica], tmp_path: Path, taken: Any, words: str) -> None:
     served[1].signature = signature(taken)
-    reason = rf"at {served[1].grpc_address} can not be asked the golden inputs .* by its signature 'serving_default': {words}"
+    reason = rf"at {served[1].grpc_address} cannot be asked the golden inputs .* by its signature 'serving_default': {words}"
     with fleet(*served) as both, pytest.raises(RolloutFailed, match=reason):
         rollout.verify(both, PLAN, golden(tmp_path / "golden.json", [[1.5]], [[1.5]]))
 
 
-def test_a_version_without_a_default_signature_can_not_be_proven(served: list[Replica], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_without_a_default_signature_cannot_be_proven(served: list[Replica], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ServingClient, "signatures", lambda *_, **__: {"classify": signature()})
     with fleet(*served) as both, pytest.raises(RolloutFailed, match="'serving_default': it has no such signature"):
         rollout.verify(both, PLAN, golden(tmp_path / "golden.json", [[1.5]], [[1.5]]))

@@ -95,7 +95,7 @@ def test_what_is_not_one_list_is_left_to_be_read_as_a_whole(body: bytes) -> None
     "rows",
     ["[1, 2]," * 30 + "[1, 2", "1," * 100, "1,,2", "1," * 50 + "2 3", '1, 2], "more": [1', '1, 2], "inputs": [1', "[1]," * 30 + '"b'],
 )
-def test_what_can_not_be_cut_is_left_to_be_read_as_a_whole(rows: str) -> None:
+def test_what_cannot_be_cut_is_left_to_be_read_as_a_whole(rows: str) -> None:
     assert in_pieces(b'{"instances": [' + rows.encode() + b"]}", {"x": INT}) is None
 
 

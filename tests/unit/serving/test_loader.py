@@ -367,7 +367,7 @@ class TestReloads:
             "1 model(s) did not become available: {{{name: m version: 2} due to error: no graph in it}, }",
         )
 
-    async def test_one_that_can_not_come_is_told_when_all_others_are_there(self, serving: Serving, base: Path) -> None:
+    async def test_one_that_cannot_come_is_told_when_all_others_are_there(self, serving: Serving, base: Path) -> None:
         publish(base, 1, kind="slow")
         publish(base.with_name("n"), 1, kind="refused")
         models = [ModelConfig(name, str(base.with_name(name)), (1,)) for name in ("m", "n")] + [
@@ -518,7 +518,7 @@ async def test_what_is_wrong_with_a_base_path_is_logged_when_it_begins_changes_a
         assert await listings.of(ServerConfig((ModelConfig("m", str(base)),))) == {"m": {1: base / "1"}}
     missing, file, again = (record.getMessage() for record in caplog.records)
     assert missing == f"base path {base} does not exist, so nothing changes for its model"
-    assert "can not be listed" in file and "Not a directory" in file
+    assert "cannot be listed" in file and "Not a directory" in file
     assert again == f"base path {base} can be listed again"
 
 

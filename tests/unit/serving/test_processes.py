@@ -297,7 +297,7 @@ class TestEnding:
         assert type(refused.value) is Refusal
         await ended(process)
 
-    async def test_a_model_that_can_not_be_loaded_is_refused_with_the_reason_and_leaves_no_process(self, home: Home) -> None:
+    async def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason_and_leaves_no_process(self, home: Home) -> None:
         process = await home.zygote.spawn(home.order("no_pb"))
         code, words = await refusal(asyncio.wait_for(process.ready, SECONDS))
         assert (code, "Could not find SavedModel .pb" in words) == (grpc.StatusCode.NOT_FOUND, True)
@@ -402,7 +402,7 @@ class TestOrders:
             ("linear1", {"config": b"\xff\xff"}, "Unparseable"),
         ],
     )
-    async def test_what_can_not_be_done_is_the_end_of_the_load(self, home: Home, model: str, options: dict[str, Any], words: str) -> None:
+    async def test_what_cannot_be_done_is_the_end_of_the_load(self, home: Home, model: str, options: dict[str, Any], words: str) -> None:
         process = await home.zygote.spawn(home.order(model)._replace(**options))
         _, reason = await refusal(asyncio.wait_for(process.ready, SECONDS))
         assert words in reason

@@ -287,7 +287,7 @@ def test_golden_rows_that_the_model_does_not_take_are_refused(source: Path, dige
         (lambda base: Usage(), None),
     ],
 )
-def test_a_version_that_clients_of_the_serving_one_can_not_ask_is_refused(
+def test_a_version_that_clients_of_the_serving_one_cannot_ask_is_refused(
     base: Path, tmp_path: Path, usage_of: Callable[[Path], Usage], compared: int | None
 ) -> None:
     same, other = saved_model(tmp_path / "same"), saved_model(tmp_path / "other", INT_INPUT)
@@ -437,7 +437,7 @@ def test_a_copy_that_another_host_is_still_making_stays_whatever_version_it_is_o
                 os.utime(directory, (0, 0))
             with monkeypatch.context() as elsewhere:
                 elsewhere.setattr(artifacts, "_where", lambda: "0badcafe")
-                elsewhere.setattr(artifacts, "_alive", lambda pid: False)  # there, this process can not be seen
+                elsewhere.setattr(artifacts, "_alive", lambda pid: False)  # there, this process cannot be seen
                 publish_saved_model(source, base, 3, digest)
                 publish_saved_model(source, base, 4, digest)
         copyfile(path, target)

@@ -211,7 +211,7 @@ def test_a_version_that_is_published_again_while_others_are_chosen_stays(
     assert there(published) == ({2, 4, 5}, {2, 4, 5})
 
 
-def test_a_directory_that_can_not_be_removed_is_reported_and_vanishes_later(
+def test_a_directory_that_cannot_be_removed_is_reported_and_vanishes_later(
     tmp_path: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, source = str(tmp_path / "models" / "digits"), saved_model(tmp_path / "source")

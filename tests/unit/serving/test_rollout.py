@@ -131,7 +131,7 @@ def test_a_model_that_is_right_once_and_wrong_when_it_is_asked_again_is_not_roll
     assert stage.serves() == 1
 
 
-def test_a_version_that_can_not_be_loaded_fails_with_the_server_s_error(stage: Stage) -> None:
+def test_a_version_that_cannot_be_loaded_fails_with_the_server_s_error(stage: Stage) -> None:
     stage.roll_out(1, None)
     shutil.copytree(stage.models.broken, stage.base / "5")  # the publisher would refuse it
     with pytest.raises(RolloutFailed, match=r"could not load version 5: .+Version 1 serves 'stable' now"):
@@ -247,7 +247,7 @@ def test_a_label_that_another_rollout_took_meanwhile_is_neither_moved_nor_revert
 
 
 @pytest.mark.parametrize(("versions", "words"), [((7,), r"versions \[7\]"), ((), "by policy")])
-def test_a_model_that_serves_without_the_label_can_not_be_gone_back_to(tmp_path: Path, versions: tuple[int, ...], words: str) -> None:
+def test_a_model_that_serves_without_the_label_cannot_be_gone_back_to(tmp_path: Path, versions: tuple[int, ...], words: str) -> None:
     file = tmp_path / "models.config"
     assert labelled(file, "m", "stable") is None
     config.write(file, ServerConfig((ModelConfig("m", "/models/m", versions),)))
@@ -282,7 +282,7 @@ def test_no_request_fails_while_versions_are_switched(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "can not be read"),
+        ("", "cannot be read"),
         ("{}", "must be"),
         ('{"inputs": {"x": [1]}, "outputs": [[1]]}', "must be"),
         ('{"inputs": [[1, 2, 3, 4]], "outputs": [[1, 2, 3]]}', "in another shape"),

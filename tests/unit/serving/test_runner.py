@@ -366,7 +366,7 @@ class TestTogether:
         joined.runner.answers([Call(1, Kind.MULTI_INFERENCE, 0.0, request.SerializeToString()), examples(2, Kind.REGRESS, "regress", 1)])
         assert joined.notes.runs == [("regress", 2)]
 
-    def test_requests_that_can_not_be_joined_for_want_of_memory_are_answered_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_requests_that_cannot_be_joined_for_want_of_memory_are_answered_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(batching, "joined", lambda requests, parameters: raising(MemoryError("no room"))(np.zeros(0)))
         joined = joining(BatchingParameters())
         assert asked(joined, call(1, 1), call(2, 2)).keys() == {1, 2}
@@ -418,7 +418,7 @@ class TestSizes:
         assert found[2] == [2]
         assert found[1] == 6 or isinstance(found[1], tuple)  # an error
 
-    def test_a_large_request_to_a_signature_that_can_not_be_split_is_not_answered_wrongly(self) -> None:
+    def test_a_large_request_to_a_signature_that_cannot_be_split_is_not_answered_wrongly(self) -> None:
         joined = joining(max_batch_size=2, enable_large_batch_splitting=True)
         found = asked(joined, call(1, 1, 2, 3, signature="first"))
         assert found[1] == [1] or isinstance(found[1], tuple)  # an error

@@ -247,11 +247,11 @@ def server_answers(target: Target) -> bool:
         ([], 1, "Nothing to serve"),
         (["--model_config_file=bad.config"], 1, "not a model_config_list"),
         (["--model_base_path=/m", "--port=0"], 1, "--port=0 turns gRPC off"),
-        (["--model_base_path=/m", "--op_library=missing.so"], 1, "--op_library=missing.so can not be read"),
+        (["--model_base_path=/m", "--op_library=missing.so"], 1, "--op_library=missing.so cannot be read"),
         (["--model_base_path=/m", "--batching_parameters_file=bad.config"], 1, "but --enable_batching is not"),
     ],
 )
-def test_a_server_that_can_not_start_says_why(tmp_path: Path, flags: list[str], code: int, words: str) -> None:
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, flags: list[str], code: int, words: str) -> None:
     (tmp_path / "bad.config").write_text("nonsense")
     command = [sys.executable, "-m", "airflow_mlops.serving.embedded", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)

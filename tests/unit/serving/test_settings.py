@@ -80,7 +80,7 @@ def test_a_file_that_is_no_such_message_is_named_in_the_error(file: Callable[[by
 
 @EVERY_READER
 @pytest.mark.parametrize("what", ["nothing", "a directory"])
-def test_a_file_that_can_not_be_read_is_named_in_the_error(tmp_path: Path, read: Read, what: str) -> None:
+def test_a_file_that_cannot_be_read_is_named_in_the_error(tmp_path: Path, read: Read, what: str) -> None:
     path = tmp_path / "nothing" if what == "nothing" else tmp_path
     with pytest.raises(SpecError) as refused:
         read(path)

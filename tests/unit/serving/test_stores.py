@@ -231,7 +231,7 @@ def test_of_the_serving_version_only_the_graph_is_read(
 
 
 def test_a_bucket_that_does_not_exist_is_not_made(s3: S3Server, source: Path, digest: str, publish: Callable[..., str]) -> None:
-    with pytest.raises(PublishError, match="s3://nobodys/digits can not be written"):
+    with pytest.raises(PublishError, match="s3://nobodys/digits cannot be written"):
         publish_saved_model(source, "s3://nobodys/digits", 3, digest, storage_options=s3.options())
     assert not fsspec.filesystem("s3", **s3.options()).exists("s3://nobodys")
 

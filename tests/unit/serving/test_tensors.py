@@ -103,7 +103,7 @@ def test_an_array_that_does_not_lie_in_one_piece_is_sent_in_its_order(as_content
 
 @pytest.mark.parametrize("dtype", [np.dtype("datetime64[s]"), np.dtype(">f4"), np.dtype(np.longdouble), np.dtype([("a", int)])], ids=str)
 def test_an_array_that_tensorflow_has_no_type_for_is_refused(dtype: np.dtype[Any]) -> None:
-    with pytest.raises(SpecError, match="can not be sent to a model server"):
+    with pytest.raises(SpecError, match="cannot be sent to a model server"):
         to_proto(np.zeros(2, dtype))
 
 

@@ -293,7 +293,7 @@ class TestReplacedPath:
         assert versions.resolve("m") == (1, "/elsewhere/m/1")
         assert released(versions) == ["old"]
 
-    def test_a_new_path_that_can_not_be_loaded_leaves_the_old_one_serving(self, moved: Versions[str]) -> None:
+    def test_a_new_path_that_cannot_be_loaded_leaves_the_old_one_serving(self, moved: Versions[str]) -> None:
         fail(moved)
         assert moved.resolve("m", 1) == (1, "/models/m/1")
 

@@ -131,5 +131,5 @@ def test_rows_that_the_signature_does_not_take_are_refused(tmp_path: Path, input
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"inputs": 3, "outputs": [3]}', '{"inputs": [3]}'])
 def test_a_golden_file_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "golden.json").write_text(content)
-    with pytest.raises(PublishError, match=r"The golden answers .*golden\.json (can not be read: .*|must be .*)\. Run the training stage again"):
+    with pytest.raises(PublishError, match=r"The golden answers .*golden\.json (cannot be read: .*|must be .*)\. Run the training stage again"):
         warmup.from_golden(tmp_path / "golden.json", signature(), "digits")

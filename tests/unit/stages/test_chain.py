@@ -295,20 +295,20 @@ def test_a_champion_whose_file_was_replaced_is_neither_continued_from_nor_compar
         chain.registry.set_tags("digits", 1, {"model_digest": tags["model_digest"]})
 
 
-def test_a_champion_that_keras_can_not_load_blocks_nobody(chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_keras_cannot_load_blocks_nobody(chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unloadable(*_: object, **__: object) -> None:
-        raise EvaluationError("model.keras can not be loaded")
+        raise EvaluationError("model.keras cannot be loaded")
 
     monkeypatch.setattr(evaluate, "load_champion", unloadable)
     monkeypatch.setattr(start, "load_registered", unloadable)
     result = evaluate.run(evaluate.Spec(chain.second_ref, "digits", workshop.tracking_uri), tmp_path)
-    assert (result.champion_version, result.champion_metrics, result.champion_problem) == ("1", None, "model.keras can not be loaded")
-    assert result.headline().endswith("; not compared with champion v1: model.keras can not be loaded")
+    assert (result.champion_version, result.champion_metrics, result.champion_problem) == ("1", None, "model.keras cannot be loaded")
+    assert result.headline().endswith("; not compared with champion v1: model.keras cannot be loaded")
     spec, frame = workshop.training_spec(chain.validation_ref, start="champion"), read_frame(workshop.v1)
     begun = start.start_of(chain.registry, spec, frame, tmp_path / "again")
     assert (begun.champion, begun.model, begun.definition) == (None, None, chain.first.split)
     assert begun.problem == (
-        "The training was asked to start from champion v1, and began from scratch instead: it could not be loaded: model.keras can not be loaded"
+        "The training was asked to start from champion v1, and began from scratch instead: it could not be loaded: model.keras cannot be loaded"
     )
 
 
@@ -369,7 +369,7 @@ def linked(weights: bytes) -> bytes:
     [
         ("no archive", UnsafeModel, r"model\.keras is no Keras archive"),
         ("altered", UnsafeModel, r"model\.keras is no Keras archive \(Bad CRC-32 for file 'config\.json'\)"),
-        ("class that Keras does not know", EvaluationError, r"model\.keras can not be loaded as a Keras model"),
+        ("class that Keras does not know", EvaluationError, r"model\.keras cannot be loaded as a Keras model"),
         ("no configuration", UnsafeModel, r"model\.keras is no Keras archive: expected config\.json"),
         ("weights from elsewhere", EvaluationError, r"Not allowed: H5 file with ExternalLink"),
     ],

@@ -40,7 +40,7 @@ def test_what_was_told_is_understood_by_another_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "7", '{"positions": 7}', "[" * 100_000])
-def test_what_can_not_be_understood_is_nothing(text: str, tmp_path: Path) -> None:
+def test_what_cannot_be_understood_is_nothing(text: str, tmp_path: Path) -> None:
     assert read_note(ToldChief, tmp_path / "told.json") == ToldChief()
     (tmp_path / "told.json").write_text(text)
     assert read_note(ToldChief, tmp_path / "told.json") == ToldChief()

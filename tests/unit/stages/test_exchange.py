@@ -264,7 +264,7 @@ def test_a_result_that_was_cut_off_is_quarantined(exchange: Exchange, tmp_path: 
 @pytest.mark.parametrize("exchange", ["file"], indirect=True)
 @pytest.mark.parametrize("part", ["item", "record"])
 @pytest.mark.parametrize("elsewhere", ["{run}-other/file", "{run}/../other/file"])
-def test_a_pod_can_not_write_where_it_likes_on_the_worker(exchange: Exchange, tmp_path: Path, elsewhere: str, part: str) -> None:
+def test_a_pod_cannot_write_where_it_likes_on_the_worker(exchange: Exchange, tmp_path: Path, elsewhere: str, part: str) -> None:
     path = leave_result(tmp_path / "run")
     exchange.send_result("mlops-validate-1", path)
     told = json.loads(exchange.objects.read("results/mlops-validate-1.json") or b"")
@@ -274,7 +274,7 @@ def test_a_pod_can_not_write_where_it_likes_on_the_worker(exchange: Exchange, tm
         exchange.take_result("mlops-validate-1", path)
 
 
-def test_a_listing_can_not_lead_out_of_its_directory(exchange: Exchange, tmp_path: Path) -> None:
+def test_a_listing_cannot_lead_out_of_its_directory(exchange: Exchange, tmp_path: Path) -> None:
     listing = tmp_path / "listing"
     listing.write_text(f"{exchange.objects.put(listing_of(tmp_path))}  ../out\n")
     with pytest.raises(ResultInvalid, match=r"names the path '\.\./out'"):
@@ -345,7 +345,7 @@ def test_a_store_that_is_busy_is_asked_again(s3: S3Server, tmp_path: Path) -> No
 def test_a_store_that_is_down_is_worth_a_retry_and_one_that_refuses_is_not(s3: S3Server, tmp_path: Path) -> None:
     path = leave_result(tmp_path / "run")
     s3.meddler = error("InternalError", "500 Internal Server Error")
-    with pytest.raises(ExchangeUnavailable, match=r"can not be .* asked 1 times"):
+    with pytest.raises(ExchangeUnavailable, match=r"cannot be .* asked 1 times"):
         over(s3).send_result("mlops-validate-1", path)
     s3.meddler = error("AccessDenied", "403 Forbidden")
     with pytest.raises(StageError, match="See to the store, its credentials") as caught:
@@ -424,5 +424,5 @@ def test_a_url_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
 @pytest.mark.parametrize("exchange", ["file"], indirect=True)  # nothing is asked of the store
 @pytest.mark.parametrize("name", ["", "../x", "A", "a/b", "x" * 300])
 def test_a_name_that_no_pod_can_have_is_refused(exchange: Exchange, name: str) -> None:
-    with pytest.raises(SpecError, match="can not name a request"):
+    with pytest.raises(SpecError, match="cannot name a request"):
         exchange.take_request(name)

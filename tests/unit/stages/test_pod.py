@@ -75,7 +75,7 @@ def test_a_program_that_fails_is_not_tried_again_and_is_quoted() -> None:
             Outcome.FAILED,
             "Insufficient",
         ),
-        ({"container": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling"}}}, Outcome.INTERRUPTED, "can not be pulled"),
+        ({"container": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling"}}}, Outcome.INTERRUPTED, "cannot be pulled"),
         (
             {"container": {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}},
             Outcome.FAILED,
@@ -122,7 +122,7 @@ def test_what_a_pod_mounts_and_is_not_there_fails_with_the_event_s_words(reason:
         event(words, "FailedAttachVolume" if words.startswith("Attach") else "FailedMount"),
     ]
     failed = explained(verdict, waits, events)
-    assert (failed.outcome, failed.reason) == (Outcome.FAILED, f"The pod's container can not be made: {words}. Create it, or correct its name.")
+    assert (failed.outcome, failed.reason) == (Outcome.FAILED, f"The pod's container cannot be made: {words}. Create it, or correct its name.")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_stage_that_tells_of_no_progress_has_no_page(seen: Seen, tmp_path: Pat
     assert seen.announced == 0 and not (tmp_path / "progress.html").exists()
 
 
-def test_a_page_that_can_not_be_written_stops_no_training(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_stops_no_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     seen = Seen(tmp_path / "file" / "progress.html")
     seen.log.line(Progress(1, 3, 10).line())

@@ -68,9 +68,7 @@ def test_a_request_of_another_stage_is_refused(exchange: Exchange, scripted: Mod
         run_requested("train", "mlops-scripted-1", exchange, tmp_path / "run" / "result.json")
 
 
-def test_a_result_that_can_not_be_sent_is_a_failure(
-    exchange: Exchange, scripted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_cannot_be_sent_is_a_failure(exchange: Exchange, scripted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange.send_request("mlops-scripted-1", "scripted", scripted.Spec("leave_file"))
     whole = Objects.write_file
 
@@ -80,7 +78,7 @@ def test_a_result_that_can_not_be_sent_is_a_failure(
         whole(self, name, path)
 
     monkeypatch.setattr(Objects, "write_file", down)
-    with pytest.raises(StageError, match="its result can not be sent") as caught:
+    with pytest.raises(StageError, match="its result cannot be sent") as caught:
         run_requested("scripted", "mlops-scripted-1", exchange, tmp_path / "run" / "result.json")
     assert caught.value.retryable and exchange.objects.read("results/mlops-scripted-1.json") is None
 

@@ -281,7 +281,7 @@ def test_a_module_that_registers_layers_is_imported_before_the_champion_is_loade
     team = Team(workshop, "extended")
     validation, _ = workshop.validate(workshop.v1)
     spec = workshop.training_spec(validation, model_name=team.name, function="raises")._replace(extensions=("team_layers",))
-    with pytest.raises(Exception, match="Module 'team_layers' can not be imported"):
+    with pytest.raises(Exception, match="Module 'team_layers' cannot be imported"):
         train.run(spec, tmp_path / "out")
 
 

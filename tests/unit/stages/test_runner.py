@@ -76,7 +76,7 @@ def test_every_end_of_a_stage_leaves_a_record_that_answers_its_spec(scripted: Mo
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("scripted", None, "spec.json can not be read"),
+        ("scripted", None, "spec.json cannot be read"),
         ("scripted", "{", "is not JSON"),
         ("scripted", '{"acton": "talk"}', "acton: "),
         ("scribbled", "{}", "airflow-mlops: Unknown stage 'scribbled'. Did you mean 'scripted'"),
@@ -93,12 +93,12 @@ def test_the_command_says_what_is_wrong_with_a_request_and_leaves_no_record(
     assert not result.exists()
 
 
-def test_a_record_that_can_not_be_written_ends_with_advice(scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_that_cannot_be_written_ends_with_advice(scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec, result = tmp_path / "spec.json", tmp_path / "result.json"
     spec.write_text(json.dumps({"action": "leave_file"}))
     (result / "in the way").mkdir(parents=True)
     assert main(["stage", "scripted", "--spec", str(spec), "--result", str(result)]) == 1
-    assert "can not be written to" in (said := capsys.readouterr().err)
+    assert "cannot be written to" in (said := capsys.readouterr().err)
     assert "make room, and run the stage again" in said
 
 

@@ -135,10 +135,10 @@ def test_a_version_that_is_not_registered_is_named(workshop: Workshop, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_version_whose_run_does_not_say_how_it_was_trained_can_not_be_rebuilt(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_version_whose_run_does_not_say_how_it_was_trained_cannot_be_rebuilt(workshop: Workshop, tmp_path: Path) -> None:
     registry = MlflowRegistry(workshop.tracking_uri)
     with registry.start_run("digits", name="old", tags={}) as run:
         run.log_dict({}, "packages.json")
     version = registry.register("of-old", run.run_id, run.artifact_uri)
-    with pytest.raises(RegistryError, match=r"of-old version 1 can not be trained again: its run .* does not hold training\.json"):
+    with pytest.raises(RegistryError, match=r"of-old version 1 cannot be trained again: its run .* does not hold training\.json"):
         rebuild(registry, version, tmp_path / "out", print, env=os.environ, changes=Changes())

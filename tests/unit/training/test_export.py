@@ -48,7 +48,7 @@ def two_inputs() -> keras.Model:
 def unserializable() -> keras.Model:
     class Doubling(keras.layers.Layer):
         def call(self, inputs: Any) -> Any:
-            raise RuntimeError("can not be traced")
+            raise RuntimeError("cannot be traced")
 
         def compute_output_spec(self, inputs: Any) -> Any:
             return keras.KerasTensor(inputs.shape, inputs.dtype)
@@ -70,7 +70,7 @@ def test_a_model_of_several_outputs_is_refused_and_one_with_a_name_is_not(tmp_pa
 
 
 @pytest.mark.parametrize("make", [two_inputs, unserializable])
-def test_a_model_that_can_not_be_served_is_an_error_at_once(tmp_path: Path, make: Callable[[], keras.Model]) -> None:
+def test_a_model_that_cannot_be_served_is_an_error_at_once(tmp_path: Path, make: Callable[[], keras.Model]) -> None:
     with pytest.raises(TrainingError, match="cannot be saved and loaded again"):
         save(make(), ROWS, tmp_path / "out")
     assert not (tmp_path / "out" / "golden.json").exists()
@@ -114,13 +114,13 @@ def test_the_input_example_is_a_request_for_the_golden_rows(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_format_that_can_not_hold_the_model_is_left_out_with_a_sentence_unless_it_is_required(tmp_path: Path, name: str) -> None:
+def test_a_format_that_cannot_hold_the_model_is_left_out_with_a_sentence_unless_it_is_required(tmp_path: Path, name: str) -> None:
     model = small_model(Inverse())
     exported = save(model, ROWS, tmp_path / "optional", formats={name: "optional"}, code_allowed=True)
     assert exported.formats == {}
-    assert exported.problems[name].startswith(f"The model can not be offered as '{name}'. ")
+    assert exported.problems[name].startswith(f"The model cannot be offered as '{name}'. ")
     assert not list(exported.model.parent.glob(FORMATS[name].file))
-    with pytest.raises(TrainingError, match=f"can not be offered as '{name}'.* call the format optional"):
+    with pytest.raises(TrainingError, match=f"cannot be offered as '{name}'.* call the format optional"):
         save(model, ROWS, tmp_path / "required", formats={name: "required"}, code_allowed=True)
 
 

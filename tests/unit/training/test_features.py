@@ -95,8 +95,8 @@ def raises(rows: Any) -> Any:
         (lambda rows, more: rows, "ValueError: too many values"),
     ],
 )
-def test_a_function_that_can_not_be_served_is_refused_before_the_training(tmp_path: Path, function: Any, words: str) -> None:
-    with pytest.raises(TrainFunctionError, match=rf"features function can not be saved: {words}.*operations of TensorFlow only"):
+def test_a_function_that_cannot_be_served_is_refused_before_the_training(tmp_path: Path, function: Any, words: str) -> None:
+    with pytest.raises(TrainFunctionError, match=rf"features function cannot be saved: {words}.*operations of TensorFlow only"):
         save_features(function, (8, 8, 1), tmp_path / "features")
 
 

@@ -61,9 +61,9 @@ def test_a_value_that_is_not_callable_is_refused(code: Path) -> None:
         ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
     ],
 )
-def test_a_module_that_can_not_be_imported_shows_the_last_line_of_its_traceback(code: Path, source: str, last_line: str) -> None:
+def test_a_module_that_cannot_be_imported_shows_the_last_line_of_its_traceback(code: Path, source: str, last_line: str) -> None:
     (code / "broken.py").write_text(source)
-    with pytest.raises(SpecError, match=f"'broken' can not be imported from .*{last_line}"):
+    with pytest.raises(SpecError, match=f"'broken' cannot be imported from .*{last_line}"):
         resolve("broken:train", code)
 
 

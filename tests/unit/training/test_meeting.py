@@ -89,5 +89,5 @@ def test_a_worker_does_not_join_what_its_chief_does_without_it() -> None:
 def test_a_port_that_another_process_has_is_named() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(TrainingError, match=rf"can not open port {port}, .*Address already in use.* See what else"):
+        with pytest.raises(TrainingError, match=rf"cannot open port {port}, .*Address already in use.* See what else"):
             meet(0, [f"127.0.0.1:{port}", "b:1"])

@@ -176,7 +176,7 @@ def test_the_page_runs_no_script_but_its_own(client: TestClient) -> None:
         (None, "mlops_ledger_default"),
     ],
 )
-def test_a_ledger_that_can_not_be_read_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch, connection: str | None, words: str) -> None:
+def test_a_ledger_that_cannot_be_read_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch, connection: str | None, words: str) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT")
     if connection:
         monkeypatch.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", connection)
