@@ -86,7 +86,7 @@ class Story:
 
     def trail(self, run_id: str) -> list[str]:
         """Return the kinds of the audit events about the approval of a release."""
-        with contextlib.closing(Store(f"sqlite:///{self.home}/ledger.db")) as store:
+        with Store(f"sqlite:///{self.home}/ledger.db") as store:
             return [event.kind for event in chain.events(store) if event.details.get("release") == f"{RELEASE}/{run_id}"]
 
     def finished(self, dag_id: str, run_id: str) -> str:

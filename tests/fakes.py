@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +82,18 @@ def leave_record(directory: Path, stage: str, result: Any, **inputs: ResultRef) 
     return ResultRef(stage, str(path), file_digest(path))
 
 
+def leave_records(directory: Path, trained: TrainingResult | None = None, measured: EvaluationResult | None = None) -> dict[str, ResultRef]:
+    """Leave the records of all stages in a directory, about one training; return the references by stage."""
+    validated = leave_record(directory, "validate", validation(directory))
+    train = leave_record(directory, "train", trained or training(directory), validation=validated)
+    return {
+        "validate": validated,
+        "train": train,
+        "evaluate": leave_record(directory, "evaluate", measured or evaluation(), training=train),
+        "robustness": leave_record(directory, "robustness", robustness(directory), training=train),
+    }
+
+
 @dataclass
 class FakeTaskInstance:
     """What operators ask of a task instance; `pushed` holds its XComs."""
@@ -151,5 +162,5 @@ def after(*values: Any, ti: FakeTaskInstance | None = None) -> Task:
     """Return a task that comes after one which handed each value over, as JSON, in the ledger that the connection names."""
     from airflow_mlops.hooks.ledger import MlopsLedgerHook
 
-    with contextlib.closing(MlopsLedgerHook().get_conn()) as store:
+    with MlopsLedgerHook().get_conn() as store:
         return handed_over(store, *map(to_data, values), ti=ti)

@@ -31,20 +31,9 @@ class Released:
 
     def __init__(self, home: Path, store: Store, *, training: Mapping[str, Any] = {}, evaluation: Mapping[str, Any] = {}) -> None:
         self.home, self.store = home, store
-        self.refs = self.records(home, training=training, evaluation=evaluation)
+        trained = fakes.training(home, **{"packages": PACKAGES, **training})
+        self.refs = fakes.leave_records(home, trained, fakes.evaluation(**evaluation))
         self.tags = tags_of(self.refs)
-
-    @staticmethod
-    def records(home: Path, *, training: Mapping[str, Any] = {}, evaluation: Mapping[str, Any] = {}) -> dict[str, ResultRef]:
-        """Leave the records of all stages in a directory."""
-        validated = fakes.leave_record(home, "validate", fakes.validation(home))
-        trained = fakes.leave_record(home, "train", fakes.training(home, **{"packages": PACKAGES, **training}), validation=validated)
-        return {
-            "validate": validated,
-            "train": trained,
-            "evaluate": fakes.leave_record(home, "evaluate", fakes.evaluation(**evaluation), training=trained),
-            "robustness": fakes.leave_record(home, "robustness", fakes.robustness(home), training=trained),
-        }
 
     def happened(self, kind: str, version: int = VERSION, actor: str = RUN, **details: Any) -> None:
         """Add an event about a version to the trail."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +43,7 @@ def add(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> int:
     from airflow_mlops.ledger.questions import export
 
-    with contextlib.closing(open_ledger(options.ledger)) as store:
+    with open_ledger(options.ledger) as store:
         head = export(store, options.out)
     print(f"{head.number} events written to {options.out}. Keep this anchor somewhere else:\n{head}")
     return 0
@@ -65,7 +64,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.trail is not None:
         head, tables = verify_file(options.trail, anchors), "An exported trail says nothing of the ledger's tables: verify them with --ledger."
     else:
-        with contextlib.closing(open_ledger(options.ledger)) as store:
+        with open_ledger(options.ledger) as store:
             head, tables = rows.verify(store, anchors), f"The rows of {len(rows.DECIDING)} tables are what it says. {_still_open(store)}"
     last = max((anchor.number for anchor in anchors), default=0)
     beyond = (
@@ -93,7 +92,7 @@ def _who_served(options: argparse.Namespace) -> int:
         at = datetime.fromisoformat(options.at)
     except ValueError as error:
         raise SpecError(f"--at is {options.at!r}; expected a time in ISO format with its zone, for instance 2026-11-24T12:00:00+00:00.") from error
-    with contextlib.closing(open_ledger(options.ledger)) as store:
+    with open_ledger(options.ledger) as store:
         answer = who_served(store, options.model, at)
     until = f"until {answer.until.at}, when {answer.until.subject} followed" if answer.until else "and still does"
     print(
@@ -106,7 +105,7 @@ def _why(options: argparse.Namespace) -> int:
     from airflow_mlops.ledger.questions import why
 
     model, version = reproduction.model_version(options.version)
-    with contextlib.closing(open_ledger(options.ledger)) as store:
+    with open_ledger(options.ledger) as store:
         for event in why(store, model, version):
             print(f"{event.at}  event {event.number}: {event.kind} by {event.actor or 'unknown'}")
             for key, value in sorted(event.details.items()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
@@ -65,6 +64,6 @@ class MlopsLedgerHook(BaseHook):
         return tested(self._write)
 
     def _write(self) -> str:
-        with contextlib.closing(self.get_conn()) as store:
+        with self.get_conn() as store:
             store.check_writable()
         return "The ledger can be written."

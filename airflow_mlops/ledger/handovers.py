@@ -17,10 +17,10 @@ from airflow_mlops.exceptions import NotHandedOver
 from airflow_mlops.ledger import chain
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.ledger.tables import AUDIT_EVENTS
+from airflow_mlops.names import shown
 
 HANDED_OVER = "handed over"
 _SUBJECT_LENGTH = 300  # of the trail's column
-_SHOWN = 300
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def take(handed: Handovers, sources: Collection[str], value: Any) -> Any:
     for found in _offers(handed, sources):
         if _same(found, value):
             return found
-    said = "; ".join(f"{source!r} handed over {_shown([each.value for each in handed[source].values()])}" for source in sources)
+    said = "; ".join(f"{source!r} handed over {shown(repr([each.value for each in handed[source].values()]))}" for source in sources)
     raise NotHandedOver(
-        f"The XCom that this task reads says {_shown(value)}, and by the ledger {said or 'no task is before this one'}. Somebody altered or deleted "
-        f"the XCom, or marked a task by hand: it is not used. Clear {_named(sources)} with what follows, so that the XCom is written again."
+        f"The XCom that this task reads says {shown(repr(value))}, but by the ledger {said or 'no task is before this one'}. It is not used: it was "
+        f"altered or deleted, or a task was marked by hand. Clear {_named(sources)} with what follows, so that the XCom is written again."
     )
 
 
@@ -125,11 +125,6 @@ def _same(one: Any, other: Any) -> bool:
         return canonical_json(one) == canonical_json(other)
     except (TypeError, ValueError):  # whatever an XCom can hold that is no JSON
         return False
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _named(sources: Collection[str]) -> str:

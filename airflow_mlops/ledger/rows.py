@@ -21,6 +21,7 @@ from airflow_mlops.ledger import chain
 from airflow_mlops.ledger.chain import Event, Head
 from airflow_mlops.ledger.store import Store
 from airflow_mlops.ledger.tables import METADATA, SCOPE, UtcDateTime
+from airflow_mlops.names import shown
 
 DECIDING = {table.name: table for table in METADATA.sorted_tables if SCOPE in table.info}
 ADVICE = (
@@ -186,8 +187,7 @@ def _leaves(where: str, was: Any, found: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _short(value: Any) -> str:
-    text = canonical_json(value).decode()
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return shown(canonical_json(value).decode(), 100)
 
 
 def _named(table: sa.Table, row: Mapping[str, Any]) -> str:

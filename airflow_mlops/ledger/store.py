@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,7 +26,7 @@ DRIVERS = ("sqlite+pysqlite", "postgresql+psycopg2", "postgresql+psycopg")
 
 
 class Store:
-    """One ledger database.
+    """One ledger database, open until `close` or the end of its ``with`` block.
 
     :param url: SQLAlchemy URL, for instance ``sqlite:////srv/mlops/ledger.db`` or ``postgresql+psycopg2://user:password@host/mlops``.
     :param patience_seconds: how long a statement waits for a lock that another one holds, and on PostgreSQL a connection for the server. There a
@@ -44,6 +44,12 @@ class Store:
         except BaseException:
             self.close()  # who waits for the database tries again and again
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:

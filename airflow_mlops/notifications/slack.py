@@ -5,7 +5,6 @@ A message that cannot be delivered never stops a pipeline: it is in the outbox w
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ class PipelineNotifier(BaseNotifier):
         message = {"channel": self.channel, "text": self.text, "link": link, "button": self.button, "dag_id": ti.dag_id, "run_id": ti.run_id}
         key = f"notify:{ti.dag_id}:{ti.run_id}:{ti.task_id}:{ti.map_index}:{ti.try_number}:{bytes_digest(self.text.encode())}"
         try:
-            with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
                 messages.add(store, key, self.slack_conn_id, self.channel, message)
                 deliver(store, self.slack_conn_id, self.channel)
         except (LedgerError, SpecError, AirflowNotFoundException) as error:  # two messages are better than none

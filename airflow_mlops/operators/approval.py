@@ -187,7 +187,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[Store]:
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             yield store
 
 

@@ -6,7 +6,6 @@ a hint: whoever may write asset events can have written it, so a version counts 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
 
         run_id, dag_id = context["ti"].run_id, context["ti"].dag_id
         purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             if arrived := self._arrived(store, context):
                 # Claimed first: an announced version that nobody claims, because it cannot be used, would hold up all that come after it.
                 version = self._take(store, arrived, purpose, run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,7 @@ class WriteEvidencePackOperator(BaseOperator):
         from airflow_mlops.ledger.evidence.pack import verify
         from airflow_mlops.ledger.journal import known
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             (self.model,) = take(store, context, self.model)
             name, version, run = self.model["name"], self.model["version"], run_of(context)
             path, key = evidence_directory(context, name, version), f"evidence:{name}:{version}:{run}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, SkipMixin
@@ -48,7 +47,7 @@ class GateModelOperator(BaseOperator, SkipMixin, HandsOver):
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_mlops.registry.registrations import Evidence
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             refs = evidence_refs(store, context, self.evaluation, self.robustness)
             decision = Evidence.of(refs).decision(self.policy)
             self.log.info("%s", decision.headline())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +131,7 @@ class TrainModelJobOperator(BaseOperator, HandsOver):
         ti = context["ti"]
         self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
         with airflow_errors():
-            with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
                 self._parsed = requested(store, context, self._request)
                 self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # as of a pod: stays over retries, and grows when cleared
                 self._attempt = next_attempt(store, self._task, self._chain)
@@ -244,7 +243,7 @@ class TrainModelJobOperator(BaseOperator, HandsOver):
         first = bool(failure) and job.is_over()
         if not first:
             job.delete()
-        with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             settle(store, self._task, self._attempt.number, self._name, self._chain, outcome, failure)
         if first:
             job.delete()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -30,7 +29,7 @@ class DeliverMessagesOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_mlops.ledger import messages
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             sent = sum(deliver(store, messenger, channel) for messenger, channel in messages.waiting(store))
             waiting = sum(messages.waiting(store).values())
         headline = f"{sent} messages sent, {waiting} wait"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,7 @@ class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_mlops.registry.registrations import evidence_of, verified
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
             model = self._chosen(store, registry, context)
             tags = verified(store, model)
@@ -155,7 +154,7 @@ class MlflowPromoteModelOperator(BaseOperator, HandsOver):
         from airflow_mlops.registry.anchors import anchor
         from airflow_mlops.registry.promotion import project, promote
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             (model,) = take(store, context, self.model)
             registry = MlflowHook(self.mlflow_conn_id).get_conn()
             claim = _claim(store, registry, model, context)

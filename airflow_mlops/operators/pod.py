@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -131,7 +130,7 @@ class StagePodOperator(ToldPodOperator, HandsOver):
         with airflow_errors():
             self._task = f"{ti.dag_id}:{ti.task_id}:{ti.run_id}:{ti.map_index}"
             self._exchange = open_exchange(self.pod_spec.exchange, self.exchange_conn_id) if self.pod_spec.exchange else None
-            with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+            with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
                 self._parsed = requested(store, context, self._request)
                 self._chain = f"{ti.max_tries}:{spec_digest(self._parsed)}"  # max_tries stays over retries, and grows when the task is cleared
                 self._attempt = next_attempt(store, self._task, self._chain)
@@ -218,7 +217,7 @@ class StagePodOperator(ToldPodOperator, HandsOver):
         first = bool(failure) and (pod is None or pod.status.phase in ENDED)
         if not first:
             self._take_away(pod, outcome)
-        with closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             settle(store, self._task, self._attempt.number, self._name, self._chain, outcome, failure)
         if first:
             self._take_away(pod, outcome)

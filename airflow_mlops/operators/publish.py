@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
         from airflow_mlops.registry.registrations import verified
         from airflow_mlops.serving.retention import RetentionPolicy
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             (self.model,) = take(store, context, self.model)
             name, version = self.model["name"], self.model["version"]
             policy = RetentionPolicy(self.keep_versions)

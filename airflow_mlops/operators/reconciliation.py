@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +53,7 @@ class ReconcileModelsOperator(BaseOperator):
         from airflow_mlops.registry.reconciliation import untold
 
         ti = context["ti"]
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             found = self._compare(store, functools.partial(_still_runs, ti))
             repaired = [str(difference) for difference in found if difference.repaired]
             reported = [str(difference) for difference in found if not difference.repaired]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ class MlflowRegisterModelOperator(BaseOperator):
         from airflow_mlops.registry.nomination import nominate
         from airflow_mlops.registry.registrations import Evidence, note
 
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             refs = evidence_refs(store, context, self.evaluation, self.robustness)
             evidence = Evidence.of(refs)
             tags = self._tags(store, evidence, refs, context)

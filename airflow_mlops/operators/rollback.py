@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +61,7 @@ class RollbackModelOperator(TFServingRolloutOperator):
         from airflow_mlops.registry.rollback import fetch
 
         directory = try_directory(context)
-        with airflow_errors(), self._ledger() as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             target = self._target(store, context)
             registered = fetch(MlflowHook(self.mlflow_conn_id).get_conn(), target, directory)
             publish(
@@ -79,7 +77,7 @@ class RollbackModelOperator(TFServingRolloutOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Verify, switch and make it champion, or go back: the trigger's `event` says whether it can be verified."""
         served = self._complete(context, event)
-        with airflow_errors(), self._ledger() as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             target = self._target(store, context)
             head = self._crown(store, target, context, event["plan"])
             headline = f"{target.model} version {target.version} is the champion again, in place of version {target.replaces}: {self.reason.strip()}"
@@ -88,7 +86,7 @@ class RollbackModelOperator(TFServingRolloutOperator):
 
     def _take(self, context: Context) -> None:
         """Say what is rolled out, by the ledger."""
-        with self._ledger() as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             target = self._target(store, context)
         golden = str(try_directory(context) / "golden.json")
         self.model = {"name": target.model, "version": target.version, "golden": golden, "golden_digest": target.digests["golden_digest"]}
@@ -149,8 +147,3 @@ class RollbackModelOperator(TFServingRolloutOperator):
 
     def _intent(self, context: Context) -> str:
         return f"rollback:{self.model_name}:{run_of(context)}"
-
-    @contextlib.contextmanager
-    def _ledger(self) -> Iterator[Store]:
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
-            yield store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             # Airflow's sequence of a mapped task's XComs, which loads them when it is read
             trainings = list(self.trainings) if isinstance(self.trainings, Sequence) else self.trainings
             (trained,) = take(store, context, trainings)

@@ -77,7 +77,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Verify and switch, or go back: the trigger's `event` says which, with its reason."""
         answer = self._complete(context, event)
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             return dict(hand_over(store, context, answer))
 
     def _complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
 
     def _take(self, context: Context) -> None:
         """Look what is to be rolled out."""
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             (self.model,) = take(store, context, self.model)
 
     def _golden(self) -> Path:
@@ -124,7 +124,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
             return {"previous": rollout.labelled(Path(config_path), name, self.version_label)}
 
         # A retry after the label moved must still know where to go back to.
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             previous = once(store, self._key("plan", context), "plan-rollout", request, serving_now)["previous"]
             proven = known(store, self._key("switch", context)) is not None
         deadline = time.time() + self.timeout_seconds
@@ -135,7 +135,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
         from airflow_mlops.ledger.chain import Event
         from airflow_mlops.ledger.journal import once
 
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             done = {"version": plan.version, "previous": plan.previous}
             event = Event("served", f"{plan.model}@{plan.version}", run_of(context), {"label": plan.label, "previous": plan.previous})
             once(store, self._key("switch", context), "switch", self._request(context), lambda: done, event=event)

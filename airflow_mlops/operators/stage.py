@@ -90,7 +90,7 @@ class RunStageOperator(BaseOperator, HandsOver):
         from airflow_mlops.stages.runner import parse_spec, spec_data
         from airflow_mlops.training.reproducibility import environment_of
 
-        with contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             spec = requested(store, context, lambda: parse_spec(self.stage, spec_data(self.spec)))
         # The user's code sees neither Airflow's connections nor its keys.
         inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
@@ -156,7 +156,7 @@ def _handed_over(task: BaseOperator, reference: dict[str, str], context: Context
     """Note the reference in the ledger; wait a while for one that does not answer, for the stage's work may be that of hours."""
     for pause in (*LEDGER_PAUSES, None):
         try:
-            with contextlib.closing(MlopsLedgerHook(ledger_conn_id).get_conn()) as store:
+            with MlopsLedgerHook(ledger_conn_id).get_conn() as store:
                 hand_over(store, context, reference)
                 break
         except LedgerUnavailable as error:
@@ -171,7 +171,7 @@ def _remember(task: BaseOperator, ledger_conn_id: str, version: DatasetVersion, 
     from airflow_mlops.ledger.datasets import record_verdict
 
     try:
-        with contextlib.closing(MlopsLedgerHook(ledger_conn_id).get_conn()) as store:
+        with MlopsLedgerHook(ledger_conn_id).get_conn() as store:
             record_verdict(store, version, rejected_because=str(refusal) if refusal else None)
     except Exception:  # whatever it is: it must not hide what validation said
         task.log.exception("The verdict on %s %s is not in the ledger: a later run may choose the version again.", version.dataset, version.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ class DatasetVersionSensor(BaseSensorOperator):
         from airflow_mlops.ledger import datasets
 
         dag_id, run_id = context["ti"].dag_id, context["ti"].run_id
-        with airflow_errors(), contextlib.closing(MlopsLedgerHook(self.ledger_conn_id).get_conn()) as store:
+        with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             owners = datasets.claimed(store, self.dataset, purpose=dag_id)
             own = {digest for digest, owner in owners.items() if owner == run_id}
             version = self._oldest(store, (owners.keys() | datasets.rejected(store, self.dataset).keys()) - own)

@@ -42,7 +42,7 @@ def ask(wish: Wish, mlflow: Connection, ledger: Connection | None) -> Seen:
         registry = MlflowHook.open(mlflow)
         if ledger is None:
             return aliases.look(wish, registry)
-        with contextlib.closing(MlopsLedgerHook.open(ledger)) as store:
+        with MlopsLedgerHook.open(ledger) as store:
             return aliases.look(wish, registry, store)
     except MlopsError as error:
         if not error.retryable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,7 @@ def show_overview(request: Request, reader: Reader) -> HTMLResponse:
     if not (reader.reads_anything() or reader.reads_assets()):
         raise HTTPException(403, "Your role in Airflow may read no DAG and no asset, so there is nothing here to show. Ask for a role that may.")
     try:
-        with contextlib.closing(MlopsLedgerHook().get_conn()) as store:
+        with MlopsLedgerHook().get_conn() as store:
             found = overview.collect(store, reader)
     except (MlopsError, AirflowNotFoundException) as error:
         return _page(request, 503, "The ledger cannot be read", str(error))

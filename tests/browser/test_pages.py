@@ -13,7 +13,7 @@ import uvicorn
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from airflow_mlops.ledger import datasets, messages
 from airflow_mlops.ledger.journal import once
@@ -25,8 +25,6 @@ from tests.unit.ui.conftest import Reader
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 # The sandbox is the one that Airflow 3.3 gives to a plugin's page in its navigation.
 AIRFLOW = """<!doctype html><html class="dark"><body>
 <iframe src="/mlops/" sandbox="allow-scripts allow-same-origin allow-forms allow-downloads" width="1200" height="800"></iframe></body></html>"""
@@ -56,14 +54,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

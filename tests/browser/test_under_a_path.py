@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from airflow_mlops.hooks.workspace import report_url
 from airflow_mlops.ledger import datasets
@@ -23,8 +23,6 @@ from tests.proxies import proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 PREFIX = "/team/airflow"
 RUN = "manual__2026-01-01T00:00:00+00:00"
 PATIENCE = 120_000.0  # milliseconds; Airflow's pages load slowly on two busy cores
@@ -46,14 +44,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         server.trigger("user", "alpha_release", RUN)
         server.park("alpha_release", RUN, options=["Approve", "Reject"], subject="Release alpha?", body="Look.", params={})
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -162,52 +162,6 @@ class RestPredict:
     def test_an_answer_without_a_row_is_an_empty_list(self, served: Target) -> None:
         assert served.post("many:predict", {"signature_name": "empty", "instances": [1, 2]}).json() == {"predictions": []}
 
-    @pytest.mark.parametrize(
-        ("path", "body", "words"),
-        [
-            ("linear:predict", b"", "JSON Parse error: The document is empty"),
-            ("linear:predict", b"{", "JSON Parse error"),
-            ("linear:predict", b'{"instances": [1, }', "JSON Parse error"),
-            ("linear:predict", b"{'instances': [1]}", "JSON Parse error"),
-            ("linear:predict", b"\xff\xfe", "JSON"),
-            ("linear:predict", b"[1]", "Is not object"),
-            ("linear:predict", b"1", "Is not object"),
-            ("linear:predict", {**INSTANCES, "inputs": [ROW]}, "expecting only one of 'inputs' or 'instances' keys to exist"),
-            ("linear:predict", {}, "Missing 'inputs' or 'instances' key"),
-            ("linear:predict", {"signature_name": "serving_default"}, "Missing 'inputs' or 'instances' key"),
-            ("linear:predict", {**INSTANCES, "signature_name": "x"}, 'Serving signature name: "x" not found in signature def'),
-            ("linear:predict", {**INSTANCES, "signature_name": 5}, "'signature_name' key must be a string value"),
-            ("linear:predict", {**INSTANCES, "signature_name": None}, "'signature_name' key must be a string value"),
-            ("linear:predict", {"instances": []}, "No values in 'instances' array"),
-            ("linear:predict", {"instances": 1}, "'instances' to be an list/array"),
-            ("linear:predict", {"instances": {"x": ROW}}, "'instances' to be an list/array"),
-            ("linear:predict", {"instances": [[1.0]]}, ""),  # what TensorFlow says of a wrong shape
-            ("linear:predict", {"instances": [["a", "b", "c", "d"]]}, "is not of expected type: float"),
-            ("linear:predict", {"instances": [[None, 1, 1, 1]]}, "is not of expected type: float"),
-            ("linear:predict", {"instances": [[True, 1, 1, 1]]}, "is not of expected type: float"),
-            ("linear:predict", {"instances": [[{"b64": "AA=="}, 1, 1, 1]]}, "is not of expected type: float"),
-            ("linear:predict", {"instances": [ROW, ROW[:3]]}, "size: "),
-            ("linear:predict", {"instances": [ROW, [[1, 2], [3, 4]]]}, "xpect"),
-            ("linear:predict", {"instances": [[[1, 2], [3]]]}, "Encountered list at unexpected size: 1"),
-            ("linear:predict", {"instances": [[[1, 2], 3]]}, "found at incorrect level"),
-            ("linear:predict", {"instances": [[1, [2]]]}, "Encountered list at unexpected level"),
-            ("linear:predict", {"instances": [{"x": ROW}, ROW]}, "Expecting object but got list at item 1"),
-            ("linear:predict", {"instances": [ROW, {"x": ROW}]}, "Expecting value/list but got object at item 1"),
-            ("linear:predict", {"instances": [{"y": ROW}]}, "of 'instances' list"),
-            ("two:predict", {"instances": [[1, 2]]}, "instances is a plain list, but expecting list of objects"),
-            ("two:predict", {"instances": [{"left": [1, 2]}]}, "keys must be equal to: left,right"),
-            ("two:predict", {"instances": [{"left": [1, 2], "right": [3], "more": 1}]}, "of 'instances' list"),
-            ("two:predict", {"inputs": [[1, 2]]}, "inputs is a plain value/list, but expecting an object"),
-            ("two:predict", {"inputs": {"left": [[1, 2]]}}, "Missing named input: right in 'inputs' object"),
-            ("many:predict", {"signature_name": "refuse", "instances": [-1]}, "what is given must not be negative"),
-        ],
-    )
-    def test_a_wrong_body_is_a_bad_request_with_its_reason(self, served: Target, path: str, body: Any, words: str) -> None:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        answer = served.rest.post(f"/v1/models/{path}", content=content)
-        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json"), answer.text
-        assert list(answer.json()) == ["error"] and words in answer.json()["error"] and answer.json()["error"], answer.text
-
     def test_what_follows_the_first_document_is_ignored(self, served: Target) -> None:
         answer = served.rest.post("/v1/models/linear:predict", content=json.dumps(INSTANCES).encode() + b" }]and more")
         assert answer.json() == {"predictions": [[5.0, 6.0]]}
@@ -327,19 +281,6 @@ class RestTypes:
         answer = served.post("many:predict", {"signature_name": "text", "instances": [{"b64": "YWI="}, "c"]})
         assert answer.json() == {"predictions": [{"upper": "AB", "raw_bytes": {"b64": "YWI="}}, {"upper": "C", "raw_bytes": {"b64": "Yw=="}}]}
 
-    @pytest.mark.parametrize(
-        ("value", "words"),
-        [
-            ({"b64": "?"}, "Unable to base64 decode"),
-            ([{"b64": 5}], "b64"),
-            ([{"b64": "AA==", "more": 1}], "b64"),
-            ([{}], ""),
-        ],
-    )
-    def test_what_is_no_base64_is_refused(self, served: Target, value: Any, words: str) -> None:
-        answer = served.post("many:predict", {"signature_name": "picture", "instances": [value]})
-        assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
-
 
 class RestExamples:
     """Classify and Regress by REST."""
@@ -370,34 +311,16 @@ class RestExamples:
         assert served.post("examples1:regress", body).json() == {"results": [1.5, 2.0]}
 
     @pytest.mark.parametrize(
-        ("method", "body", "words"),
+        ("features", "words"),
         [
-            ("classify", {}, "'examples' is expected and was not found"),
-            ("classify", {"examples": []}, "'examples' value is an empty array"),
-            ("classify", {"examples": {"x": 1.0}}, "Expecting 'examples' value to be an list/array"),
-            ("classify", {"examples": [1.0]}, " object"),
-            ("classify", {"examples": [[{"x": 1.0}]]}, " object"),
-            ("classify", {"examples": [{"x": 2}]}, "x"),  # an integer becomes an int64_list, which the graph does not take for a float
-            ("classify", {"examples": [{"x": "a"}]}, "x"),
-            ("classify", {"examples": [{"x": None}]}, "x"),
-            ("classify", {"examples": [{"x": [[1.0]]}]}, "x"),
-            ("classify", {"examples": [{"x": {"a": 1}}]}, "x"),
-            ("classify", {"examples": [{"x": [1.0, 2]}]}, "Unexpected element type in feature"),
-            ("classify", {"examples": [{"x": ["a", True]}]}, "x"),
-            ("classify", {"examples": [{"x": [1, "a"]}]}, "Unexpected element type in feature"),
-            ("classify", {"examples": [{"x": 2**63}]}, "64"),
-            ("classify", {"examples": [{"x": [1.0, 2.0]}]}, "x"),
-            ("classify", {"examples": [{}]}, "x"),
-            ("classify", {**EXAMPLES, "context": 1}, " object"),
-            ("classify", {**EXAMPLES, "signature_name": "nothing"}, "No signature was found with the name: nothing"),
-            ("classify", {**EXAMPLES, "signature_name": 1}, "'signature_name' key must be a string value"),
-            ("regress", {"examples": []}, "'examples' value is an empty array"),
-            ("regress", {**EXAMPLES, "signature_name": "nothing"}, "No signature was found with the name: nothing"),
-            ("regress", EXAMPLES, "Expected one "),
+            ({"x": 2}, "Data types don't match. Expected type: float but parsed type: int64"),  # an integer becomes an int64_list
+            ({"x": "a"}, "Data types don't match."),
+            ({"x": [1.0, 2.0]}, "Key: x"),
+            ({}, "Feature: x (data type: float) is required but could not be found."),
         ],
     )
-    def test_wrong_examples_are_a_bad_request_with_its_reason(self, served: Target, method: str, body: Any, words: str) -> None:
-        answer = served.post(f"examples1:{method}", body)
+    def test_examples_that_the_graph_does_not_take_are_a_bad_request_with_its_reason(self, served: Target, features: Any, words: str) -> None:
+        answer = served.post("examples1:classify", {"examples": [features]})
         assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
 
     def test_a_model_or_version_that_is_not_there_is_not_found(self, served: Target) -> None:

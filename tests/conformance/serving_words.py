@@ -50,19 +50,25 @@ class RestWords:
             ("linear:predict", b"[1]", "JSON Value: [1] Is not object"),
             ("linear:predict", b'"a"', 'JSON Value: "a" Is not object'),
             ("linear:predict", b"null", "JSON Value: null Is not object"),
+            ("linear:predict", b"\xff\xfe", "JSON Parse error"),
             # FillSignature, FillPredictRequestFromJson
             ("linear:predict", {"signature_name": 100}, "not formatted correctly. 'signature_name' key must be a string value."),
             ("linear:predict", {"signature_name": ["a"], "instances": [1]}, "'signature_name' key must be a string value."),
+            ("linear:predict", {"signature_name": None, "instances": [ROW]}, "'signature_name' key must be a string value."),
             ("linear:predict", {"signature_name": "x", "instances": [1]}, 'Serving signature name: "x" not found in signature def'),
             ("linear:predict", {"inputs": [1], "instances": [1]}, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys"),
             ("linear:predict", {"instances": "a"}, "Expecting 'instances' to be an list/array"),
             ("linear:predict", {"instances": None}, "Expecting 'instances' to be an list/array"),
+            ("linear:predict", {"instances": {"x": ROW}}, "Expecting 'instances' to be an list/array"),
             ("linear:predict", {"instances": []}, "No values in 'instances' array"),
             ("linear:predict", {"instance": [1]}, "Missing 'inputs' or 'instances' key"),
+            ("linear:predict", {}, "Missing 'inputs' or 'instances' key"),
             # FillTensorMapFromInstancesList
             ("two:predict", {"instances": [1, 2]}, "instances is a plain list, but expecting list of objects as multiple input tensors required"),
             ("two:predict", {"instances": [LEFT, [1, 20, 30], LEFT]}, "Expecting object but got list at item 1 of input list"),
             ("linear:predict", {"instances": [ROW, {"x": ROW}]}, "Expecting value/list but got object at item 1 of input list"),
+            ("linear:predict", {"instances": [{"x": ROW}, ROW]}, "Expecting object but got list at item 1 of input list"),
+            ("two:predict", {"instances": [{**LEFT, "more": 1}]}, f"{AT_0} key: more {LISTED}JSON object: does not have named input: more"),
             ("linear:predict", {"instances": [{"y": ROW}]}, f"{AT_0} key: y {LISTED}JSON object: does not have named input: y"),
             ("linear:predict", {"instances": [{"x": ROW, "y": 1}]}, f"{AT_0} key: y {LISTED}JSON object: does not have named input: y"),
             ("two:predict", {"instances": [LEFT, {"left": [1, 2]}]}, "Failed to process element: 1 of 'instances' list. JSON object: {"),
@@ -102,6 +108,7 @@ class RestWords:
             (*many("echo_string", inputs=[{"b64": "YQ==", "more": 1}]), "not formatted correctly for base64 data"),
             (*many("echo_string", instances=[{"b64": "?"}]), "Unable to base64 decode"),
             (*many("echo_string", instances=[{"b64": 5}]), "does not have named input: b64"),
+            (*many("echo_string", instances=[[{}]]), "not formatted correctly for base64 data"),
             # FillTensorMapFromInputsMap
             ("two:predict", {"inputs": 1}, "inputs is a plain value/list, but expecting an object as multiple input tensors required"),
             ("two:predict", {"inputs": {"left": [[1, 2]]}}, "Missing named input: right in 'inputs' object."),
@@ -109,13 +116,15 @@ class RestWords:
             # MakeRowFormatJsonFromTensors, AddSingleValueAndAdvance
             (*many("scalar", instances=[1]), "Tensor name: loss has no shape information"),
             (*many("unequal", instances=[1, 2]), "has inconsistent batch size: "),
+            # the model's own words
+            (*many("refuse", instances=[-1]), "what is given must not be negative"),
         ],
     )
     def test_a_body_that_does_not_fit_is_refused_in_these_words(self, served: Target, path: str, body: Any, words: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         answer = served.rest.post(f"/v1/models/{path}", content=content)
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json"), answer.text
-        assert words in answer.json()["error"], answer.text
+        assert list(answer.json()) == ["error"] and words in answer.json()["error"], answer.text
 
     @pytest.mark.parametrize("method", ["classify", "regress"])
     @pytest.mark.parametrize(
@@ -128,6 +137,7 @@ class RestWords:
             ({"context": [{"x": 1.0}]}, "Example must be JSON object but got JSON Array"),
             ({"context": 1, "examples": [{}]}, "Example must be JSON object but got JSON Number"),
             ({"examples": [[{"x": 1.0}]]}, "Example must be JSON object but got JSON Array"),
+            ({"examples": [1.0]}, "Example must be JSON object but got JSON Number"),
             ({"examples": ["a"]}, "Example must be JSON object but got JSON String"),
             ({"examples": [None]}, "Example must be JSON object but got JSON Null"),
             ({"examples": [{"x": [10, None]}]}, "Feature: x has element with unexpected JSON type: Null"),
@@ -139,6 +149,7 @@ class RestWords:
             ({"examples": [{"x": ["a", 1]}]}, "Unexpected element type in feature: x expecting type: bytes"),
             ({"examples": [{"x": [20, 18446744073709551603]}]}, "Feature: x has uint64_t element. Only int64_t is supported."),
             ({"examples": [{"x": {"b64": "?"}}]}, "Unable to base64 decode"),
+            ({"examples": [{"x": {"a": 1}}]}, "Feature: x has element with unexpected JSON type: Object"),
             ({"signature_name": "x", "examples": [{"x": 1.0}]}, "No signature was found with the name: x"),
         ],
     )

@@ -27,7 +27,7 @@ from airflow_mlops.results import DatasetVersion
 from tests import fakes
 from tests.api_servers import ApiServer, api_server
 from tests.fakes import FakeTaskInstance, context
-from tests.released import Released, tags_of
+from tests.released import tags_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -145,7 +145,7 @@ class Release:
         monkeypatch.setenv("AIRFLOW_CONN_MLOPS_LEDGER_DEFAULT", f'{{"conn_type": "mlops_ledger", "schema": "{home}/ledger.db"}}')
         self.store = Store(f"sqlite:///{home}/ledger.db")
         monkeypatch.setattr(hitl, "upsert_hitl_detail", self._upsert)
-        tags = tags_of(Released.records(home), **DIGESTS)
+        tags = tags_of(fakes.leave_records(home), **DIGESTS)
         registrations.note(self.store, "alpha", 1, "alpha_on_dataset/run 1", tags)
         monkeypatch.setattr(ApproveReleaseOperator, "_now", lambda _self: {**tags, **MODEL})
         self.run_id = f"manual__2026-01-01T00:00:00+00:00~{uuid.uuid4()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -39,7 +38,7 @@ UNBUILT = {"differential report", "model-test report"}
 @pytest.fixture
 def sqlite(database: Path) -> Iterator[Store]:
     """A ledger on SQLite alone: the questions here are about files."""
-    with contextlib.closing(Store(f"sqlite:///{database}")) as store:
+    with Store(f"sqlite:///{database}") as store:
         yield store
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from tests.released import Released
 
 @pytest.fixture
 def pack(tmp_path: Path, database: Path) -> Pack:
-    with contextlib.closing(Store(f"sqlite:///{database}")) as store:
+    with Store(f"sqlite:///{database}") as store:
         return Released(tmp_path, store).promoted().pack()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ def verdict(found: Score, name: str) -> Verdict:
 @pytest.fixture
 def sqlite(database: Path) -> Iterator[Store]:
     """A ledger on SQLite alone: the questions here are about files."""
-    with contextlib.closing(Store(f"sqlite:///{database}")) as store:
+    with Store(f"sqlite:///{database}") as store:
         yield store
 
 

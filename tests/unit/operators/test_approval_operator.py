@@ -26,7 +26,7 @@ from airflow_mlops.registry import registrations
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from tests import fakes
 from tests.fakes import FakeTaskInstance, context
-from tests.released import Released, tags_of
+from tests.released import tags_of
 
 ANN = "Ann Lee <ann@example.org>"
 MODEL: dict[str, Any] = {"name": "digits", "version": 1, "expected_champion": None, "fencing_token": 0, "questions": []}
@@ -42,7 +42,7 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tags(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tags with which version 1 is registered, whose records lie on disk."""
     home, registry = tmp_path_factory.mktemp("records"), MlflowRegistry(tracking_uri)
-    refs = Released.records(home)
+    refs = fakes.leave_records(home)
     digests = {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "airflow_run": "digits_on_dataset/run 1"}
     with registry.start_run("digits", name="training", tags={}) as run:
         tags = tags_of(refs, **digests, authors=ANN, mlflow_run=run.run_id)

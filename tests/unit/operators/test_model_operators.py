@@ -31,11 +31,6 @@ from tests.fakes import FakeTaskInstance, context
 CANDIDATE = Asset("digits_candidate")
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-
-
 class Shop:
     """One registered model of its own name per test, and the records of a training."""
 
@@ -48,13 +43,8 @@ class Shop:
             pass
         origin = {"mlflow_run_id": run.run_id, "mlflow_source": run.artifact_uri, **training}
         home = self.directory / run.run_id
-        evaluation = fakes.evaluation(champion_version=None, champion_metrics=None)
-        validated = fakes.leave_record(home, "validate", fakes.validation(home))
-        trained = fakes.leave_record(home, "train", fakes.training(home, **origin), validation=validated)
-        return {
-            "evaluation": to_data(fakes.leave_record(home, "evaluate", evaluation, training=trained)),
-            "robustness": to_data(fakes.leave_record(home, "robustness", fakes.robustness(home), training=trained)),
-        }
+        refs = fakes.leave_records(home, fakes.training(home, **origin), fakes.evaluation(champion_version=None, champion_metrics=None))
+        return {"evaluation": to_data(refs["evaluate"]), "robustness": to_data(refs["robustness"])}
 
     def handed(self, records: dict[str, Any]) -> Any:
         """Let the run's stages hand over all records that `records` are made from; return what comes after them."""

@@ -24,12 +24,12 @@ from airflow_mlops.operators.rollback import RollbackModelOperator
 from airflow_mlops.registry import promotion
 from airflow_mlops.registry import rollback as core
 from airflow_mlops.registry.mlflow import MlflowRegistry
-from airflow_mlops.serving import config, rollout
+from airflow_mlops.serving import rollout
 from airflow_mlops.serving.config import ModelConfig
 from airflow_mlops.serving.publish import publish_saved_model
 from tests.fakes import context
 from tests.servers import EmbeddedServer
-from tests.unit.operators.test_serving_operators import INPUTS, Desk, Killed, Try, die
+from tests.unit.operators.test_serving_operators import INPUTS, Desk, Killed, Try, die, forget
 
 VERSIONS = (1, 2, 3, 4)  # 1, 2 and 3 were champions in turn; 4 never was
 SAVED = {1: 1, 2: 2, 3: 1, 4: 2}  # which SavedModel each has: version n answers the sum of a row plus that
@@ -93,12 +93,6 @@ class Workshop(Desk):
         return {"champion": reign and reign.version, "label": self.label, "aliases": self.registry.aliases(self.name), "served": self.serves()}
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow that the tests share, each with a model of its own, for its tables take seconds to make."""
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-
-
 NUMBERS = itertools.count(1)
 
 
@@ -114,10 +108,7 @@ def shop(
 ) -> Iterator[Workshop]:
     name = f"rolled_{next(NUMBERS)}"
     yield Workshop(name, server, connect, tmp_path, ledger, database, saved_models)
-    with config.exclusive(server.config_file) as served:
-        config.write(server.config_file, served.without_model(name))
-    if server.process.poll() is not None:
-        server.start()
+    forget(server, name)
 
 
 def expected(champion: int, previous: int) -> dict[str, Any]:

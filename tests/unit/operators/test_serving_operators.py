@@ -123,9 +123,14 @@ def desk(
         publish_saved_model(path, tmp_path / desk.name, version, path_digest(path)[0])
     desk.roll_out(1, Try(run_id="the first release"))
     yield desk
+    forget(server, desk.name)
+
+
+def forget(server: EmbeddedServer, name: str) -> None:
+    """Take a model out of the server's configuration, and start a server that a test has stopped."""
     with config.exclusive(server.config_file) as served:
-        config.write(server.config_file, served.without_model(desk.name))
-    if server.process.poll() is not None:  # a test that failed half-way must not fail the others
+        config.write(server.config_file, served.without_model(name))
+    if server.process.poll() is not None:
         server.start()
 
 

@@ -23,7 +23,6 @@ from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators.model import MlflowSelectCandidateOperator
 from airflow_mlops.operators.publish import PublishSavedModelOperator
 from airflow_mlops.operators.registration import MlflowRegisterModelOperator
-from airflow_mlops.records import lineage
 from airflow_mlops.registry import registrations
 from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.results import to_data
@@ -33,11 +32,6 @@ from tests.bare_saved_models import golden, saved_model
 from tests.fakes import FakeTaskInstance, context
 
 CANDIDATE = Asset("digits_candidate")
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
 
 class Chain:
@@ -69,12 +63,11 @@ class Chain:
         home = self.home / run.run_id
         files = {"saved_model": Artifact.of(self.files / "saved_model"), "golden": Artifact.of(self.files / "golden.json")}
         training = fakes.training(home, mlflow_run_id=run.run_id, mlflow_source=run.artifact_uri, **files)
-        trained = fakes.leave_record(home, "train", training, validation=fakes.leave_record(home, "validate", fakes.validation(home)))
-        evaluation = fakes.leave_record(home, "evaluate", fakes.evaluation(champion_version=None, champion_metrics=None), training=trained)
-        attacked = fakes.leave_record(home, "robustness", fakes.robustness(home), training=trained)
-        task = fakes.handed_over(self.ledger, *map(to_data, lineage(evaluation, attacked).values()))
+        refs = fakes.leave_records(home, training, fakes.evaluation(champion_version=None, champion_metrics=None))
+        handed = {stage: to_data(ref) for stage, ref in refs.items()}
+        task = fakes.handed_over(self.ledger, *handed.values())
         settings: Any = {"model_name": self.name, "policy": ReleasePolicy()}
-        measured = {"evaluation": to_data(evaluation), "robustness": to_data(attacked)}
+        measured = {"evaluation": handed["evaluate"], "robustness": handed["robustness"]}
         operator = MlflowRegisterModelOperator(task_id="register", candidate=CANDIDATE, **measured, **settings)
         operator.execute(context(task=task, outlet_events={CANDIDATE: SimpleNamespace(extra={})}))
         return MlflowSelectCandidateOperator(task_id="select", **settings).execute(context(FakeTaskInstance(task_id="select")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from airflow_mlops.robustness.findings import recipes_of
+from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.models import Probe
 from airflow_mlops.robustness.profile import Profile
+from airflow_mlops.robustness.recipes import Recipe
+from airflow_mlops.robustness.shards import GUIDED, Arm, arm_of
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,16 @@ def small_cnn() -> keras.Model:
             layers.Dense(10, activation="softmax", name="classes"),
         ]
     )
+
+
+def finished(lab: Lab) -> Arm:
+    """Return the guided arm of the only island at its end."""
+    arm = arm_of(lab, 0, GUIDED)
+    while not arm.done:
+        arm.step()
+    return arm
+
+
+def distinct_defects(arm: Arm) -> list[Recipe]:
+    """Return the recipes of the distinct defects that an arm has found."""
+    return list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))

@@ -20,6 +20,8 @@ from airflow_mlops.robustness.mutators.base import Mutator
 from airflow_mlops.robustness.shards import GUIDED, SHARD_FILE, arm_of, run_shard
 from airflow_mlops.robustness.statistics import defect_rate
 
+from .conftest import finished
+
 CONFIG = CampaignConfig(max_mutants=3_000, sample_mutants=2_700, batch_size=512, coverage=CoverageOptions(kmnc_sections=100), seed=3)
 
 
@@ -40,10 +42,7 @@ def result(digits, tmp_path_factory):
 @pytest.fixture(scope="module", params=["bandit", "deephunter"])
 def arm(request, digits):
     """The guided arm of the only island, with its corpus in sight."""
-    arm = arm_of(lab(digits, schedule=request.param, num_islands=1), 0, GUIDED)
-    while not arm.done:
-        arm.step()
-    return arm
+    return finished(lab(digits, schedule=request.param, num_islands=1))
 
 
 def test_seeds_are_the_inputs_answered_correctly(digits, result):

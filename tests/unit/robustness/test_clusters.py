@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import tracemalloc
 
 import keras
@@ -14,7 +13,6 @@ import tensorflow as tf
 from airflow_mlops.robustness import clusters
 from airflow_mlops.robustness.campaign import CampaignConfig
 from airflow_mlops.robustness.clusters import NEIGHBOURS, clustered
-from airflow_mlops.robustness.findings import recipes_of
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.minimize import minimized
@@ -22,6 +20,8 @@ from airflow_mlops.robustness.mutators.base import Mutator, random_bits
 from airflow_mlops.robustness.profile import Profile
 from airflow_mlops.robustness.recipes import Step, replay
 from airflow_mlops.robustness.shards import GUIDED, arm_of
+
+from .conftest import distinct_defects, finished
 
 CORNERS = np.zeros((8, 8, 2), np.float32)
 CORNERS[0, 0, 0] = CORNERS[7, 7, 1] = 1.0
@@ -64,10 +64,7 @@ def lab(digits, config):
 
 @pytest.fixture(scope="module")
 def recipes(lab):
-    arm = arm_of(lab, 0, GUIDED)
-    while not arm.done:
-        arm.step()
-    return list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))
+    return distinct_defects(finished(lab))
 
 
 def mutants(lab, recipes):
@@ -186,7 +183,7 @@ def test_defects_whose_activations_are_no_numbers_are_a_cluster_of_their_own(con
     broken = Lab.of(model, lab.inputs, labels, config, None)
     arm = arm_of(broken, 0, GUIDED)
     arm.step()
-    found = list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))
+    found = distinct_defects(arm)
     lost = {row for row, recipe in enumerate(found) if recipe.prediction == -1}
     assert len(lost) > 10
     assert np.isnan(broken.probe.answer(mutants(broken, [found[min(lost)]])).neurons).all()

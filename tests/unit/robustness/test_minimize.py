@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import keras
 import numpy as np
 import pytest
 
 from airflow_mlops.robustness.campaign import CampaignConfig
-from airflow_mlops.robustness.findings import recipes_of
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.minimize import minimized
 from airflow_mlops.robustness.recipes import Recipe, Step, replay
-from airflow_mlops.robustness.shards import GUIDED, arm_of
+
+from .conftest import distinct_defects, finished
 
 CONFIG = CampaignConfig(max_mutants=2_500, sample_mutants=100, num_islands=1, criteria=("nc",), seed=1)
 MIRRORED = dataclasses.replace(
@@ -29,18 +28,11 @@ def lab_of(digits, config=CONFIG):
     return Lab.of(digits.model, digits.inputs, digits.labels, config, None)
 
 
-def found_by(lab):
-    arm = arm_of(lab, 0, GUIDED)
-    while not arm.done:
-        arm.step()
-    return list(itertools.compress(recipes_of(arm), arm.defects()["distinct"]))
-
-
 class Case:
     """A campaign's distinct defects, their smallest forms, and the naive rule of what fails in the same way."""
 
     def __init__(self, lab):
-        self.lab, self.recipes = lab, found_by(lab)
+        self.lab, self.recipes = lab, distinct_defects(finished(lab))
         self.small = minimized(lab, self.recipes)
 
     def follow(self, recipe, chain):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 from importlib import metadata
@@ -33,7 +32,7 @@ def pack(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     refs = {"validate": validated, "train": trained, "evaluate": evaluated, "robustness": attacked}
     tags = tags_of(refs, **{"gate.decision": decide(ReleasePolicy({"accuracy": 0.1}), measured, campaign).headline()})
     home = tmp_path_factory.mktemp("release")
-    with contextlib.closing(Store(f"sqlite:///{home}/ledger.db")) as store:
+    with Store(f"sqlite:///{home}/ledger.db") as store:
         with store.transaction() as connection:
             chain.append(connection, Event("promoted", "digits@1", "digits_release/r", {"evidence_digest": tags["evidence_digest"]}))
         return write(Release("digits", 1, "digits_release/r", tags, trail(store, "digits", 1)), home / "evidence", {})
