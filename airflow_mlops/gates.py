@@ -115,7 +115,7 @@ def _parts(author: str) -> set[str]:
 class GateDecision:
     """Release or not: `passed` holds the gates that opened, `reasons` a sentence for each that did not.
 
-    `questions` are what only a person can decide: a model with any may go live when somebody agreed to it, and by no policy alone.
+    `questions` are what only a person can decide: a model with any goes live only when a person agrees, never by a policy alone.
     """
 
     released: bool

@@ -27,7 +27,7 @@ class SplitDefinition:
     * `held_out_fraction`: the share of rows that this training held out.
     * `unseen_fraction`: the smallest share that it, or any training whose weights it went on from, held out: only these rows were never learned
       from, because a larger fraction holds out every row that a smaller one does.
-    * `unknown`: why nobody knows what it has learned from besides, None where that is known.
+    * `unknown`: why it is not known what else it has learned from; None where it is.
     """
 
     columns: tuple[str, ...]

@@ -45,7 +45,7 @@ def _altered_object(value: dict[str, Any], others: tuple[Any, ...]) -> Iterator[
 
 
 def _parts(others: tuple[Any, ...], place: Any) -> tuple[Any, ...]:
-    """Return what stands in the same place of others of the same shape."""
+    """Return what is in the same place in others of the same shape."""
     if isinstance(place, str):
         return tuple(other[place] for other in others if isinstance(other, dict) and place in other)
     return tuple(other[place] for other in others if isinstance(other, list) and len(other) > place)

@@ -1,4 +1,4 @@
-"""A run of a real DAG, task by task and without a scheduler: XComs are what somebody made of them, the ledger and the registry are real.
+"""A run of a real DAG, task by task and without a scheduler: XComs are what a test makes of them; ledger and registry are real.
 
 Stages leave records at once instead of training, and the model server's part of a rollout is left out: `instant`.
 """

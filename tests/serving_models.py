@@ -136,7 +136,7 @@ def _many(home: Path) -> None:
 def _conv(home: Path) -> None:
     """``conv``: a convolution of x[?, 8, 8, 1] to one of 3 classes, ``scores[?, 3]``; other shapes than that end TensorFlow's process.
 
-    Signature ``open`` is the same, but leaves the shape of x open, so that nobody can tell beforehand; ``pair`` takes a[?, 2] and b[?, 2].
+    Signature ``open`` is the same, but leaves the shape of x open, so that only the run can tell; ``pair`` takes a[?, 2] and b[?, 2].
     """
     import tensorflow as tf
 

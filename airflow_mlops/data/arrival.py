@@ -21,7 +21,7 @@ from airflow_mlops.results import DatasetVersion
 class ArrivalPolicy:
     """When a version that does not match its manifest counts as broken, and how long a version waits for the one before it.
 
-    * `settle_seconds`: time without any change of what is wrong with it; 600 s outlasts a stalled upload and still tells somebody the same hour.
+    * `settle_seconds`: time without any change of what is wrong with it; 600 s outlasts a stalled upload and still reports it within the hour.
     * `hold_seconds`: a complete version is announced only after the run of the one announced before it has begun, because Airflow joins events
       that arrive while a run is queued into one run, or drops them, and each version shall have its own. After 6 hours it no longer waits: by
       then the pipeline is paused or fails before it takes the version.

@@ -34,7 +34,7 @@ _SAMPLE = 200  # files, from the wrong one on: an upload under way changes one o
 
 
 class Heading(NamedTuple):
-    """What a manifest says of its version, whose files nobody has looked at yet."""
+    """What a manifest says of its version, before its files are looked at."""
 
     dataset: str
     digest: str

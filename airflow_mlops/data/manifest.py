@@ -110,7 +110,7 @@ def is_version_name(name: object) -> bool:
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file of at most `max_bytes`; raise `ManifestInvalid` for a longer one and whatever is no file.
 
-    Nothing is waited for, whatever somebody puts in the file's place while it is opened: no named pipe, no device.
+    Never blocks, whatever replaces the file while it is opened: not on a named pipe, not on a device.
     """
     with open(path, "rb", opener=_not_following) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

@@ -48,7 +48,7 @@ def requested(store: Store, context: Context, parse: Callable[[], Any]) -> Any:
     """Return the typed spec of a stage; raise `NotHandedOver` unless all it refers to was handed over to this task."""
     from airflow_mlops.stages.runner import references
 
-    take(store, context)  # before the spec is looked at, in which nothing stands where a task was marked by hand
+    take(store, context)  # before the spec is read, which has gaps where a task was marked by hand
     spec = parse()
     take(store, context, *references(spec))
     return spec

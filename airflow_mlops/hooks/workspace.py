@@ -47,7 +47,7 @@ def run_of(context: Context) -> str:
 
 
 def who_triggered(context: Context) -> tuple[str, ...]:
-    """Return the name of the Airflow user, as they log in, who started the run by hand; nobody started one that a schedule or an asset started."""
+    """Return the name of the Airflow user, as they log in, who started the run by hand; empty for a run that a schedule or an asset started."""
     user = context["dag_run"].triggering_user_name
     return (user,) if user else ()
 

@@ -185,9 +185,9 @@ def _judge(connection: sa.Connection, request: Request, said: Answer, subject: S
     if policy.approvers and said.name not in policy.approvers:
         return None, f"{said.name} is not one of the approvers ({', '.join(policy.approvers)})."
     if said.approve and not policy.author_may_approve and (author := policy.author(said.name, said.known_as, authors)):
-        return None, f"{said.name} is an author of what is released ({author}); somebody else must approve it."
+        return None, f"{said.name} is an author of what is released ({author}); another person must approve it."
     if said.approve and said.name in request.approved_by:
-        return None, f"{said.name} has approved already; the next approval must be somebody else's."
+        return None, f"{said.name} has approved already; the next approval must come from another person."
     if policy.comment_required and not said.comment.strip():
         return None, f"{said.name} gave no comment, and the policy asks for one."
     return None if said.approve else REJECTED, ""
@@ -208,7 +208,7 @@ def _authors_before(connection: sa.Connection, subject: Subject) -> Iterator[str
 
 def _last(connection: sa.Connection, release: str) -> Request | None:
     table = APPROVAL_REQUESTS.c
-    connection.execute(sa.select(table.attempt).where(table.release == release).with_for_update())  # nobody else answers meanwhile
+    connection.execute(sa.select(table.attempt).where(table.release == release).with_for_update())  # no other answer is counted meanwhile
     requests = rows.proven(connection, APPROVAL_REQUESTS, release=release)
     if not requests:
         return None

@@ -84,9 +84,9 @@ def append(connection: sa.Connection, event: Event) -> Head:
 
 
 def hold(connection: sa.Connection) -> None:
-    """Let nobody else add an event until the end of the transaction."""
+    """Lock the trail against other writers until the end of the transaction."""
     if connection.dialect.name == "postgresql":  # SQLite's transaction has the only write lock already
-        # Not LOCK TABLE: that would wait for a VACUUM, and needs the right to alter events, which nobody should have.
+        # Not LOCK TABLE: that would wait for a VACUUM, and needs the right to alter events, which no user should have.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
@@ -153,7 +153,7 @@ def _whole(row: sa.Row[Any], number: int) -> tuple[Event, str]:
     """Return the event in a row and its line; raise `AuditTrailBroken` if the row says something else than its line, or is not event `number`."""
     event = parsed(row.line)
     if not row.number == event.number == number or (row.kind, row.subject, row.scope) != (event.kind, event.subject, event.scope):
-        raise AuditTrailBroken(f"Row {row.number} of the ledger's table audit_events stands where event {number} was written. {_ADVICE}")
+        raise AuditTrailBroken(f"Row {row.number} of the ledger's table audit_events is in the place of event {number}. {_ADVICE}")
     return event, row.line
 
 

@@ -1,7 +1,7 @@
 """Which dataset versions were seen, announced and rejected, in which order, and which run works on which: one run per version and purpose.
 
 An announced version has its turn when the run that its event started begins, in each pipeline that follows the dataset's events. Runs by hand
-and by night claim versions, too, and take nobody's turn: the event of a version that such a run has is still under way.
+and by night claim versions, too, and take no run's turn: the event of a version that such a run has is still under way.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def waiting(store: Store, dataset: str) -> tuple[Waiting, ...]:
     """Return the announced complete versions that have not had their turn, the oldest first.
 
     A version has had it when a run of its event has begun in some pipeline, and in each that took the version announced before it: one that
-    is gone or stands still is waited for once, not with every version.
+    is gone or stalled is waited for once, not with every version.
     """
     with store.transaction() as connection:
         complete = _complete(connection, dataset)

@@ -79,7 +79,7 @@ def check(handed: Handovers, sources: Mapping[str, frozenset[str]]) -> None:
     """
     if missing := [source for source in sources if source not in handed]:
         raise NotHandedOver(
-            f"Nothing was handed over in this run by {_named(missing)}: by the ledger it never succeeded. Somebody marked it as success by hand, or "
+            f"Nothing was handed over in this run by {_named(missing)}: by the ledger it never succeeded. It was marked as success by hand, or "
             f"this ledger is not the one it wrote to. A mark is no result: clear {_named(missing)} with what follows, so that it does its work."
         )
     for source, before in sources.items():

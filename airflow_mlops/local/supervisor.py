@@ -75,7 +75,7 @@ class Service:
 def supervise(home: Path) -> int:
     """Run the services that ``HOME/services.json`` names until SIGTERM, then end them all; raise `MlopsError` if another process does that."""
     with only_one(home, "supervisor"):
-        os.umask(0o077)  # what services write is for nobody else
+        os.umask(0o077)  # what services write is for this user alone
         commands: dict[str, list[str]] = json.loads((home / "services.json").read_bytes())
         _supervise(home, [Service(name, command, home / "logs") for name, command in commands.items()])
     return 0

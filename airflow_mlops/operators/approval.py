@@ -35,7 +35,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
 
     What was asked, every answer and what came of it stand in the ledger and its audit trail, bound to the model's, the dataset's and the
     evidence's digest, the version to be replaced and the target; `PublishSavedModelOperator` publishes nothing without it. An answer that does
-    not count (of an author, of somebody else, twice by the same person) is recorded, and the task asks again. The question and its figures are
+    not count (from an author, from someone who is no approver, a second one from the same person) is recorded, and the task asks again. The question and its figures are
     from the ledger and the records; notifiers find them in ``approval_question``, and how far the request is in ``approval_progress``.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.

@@ -82,7 +82,7 @@ class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
             wanted = self._triggering(store, context)
         if wanted is None:
             return registry.get_by_alias(self.model_name, CANDIDATE)
-        registered(store, self.model_name, wanted)  # before a registry is asked for whatever number somebody wrote
+        registered(store, self.model_name, wanted)  # before the registry is asked for an arbitrary number
         return registry.get(self.model_name, wanted)
 
     def _triggering(self, store: Store, context: Context) -> int | None:
@@ -130,7 +130,7 @@ class MlflowPromoteModelOperator(BaseOperator, HandsOver):
     in ``promoted``.
 
     :param model: description of the version, as `TFServingRolloutOperator` returns it.
-    :raises PromotionConflict: somebody else moved the champion meanwhile.
+    :raises PromotionConflict: the champion was moved meanwhile.
     """
 
     template_fields = ("model",)

@@ -29,8 +29,8 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
     """Copy a registered version's SavedModel, verified by its digest, to the model server's base path, and take old versions away.
 
     The base path is that of the connection: a directory, or the URL of an object store. The server warms the version up on the rows of the golden
-    answers. A version whose graph would run Python or reach files is refused, unless the connection allows it, and an unsigned one, or one that
-    somebody else signed, where ``[mlops] verification_key`` is set. Digests are those in the ledger. Returns the model's description with
+    answers. A version whose graph would run Python or reach files is refused, unless the connection allows it, and an unsigned one, or one
+    signed with another key, where ``[mlops] verification_key`` is set. Digests are those in the ledger. Returns the model's description with
     ``golden``, the path of the offline answers that the served ones must equal, and their digest.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
@@ -104,7 +104,7 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
         if found not in (expected, version):  # its own version: a finished release that is run again
             raise PromotionConflict(
                 f"The champion of {name!r} was {expected or 'nobody'} when version {version} was selected and is {found or 'nobody'} now. "
-                "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared anew. Nothing was published."
+                "Clear the task 'evaluate' of the run that trained it with all that follows, so that it is compared again. Nothing was published."
             )
 
     def _publish(self, registered: ModelVersion, files: Path, digest: str, policy: RetentionPolicy) -> str:

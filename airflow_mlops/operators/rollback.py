@@ -34,7 +34,7 @@ class RollbackModelOperator(TFServingRolloutOperator):
     :param reason: why; it must not be empty.
     :param signature_change_allowed: publish a version that clients of the serving one could not ask; only ``True`` allows it, no text does.
     :raises RollbackRefused: it never was champion, is it now, or the trail does not know its files; nothing was changed.
-    :raises PromotionConflict: the champion changed after somebody asked; nothing was changed.
+    :raises PromotionConflict: the champion changed after the rollback was requested; nothing was changed.
     """
 
     template_fields: tuple[str, ...] = ("version", "reason")

@@ -8,7 +8,7 @@ from typing import Any
 from airflow_mlops.gates import ApprovalPolicy
 from airflow_mlops.registry.registrations import Evidence
 
-UNKNOWN_AUTHORS = "not known: Git does not know it, and the pipeline's code_authors is empty. Nobody is kept from approving for it"
+UNKNOWN_AUTHORS = "not known: Git does not know it, and the pipeline's code_authors is empty, so no author is kept from approving"
 _ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "'"}
 
 

@@ -83,7 +83,7 @@ def verified(store: Store, version: ModelVersion) -> dict[str, str]:
         if (found := version.tags.get(name)) != value:
             raise RegistryError(
                 f"The tag {name!r} of {version.name} version {version.version} is {found!r}; expected {value!r}, with which it was registered. "
-                "Somebody changed it in the registry: find out who, and clear 'register' of its run, which sets the tags again."
+                "It was changed in the registry: find out by whom, and clear 'register' of its run, which sets the tags again."
             )
     return tags
 

@@ -38,10 +38,10 @@ class Target:
 def choose(store: Store, model: str, version: int | None = None, *, asked_at: datetime | None = None) -> Target:
     """Return what a rollback goes back to: the champion `version` was, or the one before the present one.
 
-    :param asked_at: when somebody asked, who then saw who was champion.
+    :param asked_at: when the rollback was requested; a champion since then was not the one to be replaced.
     :raises SpecError: the model never had a champion.
     :raises RollbackRefused: the version never was champion, is it now, or there is none before; or the trail does not know its files.
-    :raises PromotionConflict: the champion changed after somebody asked.
+    :raises PromotionConflict: the champion changed after the request.
     """
     reigns = champions.history(store, model)
     if not reigns:
@@ -68,7 +68,7 @@ def fetch(registry: ModelRegistry, target: Target, directory: Path) -> ModelVers
         if found != target.digests[digest]:
             raise RegistryError(
                 f"{name} of {target.model} version {target.version} has the digest {found}; expected {target.digests[digest]}, with which it was "
-                "champion. Somebody changed it in the registry: restore it from a backup, or go back to another version. Nothing was changed."
+                "champion. It was changed in the registry: restore it from a backup, or go back to another version. Nothing was changed."
             )
     return registered
 

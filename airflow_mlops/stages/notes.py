@@ -1,4 +1,4 @@
-"""What a training did not do though somebody may believe it, as sentences for its record: nothing of that is passed over in silence."""
+"""What a training was asked for and did not do, as sentences for its record, so that none of it passes in silence."""
 
 from __future__ import annotations
 

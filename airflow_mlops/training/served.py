@@ -33,7 +33,7 @@ NOISE = 1e-5  # the same, of classes that are equally good for a model: which of
 
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """Within the block, answers compare: seeds stand still, and GPUs do not round to TensorFloat-32, which differs by more than `TOLERANCE`."""
+    """Within the block, answers are comparable: seeds are fixed, and GPUs do not round to TensorFloat-32, which differs by more than `TOLERANCE`."""
     rounding = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:

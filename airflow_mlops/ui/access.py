@@ -1,4 +1,4 @@
-"""What a reader may see: whatever Airflow's auth manager lets this user see of each DAG, asked for every page anew."""
+"""What a reader may see: whatever Airflow's auth manager lets this user see of each DAG, asked again for every page."""
 
 from __future__ import annotations
 

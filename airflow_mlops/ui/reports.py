@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-# In a sandbox without allow-same-origin a report's scripts run, but as nobody: no cookie, no request in the reader's name. They reach no
+# In a sandbox without allow-same-origin a report's scripts run without an identity: no cookie, no request in the reader's name. They reach no
 # network either: whatever a report shows is in its own file, and what it was made of goes nowhere.
 HEADERS = {
     "Content-Security-Policy": (

@@ -48,7 +48,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def page(browser: Browser, server: ApiServer) -> Iterator[Page]:
-    """A page of somebody who has logged in with the form; whatever of the plugin answers 4xx or 5xx fails the test."""
+    """A page after a login with the form; any 4xx or 5xx answer of the plugin fails the test."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     refused: list[str] = []

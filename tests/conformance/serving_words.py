@@ -1,6 +1,6 @@
 """The words in which TensorFlow Serving refuses a request, which clients look for: every one of its JSON and HTTP handlers, and its gRPC services'.
 
-Each stands in its source: util/json_tensor.cc, model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and http_server.cc,
+Each is in its source: util/json_tensor.cc, model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and http_server.cc,
 servables/tensorflow/*.cc, model_servers/server_core.cc and model_service_impl.cc.
 """
 

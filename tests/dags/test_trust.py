@@ -225,7 +225,7 @@ def test_authors_that_were_emptied_do_not_let_an_author_approve(site: Site, monk
         release.xcoms["select", -1] = emptied
         assert attempt(release, "approve", site) is None
     release.xcoms["select", -1] = selected
-    for user in ("ann", None):  # cleared, and started again by an asset event that nobody triggered
+    for user in ("ann", None):  # cleared, and started again by an asset event, which no user triggered
         release.user = user
         with pytest.raises(TaskAwaitingInput):
             release.run("approve")

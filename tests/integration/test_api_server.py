@@ -115,7 +115,7 @@ def test_a_task_learns_who_the_users_are_and_nobody_else_does(server: ApiServer,
 
 
 def test_names_approve_and_stand_in_the_trail_with_their_ids(server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The question is asked through Airflow, answered by its users, and counted by name; nobody else, not even an admin, and no author."""
+    """The question is asked through Airflow, answered by its users, and counted by name; not those of others, be it an admin, nor of an author."""
     release = Release(server, monkeypatch, tmp_path)
     release.ask(ApprovalPolicy(1, approvers=("op", "user")), triggered_by="user")
     assert release.answer("viewer") == 403, "the role viewer may not answer"

@@ -1,4 +1,4 @@
-"""What this package uses of Airflow and its providers though nobody promised it: each fails here when it moves, before a pipeline does.
+"""The private interfaces of Airflow and its providers that this package uses: each fails here when it moves, before a pipeline does.
 
 `setup.cfg` bounds the versions of whoever owns it, to those that were tried.
 """

@@ -28,7 +28,7 @@ UNBUILT = {
     "differential report": "There is no stage yet that compares the model with others on the same inputs.",
     "model-test report": "There is no stage yet that runs tests of the model's behaviour.",
 }
-NO_AUTHORS = "Git does not know the code that trained, and code_authors names nobody: no author of it could be kept from approving the release."
+NO_AUTHORS = "Git does not know the training code, and code_authors is empty: its authors could not be kept from approving the release."
 ROLLED_BACK, PACKED = "rolled back", "evidence"
 VOUCHING = ("approval granted", "promoted")
 R = TypeVar("R", bound=StageResult)

@@ -1,4 +1,4 @@
-"""How it stands with models that a reload brought: the decision of `Loader.reload`, without its waiting."""
+"""Whether the new models of a reload have arrived: the decision of `Loader.reload`, without its waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_mlops.serving.embedded.versions import Versions
 class Arrival(NamedTuple):
     """A model that is not available: why, the version to name if there is one, and whether that will change.
 
-    `open` is True while something loads, False if nothing will, None if somebody may yet bring a version.
+    `open` is True while something loads, False if nothing will, None if a version may still be published.
     """
 
     name: str

@@ -73,7 +73,7 @@ def pack_answer(answer: Answer) -> bytes:
 class Board:
     """Memory that the front and one model's process share: a look costs no system call, and what is written is seen before what was sent earlier.
 
-    The front writes the numbers of calls that nobody waits for any more (`in` tells). The process raises `beats` while it is alive, notes which
+    The front writes the numbers of abandoned calls (see `__contains__`). The process raises `beats` while it is alive, notes which
     thread works on which call, and when it crashes, which thread that was.
     """
 
@@ -118,7 +118,7 @@ class Board:
         return self._slots[_SLOTS + 1 + number % _SLOTS]
 
     def workers(self) -> set[int]:
-        """Return the threads that work on calls, also on those that nobody waits for any more."""
+        """Return the threads that work on calls, abandoned ones included."""
         return set(self._slots[_SLOTS + 1 :].tolist()) - {0}
 
     def accuse(self, thread: int) -> None:

@@ -63,7 +63,7 @@ def unanswered() -> dict[str, Any]:
 
 
 def other_values(column: sa.Column[Any], value: Any) -> list[Any]:
-    """Return what somebody could write there instead."""
+    """Return other values that the column takes."""
     if isinstance(column.type, sa.JSON):
         more: list[Any] = [{}, {**(value or {}), "more": 1}]
     elif isinstance(value, datetime) or "Utc" in type(column.type).__name__:
@@ -112,7 +112,7 @@ def test_every_table_is_held_to_the_trail_or_says_why_not() -> None:
     assert migrations.VERSION_TABLE not in METADATA.tables  # Alembic's, whose one value decides which scripts run
 
 
-def test_a_ledger_that_nobody_touched_is_what_its_trail_says(ledger: Store) -> None:
+def test_an_untouched_ledger_is_what_its_trail_says(ledger: Store) -> None:
     assert all(contents(ledger, table) for table in [AUDIT_EVENTS, *rows.DECIDING.values()])
     assert rows.verify(ledger, [chain.head(ledger)]) == chain.head(ledger)
 
@@ -216,7 +216,7 @@ DECISIONS: list[tuple[str, str, Callable[[Store], Any]]] = [
 @pytest.mark.parametrize(("name", "column", "decide"), DECISIONS, ids=lambda value: value if isinstance(value, str) else "")
 def test_nothing_is_decided_by_a_row_that_the_trail_does_not_hold(ledger: Store, name: str, column: str, decide: Callable[[Store], Any]) -> None:
     table = METADATA.tables[name]
-    decide(ledger)  # as long as nobody touched it
+    decide(ledger)  # as long as it is untouched
     head = chain.head(ledger)
     for row in contents(ledger, table):
         if row.get("model") in ("digits", None) and row.get("release") in ("digits_release/one", None) and row.get("key") in ("plan:2", None):

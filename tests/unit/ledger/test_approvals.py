@@ -35,7 +35,7 @@ def say(
     later: timedelta = timedelta(),
     known_as: tuple[str, ...] = (),
 ) -> Request:
-    """Answer as somebody with an id that is a number, as FAB's are."""
+    """Answer as a user whose id is a number, as with FAB."""
     number = str(sum(user.encode()))
     return approvals.answer(store, RELEASE, Answer(user, number, approve, now() + later, comment, known_as), subject)
 
@@ -87,7 +87,7 @@ def test_an_author_under_another_name_is_known_by_the_policy(store: Store) -> No
 
 
 def test_an_author_is_known_by_what_airflow_says_of_the_user(store: Store) -> None:
-    """Under FAB the name that somebody logs in with need not be the one in Git; the address is."""
+    """With FAB a user may log in with another name than Git's; the address is the same."""
     ask(store)
     assert "author" in say(store, "u123", known_as=("ann@example.org", "A. Lee")).problem
     assert say(store, "u124", known_as=("dan@example.org", "Dan")).outcome == "granted"

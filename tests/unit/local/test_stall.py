@@ -49,7 +49,7 @@ def seen(*queued: str, running: int = 0) -> Seen:
         "it moves",
         "one left it, another came",
         "it was empty in between",
-        "an answer that is missing begins anew",
+        "a missing answer starts over",
         "nothing is seen",
         "what runs is not interrupted at once",
         "and yet in the end",

@@ -165,7 +165,7 @@ class Arrival(RuleBasedStateMachine):
     @precondition(lambda self: len(self.published) > 1)
     @rule(one=st.integers(0, 5), other=st.integers(0, 5))
     def forge(self, one: int, other: int) -> None:
-        """Somebody writes an event with the name of one version and the digest of another."""
+        """An event is forged: the name of one version, the digest of another."""
         named, meant = (self.published[index % len(self.published)] for index in (one, other))
         if named != meant:
             self.tick()

@@ -255,7 +255,7 @@ def test_a_champion_that_changed_while_the_label_moved_takes_the_label_back(shop
     go_on, crown = shop.begun(2), champions.crown
 
     def late(store: Store, claim: Claim) -> Any:
-        crown(store, Claim("somebody else", shop.name, 4, 3))
+        crown(store, Claim("another run", shop.name, 4, 3))
         return crown(store, claim)
 
     monkeypatch.setattr(champions, "crown", late)

@@ -158,7 +158,7 @@ class TestRefusals:
         assert found["scores"].shape == (rows, 3)
 
     def test_a_shape_that_the_signature_does_not_expect_is_refused_also_where_the_graph_takes_it(self, many: Servable) -> None:
-        """Whether it would, nobody can tell beforehand."""
+        """Only the run can tell whether it would."""
         assert "has shape [1, 3]; the signature expects [-1, 2]" in str(refused(many, "narrow", {"x": floats([1, 2, 3])}))
 
     def test_batches_of_different_sizes_are_left_to_the_graph(self, load: Load) -> None:

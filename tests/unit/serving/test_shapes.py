@@ -1,4 +1,4 @@
-"""Requests that once ended the model's process: of a wrong shape, and such as nobody can tell beforehand."""
+"""Requests that once ended the model's process: of a wrong shape, and those that only the run can tell."""
 
 from __future__ import annotations
 

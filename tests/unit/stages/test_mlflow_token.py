@@ -24,7 +24,7 @@ TOKEN = "s3cret-of-the-guard"
 
 @pytest.fixture
 def guarded(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Proxy]:
-    """A server before which somebody asks for the token that the connection ``mlflow_default`` has."""
+    """A server that requires the token of the connection ``mlflow_default``."""
     with running_server(tmp_path) as server, proxy(server.port) as guard:
         guard.token = TOKEN
         connect("mlflow_default", "mlflow", host=guard.uri, password=TOKEN)

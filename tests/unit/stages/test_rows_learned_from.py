@@ -48,7 +48,7 @@ class Team:
         return MlflowRegistry(self.workshop.tracking_uri)
 
     def deliver(self, version: DatasetVersion, change: Change) -> DatasetVersion:
-        """Publish the rows of `version` as somebody else would write them."""
+        """Publish the rows of `version` in another form."""
         home, name = self.workshop.home, f"{version.name}-{self.name}-{len(self.results)}"
         data = change(read_frame(version)).to_csv(index=False).encode()
         return publish_version({"digits.csv": data}, home / "others", name=name, dataset="digits")

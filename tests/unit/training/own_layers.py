@@ -194,7 +194,7 @@ class Inverse(layers.Layer):
 
 @OWN
 class Forgetful(layers.Layer):
-    """What it learns stands in an attribute that no file holds."""
+    """What it learns is in an attribute that is not saved."""
 
     factor = 1.0
 
