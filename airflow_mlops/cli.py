@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         return serve(arguments[1:])
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for talkative in ("httpx", "great_expectations"):  # the second tells of each of its own 200 methods
+    for talkative in ("httpx", "great_expectations"):  # the second logs a line for each of its 200 methods
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         return int(options.run(options))

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from airflow_mlops.exceptions import SpecError, unknown_name
 
 PACKAGE = "airflow-mlops"
-# What each process of a deployment needs beside the package itself.
+# The extras that each process of a deployment needs.
 PROCESSES = {
     "dag-processor": (),
     "scheduler": (),

@@ -101,9 +101,9 @@ class TrainingResult(StageResult):
     sentences on what else was asked for and not done. `code_authors` wrote and committed the last change of the code
     (``Ann Lee <ann@example.org>``), empty where Git does not know. `formats` are the further ones it was converted into, `format_problems` says
     why others are missing. `features`, or None, is the graph from raw rows to what `model` takes, which the SavedModel holds already.
-    `stopped_early`: its time was over before it was done; `resumed_from_step`: the batch after which it went on from a checkpoint, or None.
+    `stopped_early`: its time was over before it was done; `resumed_from_step`: the batch of the checkpoint that it resumed from, or None.
     `weights_digest` is that of the numbers in `model`, whose file holds the time too. `seconds_before` were trained by the attempts before this
-    one, which went on from their checkpoint.
+    one, which resumed from their checkpoint.
     """
 
     dataset: DatasetVersion

@@ -25,7 +25,7 @@ class SplitDefinition:
     * `columns`: of the inputs, in the order in which they fill `input_shape`; values are multiplied by `scale`.
     * `label_column`: holds integers in ``0 .. num_classes - 1``.
     * `held_out_fraction`: the share of rows that this training held out.
-    * `unseen_fraction`: the smallest share that it, or any training whose weights it went on from, held out: only these rows were never learned
+    * `unseen_fraction`: the smallest share that it, or any training whose weights it started from, held out: only these rows were never learned
       from, because a larger fraction holds out every row that a smaller one does.
     * `unknown`: why it is not known what else it has learned from; None where it is.
     """
@@ -45,9 +45,9 @@ class SplitDefinition:
         return bytes_digest(canonical_json(asdict(self)))
 
     def after(self, start: SplitDefinition | None, name: str) -> SplitDefinition:
-        """Return this definition for a training that went on from the weights of model `name` with the definition `start`, None if unknown."""
+        """Return this definition for a training that started from the weights of model `name` with the definition `start`, None if unknown."""
         if start is None:
-            return replace(self, unknown=f"it went on from {name}, which has no record of the rows it learned from")
+            return replace(self, unknown=f"it started from {name}, which has no record of the rows it learned from")
         return replace(self, unseen_fraction=min(self.unseen_fraction, start.unseen_fraction), unknown=start.unknown)
 
     def differences(self, other: SplitDefinition) -> list[str]:

@@ -64,7 +64,7 @@ def _follow(api: AirflowApi, dag_id: str, run_id: str, deadline: float) -> str:
     """Return what came of a run; raise `RollbackRefused` with the task's own words if it failed, or if it is not done in time."""
     while (state := api.run_state(dag_id, run_id)) not in ("success", "failed"):
         if time.monotonic() > deadline:
-            raise RollbackRefused(f"{dag_id} {run_id} is still {state}. Look at it in Airflow; it goes on.")
+            raise RollbackRefused(f"{dag_id} {run_id} is still {state}. It continues: watch it in Airflow.")
         time.sleep(_LOOK_SECONDS)
     ((task_id, task),) = api.tasks(dag_id, run_id).items()
     if state == "success":

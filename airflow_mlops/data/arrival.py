@@ -126,5 +126,5 @@ def _next(observation: Observation, now: float, policy: ArrivalPolicy) -> Announ
 
 
 def _waited(since: float, now: float) -> float:
-    """Return the seconds from `since` to `now`; a time to come is one of a clock that was wrong, and holds up nothing for longer than it was."""
+    """Return the seconds from `since` to `now`; a time in the future is of a wrong clock, and delays nothing for longer than its error."""
     return abs(now - since)

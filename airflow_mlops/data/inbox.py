@@ -1,7 +1,7 @@
 """An inbox that is looked at again and again: what a version costs is bounded, remembered, and paid by that version alone.
 
 Manifests are read first, and files only of the versions that the caller wants. What was read, or could not be, is remembered until the file
-it came from changes. A look that takes long goes on at the next one, the small versions first, so that a large or a hostile one holds up none
+it came from changes. A look that takes long continues at the next one, small versions first, so that a large or a hostile one delays no other
 that is smaller.
 """
 
@@ -113,7 +113,7 @@ class Inbox:
 
         A version that could not be read to its end in this look is left out.
         """
-        self._deadline = time.monotonic() + self._look_seconds  # its own: however long the listing took, the examination goes on
+        self._deadline = time.monotonic() + self._look_seconds  # its own: however long the listing took, the examination makes progress
         wanted = sorted(listed, key=lambda one: one.heading.num_bytes if one.heading else 0)
         here = {one.directory for one in wanted}
         self._digests.keep(here)
@@ -224,13 +224,13 @@ def _unreadable(directory: Path, error: OSError) -> str:
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()  # a link to a version's directory is told of as broken
+        return entry.is_dir()  # a link to a version's directory is reported as broken
     except OSError:  # one that leads round in circles, or where we may not look
         return False
 
 
 def _state(manifest: Path) -> str:
-    """Return what tells a manifest that is broken from what may come in its place."""
+    """Return what tells a broken manifest from one that may replace it."""
     try:
         return _short(read_regular(manifest, MAX_BYTES))
     except ManifestInvalid:

@@ -126,7 +126,7 @@ def _not_following(path: str, flags: int) -> int:
 
 
 def _require_few_fields(path: Path, data: bytes) -> None:
-    """Raise `ManifestInvalid` for a crowd of fields, each of which would be a mistake to tell of; what is no JSON is told by who reads it."""
+    """Raise `ManifestInvalid` for very many fields, each of which would be reported as a mistake; the parser reports what is not JSON."""
     with contextlib.suppress(ValueError):
         parsed = from_json(data)
         files = parsed.get("files") if isinstance(parsed, dict) else None

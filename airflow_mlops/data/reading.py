@@ -79,7 +79,7 @@ class Headings(Memory[T]):
 
 
 class Digests(Memory[str]):
-    """Digests of files, of which a poll over unchanged ones reads nothing, and one with a deadline goes on where the last one stopped."""
+    """Digests of files, of which a poll over unchanged ones reads nothing, and one with a deadline continues where the last one stopped."""
 
     def __call__(self, path: Path, deadline: float) -> str:
         """Return ``sha256:<64 hex digits>`` of a regular file's content; raise `NotRead` if it is not read to its end at `deadline`."""

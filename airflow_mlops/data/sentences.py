@@ -20,7 +20,7 @@ def does_not_hold(expectation: str, kwargs: Mapping[str, Any], result: Mapping[s
 
 
 def could_not_be_evaluated(expectation: str, kwargs: Mapping[str, Any], problems: Sequence[str]) -> str:
-    """Return the sentence for an expectation whose metrics raised: that is no statement about the data."""
+    """Return the sentence for an expectation whose metrics raised, which says nothing about the data."""
     raised = cut("; ".join(problems).rstrip("."))
     return f"{subject(expectation, kwargs)}: could not be evaluated ({raised}); expected {expected(expectation, kwargs)}."
 

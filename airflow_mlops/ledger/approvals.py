@@ -241,7 +241,7 @@ def _end(connection: sa.Connection, request: Request, outcome: str, reason: str)
 def _note(
     connection: sa.Connection, request: Request, kind: str, actor: str, details: Mapping[str, Any], *also: tuple[sa.Table, Mapping[str, Any]]
 ) -> None:
-    """Add an event that states the request as it is now, and what is new beside it."""
+    """Add an event that states the request as it is now, and the rows `also`."""
     subject = request.subject
     bound = {"release": request.release, "attempt": request.attempt, "binding": subject.binding, "target": subject.target, **subject.digests}
     event = Event(kind, f"{subject.model}@{subject.version}", actor, {**details, **bound})

@@ -220,7 +220,7 @@ def _number(line: bytes) -> int | None:
 
 
 def parsed(line: str) -> Event:
-    """Return the event that a line of the trail tells; raise `AuditTrailBroken` if it is none."""
+    """Return the event of a line of the trail; raise `AuditTrailBroken` if it is none."""
     try:
         data = json.loads(line)
         stated = data.get("scope"), tuple(data.get("rows", ()))

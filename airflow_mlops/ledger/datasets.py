@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
 def see(store: Store, dataset: str, digests: Iterable[str]) -> dict[str, int]:
     """Give each of the `digests` that has none the next number, in this order, and return digest -> number of all versions of `dataset`.
 
-    A number stays for ever: whatever happens to a version's files later, it is as old as when the ledger first saw it.
+    A number never changes: whatever happens to a version's files later, its age is that of the ledger's first look at it.
 
     :raises LedgerAltered: the order is not what the audit trail says.
     """
@@ -46,7 +46,7 @@ def see(store: Store, dataset: str, digests: Iterable[str]) -> dict[str, int]:
                 _number(connection, dataset, [row.digest for row in old], 1 - len(old))
             known = {row["digest"]: row["number"] for row in rows.proven(connection, ORDER, dataset=dataset)}
             _number(connection, dataset, [digest for digest in wanted if digest not in known], max([0, *known.values()]) + 1)
-        order = numbers(store, dataset)  # on PostgreSQL another process may have had a number at the same moment: then once more
+        order = numbers(store, dataset)  # on PostgreSQL another process may have taken a number at the same moment: then again
     return order
 
 

@@ -1,7 +1,7 @@
 """What each task of a run handed over to those that follow, in the audit trail, so that they need not believe an XCom.
 
 Whoever may edit XComs, clear tasks or mark them can write any reference; only a task that did its work writes here. A later task compares what
-its XCom says with what the trail says, and goes on with the latter.
+its XCom says with what the trail says, and uses the latter.
 """
 
 from __future__ import annotations

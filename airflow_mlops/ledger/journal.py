@@ -115,7 +115,7 @@ def _check(row: Mapping[str, Any], kind: str, request: dict[str, Any]) -> None:
 
 
 def _close(store: Store, key: str, error: BaseException) -> None:
-    """Note why the effect was not applied; `error`, which matters more, tells if that could not be noted."""
+    """Note why the effect was not applied; if that fails, say so in `error`, which matters more."""
     problem = f"{type(error).__name__}: {error}".replace("\0", "\\0")
     failed = Event("effect failed", _subject(key), "", {"problem": problem})
     try:

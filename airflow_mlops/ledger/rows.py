@@ -132,7 +132,7 @@ def _raw(table: sa.Table) -> sa.Select[Any]:
 
 
 def _plain(table: sa.Table, row: sa.Row[Any]) -> dict[str, Any]:
-    """Return a raw row as JSON; what cannot be read is told as the text that it is."""
+    """Return a raw row as JSON; an unreadable value becomes its text."""
     return {column.name: _value(column, getattr(row, column.name)) for column in table.columns}
 
 

@@ -16,7 +16,7 @@ from airflow_mlops.exceptions import MlopsError
 def only_one(home: Path, what: str, *, where: str = "") -> Iterator[None]:
     """Hold the lock `what` of the deployment in `home`, which is made if it is not there.
 
-    :param where: what to tell another one that wants it, besides who has it.
+    :param where: added to the error that another one gets, after who has the lock.
     :raises MlopsError: another process has it; the message says which, and where to look.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ class Queue:
             self._api = self._api or self._log_in()
             found = self._api.call("GET", "/dags/~/dagRuns/~/taskInstances?state=queued&state=running&limit=1000")["task_instances"]
         except (MlopsError, httpx.HTTPError) as error:
-            self._api = None  # a login does not last for ever
+            self._api = None  # a login expires
             log.info("Airflow does not say what is queued: %s", error)
             return None
         states = [(str(task["id"]), task["state"]) for task in found]

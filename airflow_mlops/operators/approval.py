@@ -33,10 +33,10 @@ COMMENT = "comment"
 class ApproveReleaseOperator(ApprovalOperator, HandsOver):
     """Ask until as many different people as the policy wants have approved, one rejects, or the time is over; or let the policy approve.
 
-    What was asked, every answer and what came of it stand in the ledger and its audit trail, bound to the model's, the dataset's and the
-    evidence's digest, the version to be replaced and the target; `PublishSavedModelOperator` publishes nothing without it. An answer that does
-    not count (from an author, from someone who is no approver, a second one from the same person) is recorded, and the task asks again. The question and its figures are
-    from the ledger and the records; notifiers find them in ``approval_question``, and how far the request is in ``approval_progress``.
+    What was asked, every answer and the outcome are in the ledger and its audit trail, bound to the model's, the dataset's and the evidence's
+    digest, the version to be replaced and the target; `PublishSavedModelOperator` publishes nothing without it. An answer that does not count (of an
+    author, of someone who is not an approver, a second one of the same person) is recorded, and the task asks again. The question and its figures
+    are from the ledger and the records; notifiers find them in ``approval_question``, and how far the request is in ``approval_progress``.
 
     :param model: description of the version, as `MlflowSelectCandidateOperator` returns it.
     :param policy: who must agree, and until when.
@@ -75,7 +75,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         with self._ledger() as store:
             description = self._describe(store, context)
             authors = tuple(sorted({*description["authors"].splitlines(), *who_triggered(context)}))
-            # What the gate leaves to a person is no policy's to approve.
+            # A policy must not approve what the gate leaves to a person.
             policy = dataclasses.replace(self.policy, num_approvals=max(1, self.policy.num_approvals)) if description["questions"] else self.policy
             unchecked = self._check_approvers(policy, context["ti"].dag_id, authors)
             request = approvals.ask(store, run_of(context), self._subject(description), policy, authors)
@@ -142,7 +142,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
     def _check_approvers(self, policy: ApprovalPolicy, dag_id: str, authors: Sequence[str]) -> str:
         """Return what could not be found out about the approvers, empty for nothing.
 
-        :raises NotApproved: there is no such user, or too few of them can approve: this is not left for the time to show.
+        :raises NotApproved: there is no such user, or too few of them can approve: better now than when the time is over.
         """
         if not policy.approvers or not policy.num_approvals:
             return ""

@@ -110,7 +110,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         return version
 
     def _require_believable(self, store: Store, version: DatasetVersion) -> None:
-        """Raise `SpecError` unless the ledger announced the `version` that an event tells of, or its manifest says the same."""
+        """Raise `SpecError` unless the ledger announced the `version` that an event names, or its manifest says the same."""
         from airflow_mlops.data.snapshot import read_manifest
         from airflow_mlops.ledger import datasets
 
@@ -122,7 +122,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
                 "Watch the same inbox as this task reads, and start no run with an event of another place."
             )
         if datasets.announced_as(store, version) == version.name:
-            return  # also if it was altered since, which this run shall tell
+            return  # even if it was altered since, which this run then reports
         try:
             manifest = read_manifest(place)
             found = f"its manifest is of {manifest.dataset} {manifest.digest}"

@@ -29,7 +29,7 @@ EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluat
 class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
     """Return which version is to be released, to replace whom: the one that started the run, the one asked for, or the registry's candidate.
 
-    A version counts as the ledger has it, and the policy must let it pass once more by the records it was registered with.
+    A version is what the ledger says of it, and the policy is applied again to the records it was registered with.
 
     :param model_name: the registered model.
     :param policy: the thresholds.

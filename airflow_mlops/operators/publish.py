@@ -108,7 +108,7 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
             )
 
     def _publish(self, registered: ModelVersion, files: Path, digest: str, policy: RetentionPolicy) -> str:
-        """Publish beside what the server's configuration names, take old versions away, and return the place."""
+        """Publish, remove old versions, and return the place."""
         hook = TFServingHook(self.tf_serving_conn_id)
         allowed = self.signature_change_allowed is True
         path = publish(hook, registered, files, digest, version_label=self.version_label, signature_change_allowed=allowed)
@@ -132,7 +132,7 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
 def publish(
     hook: TFServingHook, registered: ModelVersion, files: Path, digest: str, *, version_label: str, signature_change_allowed: bool = False
 ) -> str:
-    """Publish the SavedModel of this digest that was downloaded to `files`, beside what the server's configuration names; return the place.
+    """Publish the SavedModel of this digest that was downloaded to `files`; return the place.
 
     The golden answers there are what the server warms up on. A version that is published already must be as it was published.
     """

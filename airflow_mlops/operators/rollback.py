@@ -109,8 +109,8 @@ class RollbackModelOperator(TFServingRolloutOperator):
         if now is None or (now.token != target.token and now.intent != self._intent(context)):
             by_now = champions.spoken(now.version if now else None)
             raise PromotionConflict(
-                f"This rollback of {target.model!r} was to replace version {target.replaces}, and {by_now} is champion by now. That one stays; start "
-                "another rollback if it shall go."
+                f"This rollback of {target.model!r} was to replace version {target.replaces}, but {by_now} is champion by now and stays. Start "
+                "another rollback to replace it."
             )
         return target
 

@@ -60,7 +60,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
         self._begin(context)
 
     def _begin(self, context: Context) -> None:
-        """Load the version beside the serving one, and wait in the triggerer."""
+        """Load the version while the serving one stays, and wait in the triggerer."""
         from airflow_mlops.serving import rollout
 
         with airflow_errors(), TFServingHook(self.tf_serving_conn_id).get_conn() as client:

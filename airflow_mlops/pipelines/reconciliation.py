@@ -11,7 +11,7 @@ from airflow_mlops.operators.messages import DeliverMessagesOperator
 from airflow_mlops.operators.reconciliation import ReconcileModelsOperator
 
 ABOUT = """Compares for every model what the ledger, the aliases in MLflow and the model servers say. Aliases that were moved by hand are moved
-back; whatever needs a person fails the run that finds it, and is told once until it is gone. A rollout under way is no difference.
+back; whatever needs a person fails the run that finds it, and is reported once until it is gone. A rollout under way is not a difference.
 Messages that Slack did not take are sent."""
 FOUND = ":mag: *{{ dag.dag_id }}*: {{ exception | default('its process died; see the log') }}"
 

@@ -19,7 +19,7 @@ _CONNECTION = ("kubernetes_conn_id", "config_file", "in_cluster")
 
 
 class Runner(Protocol):
-    """Names the operator of a stage, and what it needs beside the stage's spec; `extras` of the package are what a worker needs for its tasks."""
+    """Names the operator of a stage and its further arguments; `extras` are those of the package that a worker needs for its tasks."""
 
     @property
     def extras(self) -> tuple[str, ...]: ...

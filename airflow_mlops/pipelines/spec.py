@@ -41,8 +41,8 @@ class PipelineSpec:
     * `statements`: JSON or TOML file of what people vouch for in the ML Test Score, relative to `code_path`; empty for nothing.
     * `retrain`: the function for a training that starts from the champion, where it is another than `train_function`.
     * `repository`, `commit`: Git repository and full hash of what all three functions are imported from, instead of `code_path`.
-    * `code_authors`: names or e-mail addresses of who wrote the code, beside those that Git names; they cannot approve their own work. Needed where
-      the code was copied without Git: otherwise no author is known, and the question says so.
+    * `code_authors`: names or e-mail addresses of further authors of the code, whom Git does not name; they cannot approve their own work. Needed
+      where the code was copied without Git: otherwise no author is known, and the question says so.
     * `features`: ``module:function`` from raw rows to what the train function learns from; it is served with the model. Empty for none.
     * `training`: those of `TRAINING_FIELDS` of the train stage's spec that are not as usual: ``{"max_seconds": 3600.0, "reproducible": False}``.
     * `formats`: what the model is offered as beside Keras and SavedModel: ``{"onnx": "required", "tflite": "optional"}``.

@@ -16,7 +16,7 @@ from airflow_mlops.registry.base import CHAMPION, ModelRegistry
 from airflow_mlops.registry.promotion import DIGEST_TAG, exists, project
 
 ACTOR = "reconciliation"
-ROLLOUT = timedelta(hours=1)  # an effect that is not ended after that is told: a task's retries take about as long
+ROLLOUT = timedelta(hours=1)  # an effect still open after that is reported: a task's retries take about as long
 CLOCKS = timedelta(minutes=1)  # how far the clocks of two workers may be apart
 
 
@@ -42,7 +42,7 @@ def reconcile(
 ) -> list[Difference]:
     """Compare every model of the ledger with its aliases, its versions and what servers serve, and return what differed.
 
-    That a version serves which is not (yet) champion is no difference while its rollout, by the journal, still runs.
+    A version that serves and is not (yet) champion is not a difference while its rollout, by the journal, still runs.
 
     :param served: by model, the version that clients get now (None: none at all); a model that is not named is not compared.
     :param at: when the servers were asked; by default now.

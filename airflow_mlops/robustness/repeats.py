@@ -1,4 +1,4 @@
-"""Which mutants of a random sample were drawn before: an input has one mirror image, and to draw it twice is no second observation of a rate."""
+"""Which mutants of a random sample were drawn before: an input has one mirror image, and drawing it twice is not a second observation of a rate."""
 
 from __future__ import annotations
 

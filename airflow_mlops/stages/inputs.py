@@ -43,7 +43,7 @@ def learned_and_held_out(frame: pd.DataFrame, definition: SplitDefinition) -> Sp
 
 
 def read_split(version: DatasetVersion, definition: SplitDefinition) -> Split:
-    """Return what the model of this definition learned from of `version`, and what neither it nor any it went on from has learned from.
+    """Return what the model of this definition learned from of `version`, and what neither it nor any model it started from has learned from.
 
     Raises `EvaluationError` if there are no rows of the second kind.
     """
@@ -62,7 +62,7 @@ def unseen(rows: LabelledArrays, definition: SplitDefinition) -> LabelledArrays:
     found = rows.where(below(rows, definition.unseen_fraction))
     if not len(found):
         raise EvaluationError(
-            f"There is no row to judge the model by: it, or a model it went on from, learned from all {len(rows)} rows but a share of "
+            f"There is no row to judge the model by: it, or a model it started from, learned from all {len(rows)} rows but a share of "
             f"{definition.unseen_fraction:g}. Publish more rows, or train from scratch with a larger held_out_fraction."
         )
     return found

@@ -30,7 +30,7 @@ def champion_of(registry: ModelRegistry, name: str) -> ModelVersion | None:
 def definition_of(registry: ModelRegistry, version: ModelVersion, out_dir: Path) -> SplitDefinition | None:
     """Return by which rows and columns a registered version was trained, None for one whose run does not say it, as in a foreign registry.
 
-    :raises RegistryError: it is not what was registered.
+    :raises RegistryError: its files are not the registered ones.
     """
     found, expected = _recorded(registry, version, out_dir), version.tags.get(SPLIT_TAG)
     if expected is not None and (found is None or found.digest != expected):

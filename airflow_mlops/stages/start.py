@@ -1,4 +1,4 @@
-"""What a training goes on from, and which rows it may learn from: the champion decides both, where there is one."""
+"""What a training starts from, and which rows it may learn from: the champion decides both, where there is one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTS = ("champion", "scratch")
 
 
 class Start(NamedTuple):
-    """`champion` and its `model` to go on from, or twice None; `problem` says why not, where that was asked for; `definition` is the training's."""
+    """`champion` and its `model` to start from, or twice None; `problem` says why not, where that was asked for; `definition` is the training's."""
 
     champion: ModelVersion | None
     model: Any
@@ -34,7 +34,7 @@ class Start(NamedTuple):
 def start_of(registry: ModelRegistry, spec: train.Spec, frame: pd.DataFrame, out_dir: Path) -> Start:
     """Return what the training begins with; the team's own code must have been imported, because a champion may have layers of it.
 
-    A champion that cannot be gone on from does not block its successors: they begin from scratch, and their record says so.
+    A champion that no training can start from does not block its successors: they begin from scratch, and their record says so.
 
     :raises DatasetError: the columns of `frame` are not those of the layout, or of the champion.
     """

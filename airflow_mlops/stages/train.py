@@ -55,7 +55,7 @@ class Spec(NamedTuple):
     * `max_seconds`: the training's time, that of interrupted attempts included; then the model as it is counts. 0 for no end.
     * `checkpoints`: where each request has a directory of its checkpoints; empty for beside the directories of the tries, which all of them share.
       `checkpoint_seconds`: how much of the training an interruption may cost. `keep_checkpoints`: also when the training is done.
-    * `code_authors`: who wrote the code, beside those that Git names: names or e-mail addresses.
+    * `code_authors`: names or e-mail addresses of further authors of the code, whom Git does not name.
     * `formats`: further formats of `training.export.FORMATS`, each ``required`` or ``optional``: without the first the training fails.
     """
 

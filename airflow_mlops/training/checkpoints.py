@@ -59,7 +59,7 @@ class CheckpointManager:
 
     * `identity`: names the request; a checkpoint that another request left is refused.
     * `every_seconds`: how long a training may go on without a checkpoint: what an interruption may cost.
-    * `resumed_from`: what `restore` went on from, or None; `spoiled`: names of the files that were not as they were written.
+    * `resumed_from`: the checkpoint that `restore` took, or None; `spoiled`: names of the files that were not as they were written.
 
     To measure it: ``CheckpointManager(place, "bench").save(model, step)`` writes ``sum(v.nbytes for v in model.variables)`` bytes and the
     optimizer's; compare it with writing and fsyncing as many.

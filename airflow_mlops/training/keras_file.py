@@ -35,14 +35,14 @@ REGISTER = (
 
 
 class Extensions(NamedTuple):
-    """What the stages that load a model import beside Keras: `modules` below `code_path`."""
+    """What the stages that load a model import besides Keras: `modules` below `code_path`."""
 
     code_path: str = ""
     modules: tuple[str, ...] = ()
 
 
 def write(model: keras.Model, path: Path) -> None:
-    """Save `model` without optimizer, loss and metrics: a training that goes on compiles it itself, and checkpoints keep the optimizer."""
+    """Save `model` without optimizer, loss and metrics: a training that starts from it compiles it itself, and checkpoints keep the optimizer."""
     with _uncompiled(model):
         model.save(path)
 

@@ -1,7 +1,7 @@
 """A served model is a function of the row that it is asked: chance and memory in its graph are refused by the name of the layer.
 
 What was measured would otherwise not be what is served. The graph is searched for operations of chance that reach the answer, and for those that
-change what the next request meets; where there are any, the model is traced once more with every layer's place in the graph.
+change what the next request meets; where there are any, the model is traced again with every layer's place in the graph.
 Imports Keras and TensorFlow at the top: import it inside a stage only.
 """
 
@@ -60,7 +60,7 @@ def _same_numbers(flow: Dataflow, step: Step) -> bool:
 
 
 def check_graph(graph: Any, outputs: list[str], trace: Callable[[], tuple[Any, list[str]]]) -> None:
-    """Raise `TrainingError`, naming the layer, if `graph` has `findings`; `trace` makes it once more from the model it is of."""
+    """Raise `TrainingError`, naming the layer, if `graph` has `findings`; `trace` traces its model again."""
     found = findings(graph, outputs)
     if not found:
         return

@@ -160,7 +160,7 @@ def every_alteration(site: Site, run: PlayedRun, other: PlayedRun, only: tuple[s
                 if (answer := attempt(run, task_id, site)) is not None:
                     went_on.append((wrong, answer))
             del run.xcoms[key]
-            assert attempt(run, task_id, site) is None, f"{task_id} went on without the XCom of {key}"
+            assert attempt(run, task_id, site) is None, f"{task_id} ran without the XCom of {key}"
             run.xcoms[key] = right
         right = run.run(task_id)
         assert [(wrong, answer) for wrong, answer in went_on if answer != right] == []

@@ -1,4 +1,4 @@
-"""A worker of the LocalExecutor that is killed while it waits takes the queue's lock with it: the supervisor sees that, and work goes on."""
+"""A worker of the LocalExecutor that is killed while it waits takes the queue's lock with it: the supervisor sees that, and work continues."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def candidate_card(model: str, training: TrainingResult) -> str:
 def _split(training: TrainingResult) -> str:
     split = training.split
     by = f"by the values of {len(split.columns)} columns ({listed(split.columns)}), a share of {split.held_out_fraction:g}"
-    least = f"; never learned from, by what it went on from either, a share of {split.unseen_fraction:g}"
+    least = f"; never learned from, not even by the model it started from, is a share of {split.unseen_fraction:g}"
     least = least if split.unseen_fraction != split.held_out_fraction else ""
     return f"{training.num_train_rows} rows to learn from, {training.num_held_out_rows} held out, {by}{least}."
 

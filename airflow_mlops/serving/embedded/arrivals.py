@@ -23,12 +23,12 @@ class Arrival(NamedTuple):
     open: bool | None = False
 
     def is_final(self, until: float | None) -> bool:
-        """Return whether it is no use waiting `until` some time, or, with None, for ever."""
+        """Return whether waiting `until` some time is useless; None is without end."""
         return self.open is False or (self.open is None and until is None)
 
 
 def missing(names: Iterable[str], versions: Versions[Any], wrong: Callable[[str], str | None]) -> list[Arrival]:
-    """Return those of the models that have no available version; `wrong` tells what is wrong with a base path."""
+    """Return those of the models that have no available version; `wrong` returns the problem of a base path."""
     return [arrival for name in sorted(names) for arrival in _missing(name, versions, wrong)]
 
 

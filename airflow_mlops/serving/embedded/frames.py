@@ -24,7 +24,7 @@ _ANSWER = struct.Struct("<QQHI")
 _CHUNK = 1 << 18
 _SLOTS = 1 << 14  # more than may wait by default: two numbers of one slot are rare, and the worst is a run for nobody
 _BOARD = 8 * (2 * _SLOTS + 1)  # bytes: a slot for each call that was left, the beats, a slot for the thread of each call
-_REPORT = 1 << 16  # bytes for what Python tells of all threads when its process crashes
+_REPORT = 1 << 16  # bytes for Python's report of all threads when its process crashes
 _CRASHED = re.compile(rb"Current thread 0x([0-9a-f]+)")
 HUNG = 86  # exit status of a model's process that ended itself because a run took too long
 
@@ -134,7 +134,7 @@ class Board:
 
     @staticmethod
     def report_to(descriptor: int) -> int:
-        """Return the descriptor of a board, now at the place for what Python tells of its threads when its process crashes."""
+        """Return the descriptor of a board, positioned at the place for Python's report of its threads when the process crashes."""
         os.lseek(descriptor, _BOARD, os.SEEK_SET)
         return descriptor
 

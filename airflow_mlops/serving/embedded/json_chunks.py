@@ -54,7 +54,7 @@ def inputs_of(rows: Rows, types: Types) -> tuple[dict[str, Array], bool] | None:
     only = next(iter(types)) if len(types) == 1 else None
     as_objects = rows.body[rows.start : rows.start + 1] == b"{"
     for text, piece in _pieces(rows):
-        if not piece or isinstance(piece[0], dict) != as_objects:  # no list, or one of both kinds: whoever reads it whole says so
+        if not piece or isinstance(piece[0], dict) != as_objects:  # not a list, or a mixed one: reading it whole gives the error
             return None
         quick = json_tensors.plain_numbers(piece, text, types[only]) if only is not None else None
         arrays = {only or "": quick} if quick is not None else json_tensors.inputs_of({rows.key: piece}, types, first=number)[0]

@@ -41,7 +41,7 @@ def parse(body: bytes) -> Document:
 def _parse_leniently(body: bytes) -> Any:
     if not body:
         raise invalid("JSON Parse error: The document is empty")
-    text = body.decode("utf-8-sig", "surrogateescape").lstrip(" \t\r\n")  # bytes that are no text are left to whoever takes bytes
+    text = body.decode("utf-8-sig", "surrogateescape").lstrip(" \t\r\n")  # bytes that are not text stay for tensors of bytes
     try:
         return json.JSONDecoder(parse_float=_double, parse_int=_integer).raw_decode(text)[0]
     except json.JSONDecodeError as error:

@@ -58,7 +58,7 @@ class Loader(Generic[S]):
         """Serve `config`, or raise `Refusal` and change nothing; then wait until each model that is new has an available version.
 
         If one will have none, or has none yet after `seconds` (None: for as long as something loads), the `Refusal` is UNKNOWN in the words of
-        server_core.cc, and `config` is served all the same. Nothing is held up meanwhile.
+        server_core.cc, and `config` is served all the same. Other requests do not wait.
         """
         until = None if seconds is None else time.monotonic() + seconds
         new = await self.configure(config)

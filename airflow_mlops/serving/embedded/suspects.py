@@ -14,7 +14,7 @@ _MOST = 1000  # requests that are remembered; each has cost a process
 
 
 class Asked(NamedTuple):
-    """A request of one version, with what is quickly told of it; `payload` is hashed only when one like it has ended a process."""
+    """A request to one version, with what is cheap to know of it; `payload` is hashed only when one like it has ended a process."""
 
     model: str
     version: int

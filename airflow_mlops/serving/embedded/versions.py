@@ -104,7 +104,7 @@ class Versions(Generic[S]):
                 raise invalid(f"Unrecognized servable version label: {label}")
             version = model.labels[label]
         if version is None:
-            # What ended the process of the latest version must not go on to the one before it.
+            # The request that ended the latest version's process must not be passed on to the version before.
             version = max((number for number, entry in known.items() if entry.servable is not None or entry.returns), default=None)
         entry = known.get(version) if version is not None else None
         if version is None or entry is None or entry.servable is None:
@@ -167,7 +167,7 @@ class Versions(Generic[S]):
         self._unload()
 
     def lost(self, entry: Version[S], servable: S, reason: str, now: float, *, by_request: bool = False) -> None:
-        """Its process died while it served: it is loaded again, at once if a request was the reason, otherwise later and later if that goes on."""
+        """Its process died while it served: load it again: at once if a request was the reason, otherwise after a pause that grows each time."""
         entry = self._models[entry.name][entry.number]
         if entry.servable is not servable:
             return  # it was to go anyhow

@@ -1,4 +1,4 @@
-"""The command starts the rollback's DAG as a user, waits for it, and tells what came of it in the task's own words."""
+"""The command starts the rollback's DAG as a user, waits for it, and prints the result in the task's own words."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_airflow_decides_who_may(model: str, user: str, words: str, capsys: pyte
 def test_a_rollback_that_takes_too_long_goes_on_without_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with airflow("running") as (_, url):
         assert main(["rollback", "digits", *REASON, "--airflow", url, "--user", "ann", "--wait-seconds", "0"]) == 1
-    assert "is still running. Look at it in Airflow; it goes on." in capsys.readouterr().err
+    assert "is still running. It continues: watch it in Airflow." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reason", ["", "  "])

@@ -22,7 +22,7 @@ from tests.fakes import dataset_version
 SUBJECT = Subject("digits", 7, 6, "tf_serving_default/stable", {"model_digest": "sha256:m", "dataset_digest": "sha256:d", "evidence_digest": "x"})
 NOT_HELD = {
     "audit_events": "it is the trail itself, whose lines are chained",
-    "messages": "people are told what the trail says already; nothing is decided by what was told",
+    "messages": "messages repeat what the trail says; nothing is decided by them",
 }
 TABLES = sorted(rows.DECIDING)
 

@@ -146,7 +146,7 @@ def test_each_pipeline_that_follows_the_events_is_waited_for_and_one_that_stands
     datasets.claim(store, v3, purpose="one", run_id="r")
     assert waiting(store) == ["v2"]
     datasets.claim(store, v2, purpose="two", run_id="r")
-    assert waiting(store) == ["v3"], "it goes on, so it gets the next one, too"
+    assert waiting(store) == ["v3"], "it resumed, so it gets the next one, too"
     datasets.claim(store, v3, purpose="two", run_id="r")
     assert waiting(store) == []
 

@@ -1,4 +1,4 @@
-"""A queue that nothing leaves is told from one that is empty, moves, or is not seen."""
+"""A queue that nothing leaves is told apart from one that is empty, moves, or is not seen."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def test_a_forged_event_is_refused_and_the_real_version_keeps_its_turn(inbox: Pa
         claim(inbox, payload)
     assert datasets.claimed(ledger, "digits", purpose=DAG_ID) == {}
     assert datasets.waiting(ledger, "digits") == before
-    assert claim(inbox, payload, event(v2), payload, ti=OTHER) == v2, "beside a real event it changes nothing"
+    assert claim(inbox, payload, event(v2), payload, ti=OTHER) == v2, "together with a real event it changes nothing"
 
 
 def test_an_event_by_hand_that_says_what_the_manifest_says_is_as_good_as_the_triggers(inbox: Path, ledger: Store) -> None:

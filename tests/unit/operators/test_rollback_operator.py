@@ -77,7 +77,7 @@ class Workshop(Desk):
         return context(ti, task=alone, dag_run=SimpleNamespace(triggering_user_name=user, run_after=now() + asked))
 
     def begun(self, to: Any = None, run: str = "rollback 1", number: int = 1, **changes: Any) -> Callable[[], dict[str, Any]]:
-        """Run the task until it defers and its trigger to its end, and return what goes on."""
+        """Run the task until it defers and its trigger to its end; return what continues the task."""
         task, about = self.task(to, **changes), self.context(Try(dag_id="m_rollback", run_id=run, task_id="roll_back", try_number=number))
         with pytest.raises(TaskDeferred) as deferred:
             task.execute(about)

@@ -63,7 +63,7 @@ class Desk:
         return TFServingRolloutOperator(task_id="roll_out", model=model, timeout_seconds=seconds)
 
     def after(self, operator: TFServingRolloutOperator, ti: Try) -> Any:
-        """Return the context of the task after one that handed over what the operator is told."""
+        """Return the context of the task after one that handed over the operator's model."""
         return context(ti, task=fakes.handed_over(self.ledger, operator.model, ti=ti))
 
     def begin(self, operator: TFServingRolloutOperator, ti: Try) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_a_version_that_somebody_else_signed_is_refused(chain: Chain, pairs: lis
 
 
 def test_who_can_change_files_and_tags_of_the_registry_cannot_have_another_model_published(chain: Chain, pairs: list[tuple[Path, Path]]) -> None:
-    """The digests of the tags are those of the new files: the ledger tells, and where the ledger was rewritten, too, the signature does."""
+    """The tags' digests are those of the new files: the ledger shows it, and where the ledger was rewritten, too, the signature."""
     chain.keys(*pairs[0])
     model = chain.register()
     (chain.stored() / "variables" / "variables.data-00000-of-00001").write_bytes(b"other weights")

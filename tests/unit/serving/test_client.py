@@ -88,7 +88,7 @@ def test_a_reload_is_sent_once_whatever_becomes_of_it(served: Replica, failure: 
 
 
 def test_a_model_that_is_not_available_yet_is_no_refusal_of_the_configuration(served: Replica) -> None:
-    """The server serves it from then on; what becomes of the model its state tells."""
+    """The server serves it from then on; the model's state says how it went."""
     served.failures["HandleReloadConfigRequest"] = [(grpc.StatusCode.UNKNOWN, "1 model(s) did not become available: {{{name: m version: 1}}, }")]
     with served.client() as client:
         client.reload(ServerConfig())

@@ -199,7 +199,7 @@ class TestBoard:
 
     @pytest.mark.parametrize("code", ["import os; os.abort()", "import ctypes; ctypes.string_at(0)"])
     def test_a_crash_is_written_where_the_front_reads_it(self, code: str) -> None:
-        """In a thread beside others, which is told apart from them."""
+        """The report says which of many threads crashed."""
         descriptor = Board.descriptor()
         board = Board(descriptor)
         script = f"""

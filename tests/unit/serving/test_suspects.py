@@ -51,7 +51,7 @@ def test_one_that_is_answered_is_no_suspect_any_more(suspects: Suspects) -> None
     suspects.clear(BAD)
     assert not suspects.is_one(BAD, 2.0)
     assert suspects.is_one(BAD._replace(payload=b"two"), 2.0)
-    suspects.clear(BAD)  # once more changes nothing
+    suspects.clear(BAD)  # a second time changes nothing
 
 
 def test_the_memory_for_them_has_an_end(suspects: Suspects) -> None:

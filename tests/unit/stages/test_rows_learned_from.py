@@ -1,4 +1,4 @@
-"""No row that a model, or a model it went on from, has learned from ever judges it, whatever the fractions and the order of the columns."""
+"""No row that a model, or a model it started from, has learned from ever judges it, whatever the fractions and the order of the columns."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_a_champion_of_a_foreign_registry_is_compared_on_the_rows_it_is_handed_a
     assert "split: unknown, of champion v1: it has no record of the rows it learned from" in found.headline()
     after = team.evaluate(team.train(workshop.v2))
     assert team.results[-1].warm_started_from == "1"
-    assert "of the challenger: it went on from champion v1, which has no record of the rows it learned from" in after.headline()
+    assert "of the challenger: it started from champion v1, which has no record of the rows it learned from" in after.headline()
     decision = decide(ReleasePolicy(), after, fakes.robustness(workshop.home / "foreign"))
     assert "split: unknown" in decision.headline()
 
