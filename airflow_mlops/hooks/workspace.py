@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 from airflow.sdk import conf
@@ -50,6 +50,11 @@ def who_triggered(context: Context) -> tuple[str, ...]:
     """Return the name of the Airflow user, as they log in, who started the run by hand; empty for a run that a schedule or an asset started."""
     user = context["dag_run"].triggering_user_name
     return (user,) if user else ()
+
+
+def tell_notifiers(context: Context, **words: Any) -> None:
+    """Add `words` to the context, whose type lists only Airflow's own, so that the templates of this task's notifiers find them."""
+    cast("dict[str, Any]", context).update(words)
 
 
 def prices() -> Prices:

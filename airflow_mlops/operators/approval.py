@@ -19,7 +19,7 @@ from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
 from airflow_mlops.hooks.people import people
 from airflow_mlops.hooks.tf_serving import TFServingHook
-from airflow_mlops.hooks.workspace import run_of, target, who_triggered
+from airflow_mlops.hooks.workspace import run_of, target, tell_notifiers, who_triggered
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -119,7 +119,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         evidence = evidence_of(tags)
         self.subject, self.body = question(self.model), form(self.model, tags, evidence, self.policy)
         said = " ".join([self.subject, *self.model["questions"], f"{evidence.evaluation.headline()}."])
-        context["approval_question"] = said  # type: ignore[typeddict-unknown-key]
+        tell_notifiers(context, approval_question=said)
         return {**tags, **self.model}
 
     def _go_on(self, context: Context, request: Request) -> Any:
@@ -135,7 +135,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         if request.outcome is not None:
             with airflow_errors():
                 raise NotApproved(f"The request is {request.outcome}. {request.problem} Clear this task to ask again.")
-        context["approval_progress"] = request.progress()  # type: ignore[typeddict-unknown-key]
+        tell_notifiers(context, approval_progress=request.progress())
         self.response_timeout = max(request.expires_at - now(), request.expires_at.resolution)
         return super().execute(context)
 

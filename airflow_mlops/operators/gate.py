@@ -10,6 +10,7 @@ from airflow_mlops.gates import ReleasePolicy
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.handovers import HandsOver, evidence_refs, hand_over
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.workspace import tell_notifiers
 from airflow_mlops.results import to_data
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class GateModelOperator(BaseOperator, SkipMixin, HandsOver):
             refs = evidence_refs(store, context, self.evaluation, self.robustness)
             decision = Evidence.of(refs).decision(self.policy)
             self.log.info("%s", decision.headline())
-            context["gate_decision"] = decision.headline()  # type: ignore[typeddict-unknown-key]
+            tell_notifiers(context, gate_decision=decision.headline())
             answer = {**to_data(decision), "headline": decision.headline()}
             if decision.released:
                 digests = {stage: ref.digest for stage, ref in refs.items()}

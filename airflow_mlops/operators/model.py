@@ -13,7 +13,7 @@ from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
 from airflow_mlops.hooks.mlflow import MlflowHook
-from airflow_mlops.hooks.workspace import run_of
+from airflow_mlops.hooks.workspace import run_of, tell_notifiers
 from airflow_mlops.registry.base import CANDIDATE, NO_CHAMPION
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class MlflowPromoteModelOperator(BaseOperator, HandsOver):
             kept = f"; version {done['previous']} is kept as previous" if done["previous"] else ""
             headline = f"{name} version {version} is the champion{kept}"
             answer = {**model, **done, "audit_head": str(anchor(store, registry, name, version)), "headline": headline}
-            context["promoted"] = answer  # type: ignore[typeddict-unknown-key]
+            tell_notifiers(context, promoted=answer)
             self.log.info("%s", headline)
             return dict(hand_over(store, context, answer))
 

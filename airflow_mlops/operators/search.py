@@ -10,6 +10,7 @@ from airflow.sdk import BaseOperator
 from airflow_mlops.hooks.errors import airflow_errors
 from airflow_mlops.hooks.handovers import HandsOver, hand_over, take
 from airflow_mlops.hooks.ledger import MlopsLedgerHook
+from airflow_mlops.hooks.workspace import tell_notifiers
 from airflow_mlops.records import ResultRef, load
 from airflow_mlops.results import TrainingResult, from_data
 from airflow_mlops.training.search import best
@@ -63,5 +64,5 @@ class ChooseTrainingOperator(BaseOperator, HandsOver):
             if (num_failed := self.num_trials - len(results)) > 0:
                 self.log.warning("%d of %d trials failed; see their logs.", num_failed, self.num_trials)
                 said += f"; {num_failed} of {self.num_trials} trials failed and are not among those compared"
-            context["search_outcome"] = said  # type: ignore[typeddict-unknown-key]
+            tell_notifiers(context, search_outcome=said)
             return dict(hand_over(store, context, trained[chosen]))

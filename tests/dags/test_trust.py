@@ -238,6 +238,26 @@ def test_authors_that_were_emptied_do_not_let_an_author_approve(site: Site, monk
     assert all("0.9999" not in asked["body"] and "accuracy 0.9500" in asked["body"] for asked in site.asked)
 
 
+@pytest.mark.parametrize("started", ["the training", "an earlier release"])
+def test_who_was_an_author_of_an_earlier_attempt_still_is_one(site: Site, monkeypatch: pytest.MonkeyPatch, started: str) -> None:
+    monkeypatch.setattr("tests.played.REVIEWER", {"id": "eve", "name": "eve"})
+    training = site.retraining(user="eve" if started == "the training" else None)
+    training.run_all()
+    if started == "the training":
+        training.user = None
+        training.run("register")  # cleared, in a run that an asset event has started again
+    else:
+        earlier = site.release("earlier", user="eve")
+        earlier.run("select")
+        with pytest.raises(TaskAwaitingInput):
+            earlier.run("approve")
+    release = site.release()
+    release.run("select")
+    with pytest.raises(TaskAwaitingInput):
+        release.run("approve")
+    assert "eve is an author" in chain.events(site.ledger, kinds=["answer refused"])[-1].details["reason"]
+
+
 def test_tags_that_were_edited_in_the_registry_are_refused(site: Site) -> None:
     site.retraining().run_all()
     tags = registrations.registered(site.ledger, "digits", 1)
