@@ -33,7 +33,7 @@ def bytes_digest(data: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return ``sha256:<64 hex digits>`` of a file's content; raise `OSError` for a named pipe or a device, which could be waited for forever."""
+    """Return ``sha256:<64 hex digits>`` of a file's content; raise `OSError` for a named pipe or a device, which may never end."""
     with open(path, "rb", opener=_without_waiting) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))

@@ -24,7 +24,7 @@
     │   ├── RegistryUnavailable     retryable
     │   ├── ModelNotFound
     │   ├── PromotionConflict       the champion changed since the evaluation
-    │   └── RollbackRefused         what was asked for is no earlier champion
+    │   └── RollbackRefused         the version is not an earlier champion
     ├── ServingError
     │   ├── ServingUnavailable      retryable
     │   ├── PublishError
@@ -32,7 +32,7 @@
     ├── LedgerError
     │   ├── LedgerUnavailable       retryable
     │   ├── NotApproved             nobody agreed to this release, or to something else
-    │   ├── NotHandedOver           an XCom says something else than the task before handed over, or that task did nothing
+    │   ├── NotHandedOver           an XCom differs from what the task before handed over, or that task did nothing
     │   ├── UsersUnknown            retryable: Airflow's API server does not say who its users are
     │   ├── EvidenceInvalid         an evidence pack is not as it was written, or another one is in its place
     │   ├── AuditTrailBroken        an event was altered, removed, inserted, or the trail cut off or rewritten
@@ -197,7 +197,7 @@ class NotApproved(LedgerError):
 
 
 class NotHandedOver(LedgerError):
-    """What an XCom says is not what the ledger says that an earlier task of the run handed over; the message names the task."""
+    """An XCom differs from what, by the ledger, an earlier task of the run handed over; the message names the task."""
 
 
 class UsersUnknown(LedgerError):
@@ -215,7 +215,7 @@ class AuditTrailBroken(LedgerError):
 
 
 class LedgerAltered(LedgerError):
-    """A row of the ledger is not what the audit trail says that it is; the message names it and what was expected."""
+    """A row of the ledger differs from the audit trail; the message names it and what was expected."""
 
 
 class StageError(MlopsError):

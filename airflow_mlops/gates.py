@@ -56,9 +56,9 @@ class ApprovalPolicy:
     """Who must agree before a model goes live.
 
     * `num_approvals`: how many different people; 0 lets the policy itself approve, which the audit trail says.
-    * `approvers`: names that those who may log in to Airflow with; empty for everybody who may answer in Airflow.
+    * `approvers`: the names with which approvers log in to Airflow; empty for everyone who may answer in Airflow.
     * `author_may_approve`: whether who triggered the runs or wrote the code may approve it. On a team of one there is nobody else.
-    * `identities`: name or e-mail address in Git by the name in Airflow, where neither that name nor what Airflow knows of the user says it.
+    * `identities`: name or e-mail address in Git by the name in Airflow, where Airflow knows neither of them.
     * `valid_days`: how long a request may be answered; after a week the evidence is old.
     * `comment_required`: whether an answer without a comment is refused.
     """

@@ -1,4 +1,4 @@
-"""What of this package's requirements is installed, read from its own metadata, so that no list is kept twice."""
+"""Which of this package's requirements are installed, by its own metadata, so that no list is kept twice."""
 
 from __future__ import annotations
 

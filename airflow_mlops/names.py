@@ -1,4 +1,4 @@
-"""Names that come from outside, fit for people to read and for paths: what an id or a directory is called decides nothing else."""
+"""Names from outside, made fit for people to read and for paths."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def parse_refs(text: str) -> dict[str, ResultRef]:
     try:
         return {stage: ResultRef(stage, str(ref["uri"]), str(ref["digest"])) for stage, ref in json.loads(text).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ResultInvalid(f"The version's tag 'evidence' is not as it was written: {error!r}. Register the model again.") from error
+        raise ResultInvalid(f"The version's tag 'evidence' was altered: {error!r}. Register the model again.") from error
 
 
 def _referred(ref: ResultRef) -> Record:

@@ -51,7 +51,7 @@ class SplitDefinition:
         return replace(self, unseen_fraction=min(self.unseen_fraction, start.unseen_fraction), unknown=start.unknown)
 
     def differences(self, other: SplitDefinition) -> list[str]:
-        """Return how the inputs of `other` are others than those of this one, each as words; empty where one model can take the other's."""
+        """Return how the inputs of `other` differ from these, in words; empty where one model can take the other's."""
         found = [f"{name} {getattr(self, name)!r} and {getattr(other, name)!r}" for name in _LAYOUT if getattr(self, name) != getattr(other, name)]
         for here, there, which in ((self, other, "the first"), (other, self, "the second")):
             if only := [column for column in here.columns if column not in set(there.columns)]:

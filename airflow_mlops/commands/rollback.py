@@ -43,7 +43,7 @@ def _rollback(options: argparse.Namespace) -> int:
         print(f"Started {dag_id} {run_id} as {options.user}.", flush=True)
         print(_follow(api, dag_id, run_id, time.monotonic() + options.wait_seconds))
     except httpx.TransportError as error:
-        raise SpecError(f"Airflow does not answer: {error}. Give its address with --airflow, and look whether it runs.") from error
+        raise SpecError(f"Airflow does not answer: {error}. Give its address with --airflow, and check that it runs.") from error
     return 0
 
 

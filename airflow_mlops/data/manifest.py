@@ -1,6 +1,6 @@
-"""What ``manifest.json`` may say: limits are looked at before anything is done for each byte, file or component of a path.
+"""What ``manifest.json`` may say: limits are checked before any work per byte, file or component of a path.
 
-Who can write to the inbox can write any manifest. None may cost a look at the inbox more than a moment, and none more memory than it is long.
+Who can write to the inbox can write any manifest. No manifest may take more than a moment, or more memory than it is long.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     """
     with open(path, "rb", opener=_not_following) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ManifestInvalid(f"{shown(str(path))} is no regular file: expected one with data. Publish the version again.")
+            raise ManifestInvalid(f"{shown(str(path))} is not a regular file: expected one with data. Publish the version again.")
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ManifestInvalid(f"{shown(str(path))} is longer than {max_bytes} bytes: {_FEWER}")

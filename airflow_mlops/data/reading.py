@@ -22,7 +22,7 @@ Signature = tuple[int, ...]
 
 
 class NotRead(Exception):
-    """There was no time left to read on in this look."""
+    """There was no time left to continue reading in this look."""
 
 
 @dataclass

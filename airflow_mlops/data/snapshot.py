@@ -86,7 +86,7 @@ def read_manifest(directory: Path) -> Manifest:
     _refuse_links(directory, [MANIFEST_NAME])
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise ManifestInvalid(f"{path} is no regular file: expected a JSON document. Publish the version again.")
+            raise ManifestInvalid(f"{path} is not a regular file: expected a JSON document. Publish the version again.")
         data = read_regular(path, MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetNotFound(f"{path} does not exist: the version is not published yet. Publishers write the manifest last.") from error
@@ -135,7 +135,7 @@ def _entry(directory: Path, relative: str) -> FileEntry:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():  # a named pipe would be waited for
-        raise ManifestInvalid(f"{path} is no regular file: expected one with data. Copy into its place what belongs there, or remove it.")
+        raise ManifestInvalid(f"{path} is not a regular file: expected one with data. Copy into its place what belongs there, or remove it.")
 
 
 def _listed(directory: Path) -> list[str]:
@@ -176,7 +176,7 @@ def check_size(directory: Path, entry: FileEntry) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ManifestMismatch(f"{path} is missing: expected {entry.size} bytes, found no file. Wait for the upload, or publish again.") from error
     if not stat.S_ISREG(found.st_mode):
-        raise ManifestMismatch(f"{path} is no regular file: expected one of {entry.size} bytes. Publish the version again.")
+        raise ManifestMismatch(f"{path} is not a regular file: expected one of {entry.size} bytes. Publish the version again.")
     if found.st_size != entry.size:
         raise ManifestMismatch(
             f"{path} has the wrong size: expected {entry.size} bytes, found {found.st_size}. Wait for the upload, or publish again."

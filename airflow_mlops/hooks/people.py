@@ -1,7 +1,7 @@
-"""Who the users of this Airflow are: asked of the plugin in the API server, because a task sees neither Airflow's database nor its users.
+"""Who the users of this Airflow are, by asking the plugin in the API server: a task sees neither Airflow's database nor its users.
 
-The question is a signed statement that is good for a minute; its key is ``[api] secret_key``, which workers and API server share anyway, so that the
-one shows the other's task logs.
+The question is a signed statement that is good for a minute; its key is ``[api] secret_key``, which workers and API server share anyway, for
+task logs.
 """
 
 from __future__ import annotations

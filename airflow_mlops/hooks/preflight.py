@@ -1,4 +1,4 @@
-"""Look at the beginning of a run whether its tasks can be done here at all."""
+"""Check at the start of a run that its tasks can run here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preflight:
-    """For a first task's ``pre_execute``: fails it, with what to install, where a worker lacks what a later task would miss.
+    """For a first task's ``pre_execute``: fails it, with what to install, where the worker lacks what a later task needs.
 
-    The worker that has the first task is taken for all of them: it finds what is missing before anything moves, and no more than that.
+    Only the worker of the first task is checked, and taken to be like the others.
     """
 
     extras: tuple[str, ...]

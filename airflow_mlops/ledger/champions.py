@@ -120,7 +120,7 @@ def _check(claim: Claim, reign: Reign | None) -> None:
         return
     since = f" since {reign.since:%Y-%m-%d %H:%M:%S} UTC" if reign else ""
     seen = "was to come back in place of" if claim.kind == "rolled back" else "was evaluated against"
-    todo = "Look whether it still shall, and ask again." if claim.kind == "rolled back" else "Evaluate it again, against the present champion."
+    todo = "Check that it is still wanted, and ask again." if claim.kind == "rolled back" else "Evaluate it again, against the present champion."
     raise PromotionConflict(
         f"Champion of {claim.model!r} is {spoken(version)}{since}, but version {claim.version} {seen} {spoken(claim.expected)}"
         f"{f' in reign {claim.token}, and this is reign {token}' if version == claim.expected else ''}. {todo}"

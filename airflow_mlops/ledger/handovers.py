@@ -80,13 +80,13 @@ def check(handed: Handovers, sources: Mapping[str, frozenset[str]]) -> None:
     if missing := [source for source in sources if source not in handed]:
         raise NotHandedOver(
             f"Nothing was handed over in this run by {_named(missing)}: by the ledger it never succeeded. It was marked as success by hand, or "
-            f"this ledger is not the one it wrote to. A mark is no result: clear {_named(missing)} with what follows, so that it does its work."
+            f"this ledger is not the one it wrote to. A mark is no result: clear {_named(missing)} with what follows, so that it runs."
         )
     for source, before in sources.items():
         if later := _later(handed, before, min(each.number for each in handed[source].values())):
             raise NotHandedOver(
-                f"Task {later[0]!r} ran again after {source!r}, whose result is of what was before. Clear {source!r} with what follows, so that all "
-                "results are of the same work."
+                f"Task {later[0]!r} ran again after {source!r}, whose result was made from the earlier one. Clear {source!r} with what follows, so "
+                "that all results belong together."
             )
 
 

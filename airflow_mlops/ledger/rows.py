@@ -1,7 +1,7 @@
 """The ledger's tables held to the audit trail: an event states the rows it writes, and a row that no event states, or states otherwise, is found.
 
 Whoever may write the database can change a row with one statement. So each transaction that writes a row of a table that decides something adds an
-event with the whole row, as it is since then (`state`). What is to be relied upon is read together with the events that state it (`proven`), and
+event with the whole row, as it is since then (`state`). Rows that decide are read together with the events that state them (`proven`), and
 `verify` compares every table with the whole trail, in both directions. Who rewrites tables and trail alike is found by an anchor.
 """
 
@@ -44,7 +44,7 @@ def proven(connection: sa.Connection, table: sa.Table, **scope: Any) -> list[dic
     """Return the rows of `table` in a scope, after comparing them with every event that states one.
 
     :raises LedgerAltered: a row differs, is missing, or was never written by this package.
-    :raises AuditTrailBroken: an event that states one is not as it was written.
+    :raises AuditTrailBroken: an event that states one was altered.
     """
     digest = _scope(table, scope)
     while True:
@@ -97,7 +97,7 @@ class Said:
             self.wrong += self.differences(end, table, (_plain(table, row) for row in end.execute(_raw(table))))
 
     def differences(self, connection: sa.Connection, table: sa.Table, found: Iterable[dict[str, Any]]) -> list[str]:
-        """Return a sentence for each row that is `found` otherwise than it was said, or not at all."""
+        """Return a sentence for each row that is missing, or `found` to differ from what was said."""
         said, wrong = dict(self.rows.get(table.name, {})), []
         for row in found:
             number, digest = said.pop(_key(table, row), (0, None))
@@ -126,7 +126,7 @@ def _equal(table: sa.Table, values: Mapping[str, Any]) -> list[sa.ColumnElement[
 
 
 def _raw(table: sa.Table) -> sa.Select[Any]:
-    """Return a query for whole rows as the driver gives them: what was put in by hand need not be what the column's type can read."""
+    """Return a query for whole rows as the driver gives them: what was put in by hand may not fit the column's type."""
     columns: list[sa.ColumnElement[Any]] = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in table.columns]
     return sa.select(*columns)
 

@@ -1,4 +1,4 @@
-"""One process at a time does what must not be done twice to a deployment; the system gives its lock back when the process ends, however it ends."""
+"""What must not be done twice to a deployment is done by one process at a time; the system releases its lock however that process ends."""
 
 from __future__ import annotations
 

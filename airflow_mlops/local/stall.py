@@ -1,5 +1,5 @@
-"""Whether tasks still leave Airflow's queue: a LocalExecutor worker that is killed while it waits takes the queue's lock with it, and no other one
-ever gets work, without a word anywhere. The decision is pure; `Watch` observes, in a thread of its own.
+"""Whether tasks still leave Airflow's queue: a LocalExecutor worker that is killed while it waits takes the queue's lock with it, and silently no
+other one ever gets work. The decision is pure; `Watch` observes, in a thread of its own.
 """
 
 from __future__ import annotations

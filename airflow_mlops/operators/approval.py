@@ -100,7 +100,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         return self._go_on(context, request)
 
     def _invalid(self, context: Context, event: dict[str, Any]) -> str:
-        """Return why the form could not have been sent like that, or nothing: by the API anything can be sent as an answer."""
+        """Return why the form could not have sent this answer, or nothing: the API takes anything as an answer."""
         try:
             HITLOperator.execute_complete(self, context, event)
             if len(event["chosen_options"]) != 1:
@@ -154,7 +154,7 @@ class ApproveReleaseOperator(ApprovalOperator, HandsOver):
         if missing := [name for name in policy.approvers if name not in found]:
             raise NotApproved(
                 f"Airflow has no active user who logs in as {' or '.join(missing)}, whom the policy names as approver. "
-                "Expected names, no ids. Correct the policy, or make the user; then clear this task."
+                "Expected names, not ids. Correct the policy, or create the user; then clear this task."
             )
         if shortage := policy.shortage({name: person.known_as for name, person in found.items() if person.may_answer}, authors):
             raise NotApproved(f"{shortage} Name more approvers, or give them a role that may answer; then clear this task.")

@@ -103,7 +103,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         return sorted(versions.values(), key=lambda version: numbers[version.digest])
 
     def _plain(self, version: DatasetVersion) -> DatasetVersion:
-        """Return `version` if a ledger may be asked for it; raise `SpecError` for what no version says of itself."""
+        """Return `version` if its fields are plain, so that a ledger may be asked for it; raise `SpecError` otherwise."""
         for field, text in to_data(version).items():
             if not text.isprintable() or len(text) > MAX_TEXT:
                 raise SpecError(f"An asset event has the {field} {shown(repr(text))}: expected at most {MAX_TEXT} characters that print.")
@@ -119,7 +119,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         if (Path(version.uri).parent.resolve(), Path(version.uri).name) != (place.parent.resolve(), place.name):
             raise SpecError(
                 f"An asset event says that {version.name!r} lies in {shown(version.uri)}: expected {place}. "
-                "Watch the same inbox as this task reads, and start no run with an event of another place."
+                "Watch the inbox that this task reads, and start no run with an event of another place."
             )
         if datasets.announced_as(store, version) == version.name:
             return  # even if it was altered since, which this run then reports

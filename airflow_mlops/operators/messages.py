@@ -1,4 +1,4 @@
-"""Send what a messenger did not take when it was said."""
+"""Send the messages that are still waiting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DeliverMessagesOperator(BaseOperator):
-    """Send every message that waits, in the order of each channel; what Slack still does not take waits on and fails nothing.
+    """Send every message that waits, in the order of each channel; what Slack still does not take keeps waiting and fails nothing.
 
     Returns ``{"sent": N, "waiting": N, "headline": ...}``.
     """

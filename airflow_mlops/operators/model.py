@@ -27,7 +27,7 @@ EVIDENCE = ("airflow_run", "code_version", "dataset", "dataset_digest", "evaluat
 
 
 class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
-    """Return which version is to be released, to replace whom: the one that started the run, the one asked for, or the registry's candidate.
+    """Return which version to release and whom it replaces: the one asked for, the one that started the run, or the registry's candidate.
 
     A version is what the ledger says of it, and the policy is applied again to the records it was registered with.
 
@@ -114,7 +114,7 @@ class MlflowSelectCandidateOperator(BaseOperator, HandsOver):
 
 
 def _todo(store: Store, model: ModelVersion, run: str) -> str:
-    """Return what helps where a version was compared with another champion than there is."""
+    """Return what to do with a version that was compared with another champion than the present one."""
     from airflow_mlops.registry.promotion import way_back
     from airflow_mlops.registry.rollback import was_champion
 

@@ -1,4 +1,4 @@
-"""Bring an earlier champion back: publish it again if it is gone, move the label, make it champion, all in one task that may be tried again."""
+"""Bring an earlier champion back: publish it again if it is gone, move the label, make it champion, all in one task that may be retried."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RollbackModelOperator(TFServingRolloutOperator):
     :param model_name: the registered model.
     :param version: the earlier champion; empty for the one before the present champion.
     :param reason: why; it must not be empty.
-    :param signature_change_allowed: publish a version that clients of the serving one could not ask; only ``True`` allows it, no text does.
+    :param signature_change_allowed: publish a version that breaks clients of the serving one; only ``True`` allows it, no text does.
     :raises RollbackRefused: it never was champion, is it now, or the trail does not know its files; nothing was changed.
     :raises PromotionConflict: the champion changed after the rollback was requested; nothing was changed.
     """
@@ -85,7 +85,7 @@ class RollbackModelOperator(TFServingRolloutOperator):
             return dict(hand_over(store, context, {**served, "replaces": target.replaces, "audit_head": head, "headline": headline}))
 
     def _take(self, context: Context) -> None:
-        """Say what is rolled out, by the ledger."""
+        """Set the model to roll out, by the ledger."""
         with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             target = self._target(store, context)
         golden = str(try_directory(context) / "golden.json")

@@ -99,7 +99,7 @@ class TFServingRolloutOperator(BaseOperator, HandsOver):
         return {**self.model, "previous": plan.previous, "headline": headline}
 
     def _take(self, context: Context) -> None:
-        """Look what is to be rolled out."""
+        """Set the model to roll out."""
         with MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             (self.model,) = take(store, context, self.model)
 

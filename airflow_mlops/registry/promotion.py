@@ -48,7 +48,7 @@ def promote(store: Store, registry: ModelRegistry, claim: Claim) -> Promotion:
     if latest is not None and latest.token != reign.token:
         raise PromotionConflict(
             f"This run made version {reign.version} of {claim.model!r} champion on {reign.since:%Y-%m-%d %H:%M:%S} UTC, and version "
-            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. That one stays. {way_back(claim.model, reign.version)}"
+            f"{latest.version} took its place on {latest.since:%Y-%m-%d %H:%M:%S} UTC. The later one stays. {way_back(claim.model, reign.version)}"
         )
     return Promotion(reign.model, reign.version, reign.previous, reign.token)
 

@@ -1,6 +1,6 @@
 """Back to an earlier champion: which version that may be, by the audit trail, and its files, by the digests that the trail holds.
 
-A rollback evaluates nothing, so it goes to no version but one that was champion, and takes nothing of it but the files it was champion with.
+A rollback evaluates nothing, so it only goes back to a version that was champion, and only with the files it was champion with.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def choose(store: Store, model: str, version: int | None = None, *, asked_at: da
     if asked_at is not None and now.since > asked_at:
         raise PromotionConflict(
             f"Version {now.version} of {model!r} became champion on {now.since:%Y-%m-%d %H:%M:%S} UTC, after this rollback was asked for. Nothing "
-            "was changed. Look whether it is still wanted, and ask again."
+            "was changed. Check that it is still wanted, and ask again."
         )
     wanted = _wanted(reigns, version)
     return Target(model, wanted, now.version, now.token, _digests(store, model, wanted))
@@ -59,8 +59,8 @@ def choose(store: Store, model: str, version: int | None = None, *, asked_at: da
 def fetch(registry: ModelRegistry, target: Target, directory: Path) -> ModelVersion:
     """Download the target's files into `directory`, each the one that was champion, and return what the registry has of the version.
 
-    :raises ModelNotFound: the registry has the version or one of its files no longer.
-    :raises RegistryError: a file is another one.
+    :raises ModelNotFound: the registry no longer has the version, or one of its files.
+    :raises RegistryError: a file has changed.
     """
     registered = registry.get(target.model, target.version)
     for name, digest in FILES.items():
@@ -90,13 +90,13 @@ def _wanted(reigns: Sequence[Reign], version: int | None) -> int:
     if wanted is None or wanted not in were:
         raise RollbackRefused(
             f"Version {wanted} of {model!r} never was champion by the audit trail; expected one of {', '.join(map(str, were)) or 'none'}. "
-            "A version that was not is released by its gates and an approval."
+            "Other versions are released by their gates and an approval."
         )
     return wanted
 
 
 def _before(reigns: Sequence[Reign]) -> int | None:
-    """Return the champion before the present one; who came after a version that was gone back to does not count any more."""
+    """Return the champion before the present one; champions after a version that came back no longer count."""
     line: list[int] = []
     for reign in reigns:
         if reign.version in line:

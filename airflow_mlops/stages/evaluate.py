@@ -79,7 +79,7 @@ def run(spec: Spec, out_dir: Path) -> EvaluationResult:
 
 
 def _opponent(spec: Spec, registry: ModelRegistry, champion: ModelVersion, split: SplitDefinition, rows: LabelledArrays, out_dir: Path) -> Opponent:
-    """Return the champion, or why it cannot be had: one that today's Keras cannot load, or must not, shall not block its successors."""
+    """Return the champion, or why it cannot be loaded: one that today's Keras cannot load, or must not, does not block its successors."""
     from airflow_mlops.data.split import below
     from airflow_mlops.training.served import InferenceModel
 

@@ -1,4 +1,4 @@
-"""What TensorFlow writes at every start, taken out of a task's log: a reader must see at once what went wrong.
+"""What TensorFlow writes at every start is taken out of a task's log, so that a reader sees at once what went wrong.
 
 Its native code writes before any setting of Python's takes effect, so the lines are taken out where they are read. Warnings and errors stay; the
 one error that every machine without a GPU gets becomes the sentence that it means.
@@ -16,7 +16,7 @@ _INFORMATION = re.compile(r"I\d{4} \d\d:\d\d:[\d.]+\s+\d+ [\w./-]+:\d+\] ")
 _HEADER = "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR"
 # 303 is CUDA_ERROR_SHARED_OBJECT_INIT_FAILED: the driver's library is not there. Every other code is about a GPU that should work.
 _NO_DRIVER = re.compile(r"E\d{4} \d\d:\d\d:.*\bfailed call to cuInit: .*\(303\)\s*$")
-# A node of its own optimizer that its own registry does not know: nothing is lost, and nothing can be done.
+# A node of TensorFlow's optimizer that its own registry does not know: harmless.
 _OWN_GRAPH = re.compile(r"E\d{4} \d\d:\d\d:.*\bNodeDef mentions attribute use_unbounded_threadpool ")
 
 

@@ -24,8 +24,8 @@ def notes_of(columns: Sequence[str], definition: SplitDefinition, checkpoints: C
         notes.append(f"Which rows it has learned from is not known: {definition.unknown}.")
     if checkpoints.spoiled:
         notes.append(
-            f"The checkpoints {listed(checkpoints.spoiled)} were not as they were written and were put aside: what was trained after the one before "
-            "them was trained again."
+            f"The checkpoints {listed(checkpoints.spoiled)} were altered after they were written and were put aside: what was trained since the one "
+            "before them was trained again."
         )
     if not authors:
         notes.append("Git knows no author of the code where the training ran: nothing keeps whoever wrote it from approving it.")

@@ -59,7 +59,7 @@ def start_of(registry: ModelRegistry, spec: train.Spec, frame: pd.DataFrame, out
 
 
 def _others(known: SplitDefinition | None, definition: SplitDefinition) -> str:
-    """Return why weights that were learned for `known` inputs are none for these, or nothing."""
+    """Return why weights that were learned for `known` inputs do not fit these, or nothing."""
     if known is None:
         return ""
     found = known.differences(definition) or ["another order of the columns"] * (known.columns != definition.columns)

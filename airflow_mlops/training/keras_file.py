@@ -1,4 +1,4 @@
-"""The Keras file of a model: what the next stages load, without what only its training needed, and loaded once before anybody relies on it.
+"""The Keras file of a model: what the next stages load, without what only its training needed, and loaded once before it is relied on.
 
 The next stages start in a process of their own and import Keras and the pipeline's `extensions`, nothing else: not the module of the train function.
 Imports Keras and TensorFlow at the top: import it inside a stage only.
@@ -70,7 +70,7 @@ def check_loads(path: Path, golden: Golden, extensions: Extensions | None, *, co
         found = _answers(model, rows)
     if (row := different(expected, found)) is not None:
         raise TrainingError(
-            f"The saved model, loaded again, answers golden row {row} otherwise than the trained one: a layer of its own keeps numbers that "
+            f"The saved model, loaded again, answers golden row {row} differently than the trained one: a layer of its own keeps numbers that "
             "are not saved. Keep them with add_weight, or hand them to get_config."
         )
 

@@ -1,6 +1,6 @@
-"""A served model is a function of the row that it is asked: chance and memory in its graph are refused by the name of the layer.
+"""A served model is a function of the row alone: randomness and memory in its graph are refused, naming the layer.
 
-What was measured would otherwise not be what is served. The graph is searched for operations of chance that reach the answer, and for those that
+Otherwise the served model would not be the measured one. The graph is searched for random operations that reach the answer, and for those that
 change what the next request meets; where there are any, the model is traced again with every layer's place in the graph.
 Imports Keras and TensorFlow at the top: import it inside a stage only.
 """
@@ -36,14 +36,14 @@ _PLACE = re.compile(r"layer\.(\d+)\.")  # as `_placed` writes it into the names 
 
 
 class Finding(NamedTuple):
-    """A step of the graph because of which two answers to one row may differ, and the sentence's end that says how."""
+    """A step of the graph that may make two answers to one row differ, and the end of the sentence that says how."""
 
     step: Step
     problem: str
 
 
 def findings(graph: Any, outputs: list[str]) -> list[Finding]:
-    """Return what of a `GraphDef` makes the tensors `outputs` no function of the inputs alone.
+    """Return what in a `GraphDef` keeps the tensors `outputs` from being a function of the inputs alone.
 
     Chance counts where it reaches an output, unless its seed is a constant, which gives the same numbers every time. A change of state counts
     wherever it runs, and Python does, for no model server has it.
@@ -94,7 +94,7 @@ def _advice(layer: keras.layers.Layer, outer: keras.layers.Layer | None, finding
     if PYTHON.search(finding.step.node.op):
         return "Write it by operations of keras.ops or TensorFlow."
     if getattr(layer, "stateful", False):
-        return "Make it with stateful=False: requests of all clients would share its state."
+        return "Create it with stateful=False: requests of all clients would share its state."
     if type(layer).__name__ == "Features":
         return "Write the features function without random numbers and variables that it changes."
     if type(layer).__module__.split(".")[0] == "keras":

@@ -73,7 +73,7 @@ class InferenceModel:
 
 
 def write(model: keras.Model, place: Path) -> None:
-    """Write the inference graph of `model` as a SavedModel directory; raise `TrainingError`, naming the layer, if it keeps chance or memory."""
+    """Write the inference graph of `model` as a SavedModel directory; raise `TrainingError`, naming the layer, if it keeps randomness or memory."""
     archive = keras.export.ExportArchive()
     archive.track(model)
 

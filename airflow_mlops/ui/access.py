@@ -12,7 +12,7 @@ EVERY_DAG = "~"  # no DAG's id can be this: who may read it may read all of them
 
 
 class Access:
-    """The permissions of one request's user. What a task left behind is read by who may read the DAG's task instances.
+    """The permissions of one request's user. Who may read a DAG's task instances may read what they left behind.
 
     A row of the ledger that no run wrote (a command did) has no DAG; it is for those who may read every DAG.
     """

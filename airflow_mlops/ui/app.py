@@ -21,7 +21,7 @@ from airflow_mlops.ui.access import Access, access_of
 from airflow_mlops.ui.services import services
 
 TITLES = {401: "Log in first", 403: "This is not for your role", 404: "No such page"}
-LOG_IN = "This page is shown to who is logged in to Airflow. Log in there, then open this address again."
+LOG_IN = "This page needs a login to Airflow. Log in there, then open this address again."
 
 app = FastAPI(title="MLOps", dependencies=[Depends(requires_authenticated())], docs_url=None, redoc_url=None, openapi_url=None)
 # Public, because Airflow's navigation fetches the icon without a login; nothing in it is a secret.
@@ -34,7 +34,7 @@ Reader = Annotated[Access, Depends(access_of)]
 def show_overview(request: Request, reader: Reader) -> HTMLResponse:
     """Show the dataset versions, releases and messages that the reader may see; 503 with the error's words when the ledger does not answer."""
     if not (reader.reads_anything() or reader.reads_assets()):
-        raise HTTPException(403, "Your role in Airflow may read no DAG and no asset, so there is nothing here to show. Ask for a role that may.")
+        raise HTTPException(403, "Your role in Airflow may read no DAG and no asset, so there is nothing to show. Ask for a role that may.")
     try:
         with MlopsLedgerHook().get_conn() as store:
             found = overview.collect(store, reader)
@@ -63,7 +63,7 @@ def report(request: Request, area: str, dag_id: str, path: str, reader: Reader) 
 
 @app.exception_handler(HTTPException)
 def refuse(request: Request, refusal: HTTPException) -> HTMLResponse:
-    """Say a refusal, Airflow's own included, as a page."""
+    """Show a refusal, Airflow's own included, as a page."""
     words = LOG_IN if refusal.status_code == 401 else str(refusal.detail)
     return _page(request, refusal.status_code, TITLES.get(refusal.status_code, "Airflow refused this"), words)
 

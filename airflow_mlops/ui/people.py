@@ -1,6 +1,6 @@
 """What tasks may ask of the API server about Airflow's users; only the API server imports this.
 
-Whoever asks proves with ``[api] secret_key`` to be a part of this deployment: no user's login opens this.
+The caller proves with ``[api] secret_key`` that it is part of this deployment: no user's login opens this.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _user(manager: Any, name: str) -> Any:
         with create_session() as session:
             user_id = session.scalar(select(User.id).where(User.username == name, User.active.is_(True)))
         return None if user_id is None else manager.deserialize_user({"sub": str(user_id)})
-    raise HTTPException(501, f"the auth manager {kind} is none whose users this package can look up")
+    raise HTTPException(501, f"this package cannot look up the users of the auth manager {kind}")
 
 
 def _about(manager: Any, name: str, user: Any, dag_id: str) -> dict[str, Any]:

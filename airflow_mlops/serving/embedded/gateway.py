@@ -65,7 +65,7 @@ class Gateway:
             self._metrics.count(name, version, code, *_ENTRYPOINTS[kind], (time.monotonic() - began) * 1e6, micros)
 
     async def _ask(self, process: ModelProcess, asked: Asked, deadline: float) -> Result:
-        """Ask a process, unless this very request ended it before, time after time."""
+        """Ask a process, unless this very request has ended it twice."""
         suspect = self._suspects.is_one(asked, time.monotonic())
         try:
             result = await process.ask(asked.kind, asked.payload, deadline, alone=suspect)

@@ -57,7 +57,7 @@ def listed(text: bytes) -> list[Any]:
     except orjson.JSONDecodeError:  # NaN, or really no list
         found = json.JSONDecoder(parse_float=_double, parse_int=_integer).decode(text.decode())
     if not isinstance(found, list):
-        raise ValueError("It is no list")
+        raise ValueError("not a list")
     return found
 
 

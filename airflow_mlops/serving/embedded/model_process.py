@@ -99,7 +99,7 @@ class ModelProcess(asyncio.Protocol):
 
     def _open(self, transport: asyncio.Transport | None) -> asyncio.Transport:
         if transport is None or transport.is_closing():
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} is gone; it is started again")
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, f"The process of {self._name()} has ended; it is being restarted")
         return transport
 
     async def _answer(self, transport: asyncio.Transport, kind: Kind, payload: bytes, deadline: float, *, alone: bool) -> Result:
@@ -148,7 +148,7 @@ class ModelProcess(asyncio.Protocol):
 
     def _close_when_idle(self) -> None:
         if self._retired and not self._waiting and not self.lane.num_bytes:
-            self._abort()  # what was not taken yet is of those who went away
+            self._abort()  # what was not taken yet belongs to clients that are gone
 
     def _abort(self) -> None:
         for transport in (self._transport, self.lane.transport):

@@ -182,7 +182,7 @@ class Runner:
             self._unlike.add(runs[0].signature)
         if len(runs) == 1 and total == rows[0]:
             return [done]
-        # One bad request, or a signature that cannot be joined, is nobody else's error.
+        # One bad request, or a signature that cannot be joined, must not fail the others.
         return [self._alone(member.call, member.prepared.runs) for member in members]
 
     def _left_behind(self, call: Call) -> Outcome | None:

@@ -1,4 +1,4 @@
-"""Requests that ended their model's process: which they were, and which are asked no more for a while."""
+"""Requests that ended their model's process, and which of them are refused for a while."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Suspects:
         if now < record.refused_until:
             raise precondition(
                 f"This request ended the process of model {asked.model} version {asked.version} {record.deaths} times, and is refused for "
-                f"{record.refused_until - now:.0f} s more. Send other inputs, or mend the model: it should refuse what it cannot take"
+                f"{record.refused_until - now:.0f} s more. Send other inputs, or correct the model: it should refuse inputs that it cannot process"
             )
         return True
 

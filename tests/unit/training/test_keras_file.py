@@ -100,7 +100,7 @@ def test_a_lambda_that_uses_what_its_file_does_not_hold_is_refused(tmp_path: Pat
 def test_a_model_that_loses_what_it_has_learned_when_it_is_saved_is_refused(tmp_path: Path) -> None:
     layer = Forgetful()
     layer.factor = 3.0
-    with pytest.raises(TrainingError, match=r"answers golden row \d+ otherwise than the trained one.*add_weight"):
+    with pytest.raises(TrainingError, match=r"answers golden row \d+ differently than the trained one.*add_weight"):
         save(classifier(layer), ROWS, tmp_path, code_allowed=True, extensions=EXTENDED)
 
 
