@@ -94,7 +94,7 @@ def test_inside_airflow_the_page_takes_its_colours_and_a_link_leaves_the_iframe(
     expect(page.locator("h1")).to_have_text("Run asset__2026-01-01T00:00+00:00")
 
 
-def test_a_reports_scripts_run_but_as_nobody_and_reach_nothing(browser: Browser, url: str) -> None:
+def test_a_reports_scripts_run_without_an_identity_and_reach_nothing(browser: Browser, url: str) -> None:
     page = browser.new_page()
     page.context.add_cookies([{"name": "_token", "value": "secret", "url": url, "sameSite": "Lax"}])
     page.goto(f"{url}/whoami")

@@ -153,7 +153,7 @@ class RestWords:
             ({"signature_name": "x", "examples": [{"x": 1.0}]}, "No signature was found with the name: x"),
         ],
     )
-    def test_examples_that_are_none_are_refused_in_these_words(self, served: Target, method: str, body: Any, words: str) -> None:
+    def test_invalid_examples_are_refused_in_these_words(self, served: Target, method: str, body: Any, words: str) -> None:
         answer = served.post(f"examples1:{method}", body)
         assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
 

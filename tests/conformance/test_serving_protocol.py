@@ -114,7 +114,7 @@ class TestOnPurposeOtherwise:
         ours.reload(ours.config(name))
         ours.await_states(name, {1: "AVAILABLE"})
 
-    def test_a_reload_waits_no_longer_than_its_client_and_holds_up_nobody(self, ours: Target, name: str) -> None:
+    def test_a_reload_waits_no_longer_than_its_client_and_delays_no_other(self, ours: Target, name: str) -> None:
         """T3: the original waits without limit, and holds up every later reload."""
         empty, hangs, other = (f"{name}{kind}" for kind in ("empty", "hangs", "other"))
         (ours.home / empty).mkdir()
@@ -236,7 +236,7 @@ class TestLargeBodies:
         answer, count = self.beside(ours, lambda: float(ours.rest.post("/v1/models/many:predict", content=body).json()["outputs"]))
         assert (answer, count > 10) == (BIG // len(number) / 8, True), count
 
-    def test_small_requests_beside_rows_for_the_same_model_all_succeed(self, ours: Target) -> None:
+    def test_small_requests_during_a_large_one_to_the_same_model_all_succeed(self, ours: Target) -> None:
         """Counted, not timed: four clients ask without pause, by both interfaces, while 100 MB of rows are read, run and answered."""
         row = b"[1.0,2.0,3.0,4.0],"
         count = BIG // len(row)

@@ -168,7 +168,7 @@ def every_alteration(site: Site, run: PlayedRun, other: PlayedRun, only: tuple[s
 
 
 @pytest.mark.parametrize("kind", ["on_dataset", "nightly", "release"])
-def test_a_task_that_somebody_marked_as_success_fails_those_after_it_at_once_with_what_to_do(site: Site, kind: str) -> None:
+def test_a_task_marked_as_success_by_hand_fails_those_after_it_at_once_with_what_to_do(site: Site, kind: str) -> None:
     site.retraining().run_all()
     for marked in [*(site.release() if kind == "release" else site.retraining(kind)).order()]:
         run = site.release(f"marked {marked}") if kind == "release" else site.retraining(kind)
@@ -189,7 +189,7 @@ def test_a_mark_after_an_earlier_success_is_no_way_to_mix_old_and_new_work(site:
         run.run("gate")
 
 
-def test_a_record_that_somebody_wrote_himself_is_no_result(site: Site, tmp_path: Path) -> None:
+def test_a_forged_record_is_no_result(site: Site, tmp_path: Path) -> None:
     run = site.retraining()
     run.run_all(until="gate")
     trained, evaluated = (from_data(ResultRef, run.xcoms[name, -1]) for name in ("train", "evaluate"))
@@ -292,7 +292,7 @@ def test_tags_that_were_edited_in_the_registry_are_refused(site: Site) -> None:
         7,
     ],
 )
-def test_an_event_of_a_candidate_that_somebody_wrote_leaves_the_real_one_its_release(site: Site, extra: Any) -> None:
+def test_a_forged_event_of_a_candidate_leaves_the_real_one_its_release(site: Site, extra: Any) -> None:
     for _ in range(2):
         site.retraining().run_all()
     real = {"model": "digits", "version": 2}

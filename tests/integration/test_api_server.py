@@ -98,7 +98,7 @@ def test_the_overview_shows_each_role_the_rows_of_its_dags(server: ApiServer) ->
         assert {name for name in ("alpha", "beta") if f"<b>{name}</b>" in page} == models, user
 
 
-def test_a_task_learns_who_the_users_are_and_nobody_else_does(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_task_learns_who_the_users_are(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, ids, addresses and the right to answer, as each auth manager has them: what this package reads of its insides moves with a release."""
     _as_a_task(server, monkeypatch)
     found = people(["op", "viewer", "none", "nobody", "1"], "alpha_release")
@@ -114,7 +114,7 @@ def test_a_task_learns_who_the_users_are_and_nobody_else_does(server: ApiServer,
         assert client.get("/mlops-people/docs").status_code == 404
 
 
-def test_names_approve_and_stand_in_the_trail_with_their_ids(server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_approve_and_are_in_the_trail_with_their_ids(server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The question is asked through Airflow, answered by its users, and counted by name; not those of others, be it an admin, nor of an author."""
     release = Release(server, monkeypatch, tmp_path)
     release.ask(ApprovalPolicy(1, approvers=("op", "user")), triggered_by="user")

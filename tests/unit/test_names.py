@@ -45,7 +45,7 @@ def test_the_text_of_a_file_name_is_found_again_unless_it_was_shortened(text: st
 
 
 @given(ANY_TEXT)
-def test_what_is_no_file_name_is_of_no_text(name: str) -> None:
+def test_what_is_not_a_file_name_has_no_text(name: str) -> None:
     text = text_of(name)
     assert text is None or file_name(text) == name
 

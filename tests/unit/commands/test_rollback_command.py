@@ -92,7 +92,7 @@ def test_it_starts_the_dag_as_the_user_and_says_what_came_of_it(
     assert capsys.readouterr().out.splitlines() == ["Started digits_rollback run-1 as ann.", "digits version 1 is the champion again"]
 
 
-def test_a_refusal_is_told_in_the_tasks_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_is_printed_in_the_tasks_own_words(capsys: pytest.CaptureFixture[str]) -> None:
     with airflow("running", "failed") as (_, url):
         assert main(["rollback", "digits", "--to", "9", *REASON, "--airflow", url, "--user", "ann"]) == 1
     assert "digits_rollback run-1 failed: RollbackRefused: Version 9 never was champion" in capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_airflow_decides_who_may(model: str, user: str, words: str, capsys: pyte
     assert re.search(f"Airflow refused POST .*{words}", capsys.readouterr().err) and handler.asked is None
 
 
-def test_a_rollback_that_takes_too_long_goes_on_without_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rollback_that_takes_too_long_continues_without_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with airflow("running") as (_, url):
         assert main(["rollback", "digits", *REASON, "--airflow", url, "--user", "ann", "--wait-seconds", "0"]) == 1
     assert "is still running. It continues: watch it in Airflow." in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_a_directory_without_a_deployment_is_refused(tmp_path: Path, capsys: pyt
     assert "holds no deployment" in capsys.readouterr().err
 
 
-def test_an_airflow_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_airflow_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("airflow_mlops.local.api.time.monotonic", iter([0.0, 100.0]).__next__)
     assert main(["rollback", "digits", *REASON, "--airflow", f"http://127.0.0.1:{free_port()}", "--user", "ann"]) == 1
     assert "Airflow does not answer" in capsys.readouterr().err

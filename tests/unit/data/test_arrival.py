@@ -121,7 +121,7 @@ def test_of_several_that_no_run_took_the_one_that_was_not_offered_for_longest_is
     assert held(1000.0, one, Untaken(described("v2", "d2"), 400.0, 900.0)) == ["broken", "d1 again"]
 
 
-def test_a_clock_that_was_wrong_holds_up_nothing_for_ever() -> None:
+def test_a_clock_that_was_wrong_delays_nothing_without_end() -> None:
     ahead = Untaken(described("v1", "d1"), 1e9, 1e9)
     assert held(100.0, ahead) == ["broken", "d1 again"]
     assert held(100.0, ahead._replace(offered_at=50.0)) == ["broken", "d9"]

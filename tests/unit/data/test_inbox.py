@@ -222,7 +222,9 @@ def test_a_long_file_that_changes_between_two_looks_is_read_from_its_beginning(t
     assert digests(path, float("inf")) == Digests()(path, float("inf"))
 
 
-def test_a_look_that_takes_too_long_has_seen_the_small_versions_and_goes_on_with_the_large_ones(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_that_takes_too_long_has_seen_the_small_versions_and_continues_with_the_large_ones(
+    inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish_version({"a.csv": os.urandom(3 * 2**20)}, inbox, name="a-large", dataset="digits")
     publish_version({"a.csv": b"1"}, inbox, name="b-small", dataset="digits")
     listed = Inbox(inbox).listed()
@@ -233,7 +235,7 @@ def test_a_look_that_takes_too_long_has_seen_the_small_versions_and_goes_on_with
     assert looks[0] == ["b-small"] and looks[-1] == ["b-small", "a-large"]
 
 
-def test_a_listing_that_takes_too_long_has_read_the_small_manifests_and_goes_on_with_the_large_ones(
+def test_a_listing_that_takes_too_long_has_read_the_small_manifests_and_continues_with_the_large_ones(
     inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Headings, "old", lambda *_: True)
@@ -365,7 +367,7 @@ ODD: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD.keys())
-def test_whatever_lies_beside_it_a_version_is_seen_and_what_is_odd_is_told_in_words_that_print(
+def test_whatever_lies_next_to_it_a_version_is_seen_and_oddities_are_reported_in_words_that_print(
     make: Callable[[Path], None], version: DatasetVersion, inbox: Path
 ) -> None:
     make(inbox)

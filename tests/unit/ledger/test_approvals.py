@@ -160,7 +160,7 @@ def test_asking_again_is_the_same_request_until_it_ended_without_approval(store:
     assert kinds(store).count("approval asked") == 2
 
 
-def test_a_request_that_nobody_answered_is_asked_anew_after_it_expired(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unanswered_request_is_asked_again_after_it_expired(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(store)
     assert approvals.expire(store, RELEASE).outcome == "expired"
     assert approvals.expire(store, RELEASE).outcome == "expired" and kinds(store).count("approval expired") == 1

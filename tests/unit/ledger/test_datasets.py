@@ -134,7 +134,7 @@ def test_those_that_wait_come_in_the_order_of_their_announcements(store: Store) 
     assert waiting(store, "letters") == []
 
 
-def test_each_pipeline_that_follows_the_events_is_waited_for_and_one_that_stands_still_only_once(store: Store) -> None:
+def test_each_pipeline_that_follows_the_events_is_waited_for_and_a_stalled_one_only_once(store: Store) -> None:
     v1, v2, v3 = (dataset_version(name) for name in ("v1", "v2", "v3"))
     for pipeline in ("one", "two"):
         datasets.announce(store, v1)

@@ -124,7 +124,7 @@ def test_an_effect_that_failed_is_closed_with_its_problem_until_it_is_tried_agai
     assert (row.problem, row.result) == (None, {"done": True}) and row.applied_at is not None
 
 
-def test_an_effect_whose_process_died_is_open_until_somebody_tries_again(store: Store, ledger_url: str, tmp_path: Path) -> None:
+def test_an_effect_whose_process_died_is_open_until_the_next_try(store: Store, ledger_url: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", DIE_IN_BETWEEN, ledger_url, str(tmp_path / "applied")], check=False)
     assert open_effects(store, later()) == ["k"] and open_effects(store, now() - timedelta(hours=1)) == []
     with pytest.raises(ConnectionError):
@@ -140,7 +140,7 @@ def test_an_effect_that_is_applied_again_keeps_its_first_result_and_is_never_ope
     assert known(store, "k") == {"n": 1} and open_effects(store, later()) == []
 
 
-def test_a_failure_that_cannot_be_noted_either_is_the_failure_that_is_told(store: Store) -> None:
+def test_a_failure_that_cannot_be_noted_is_still_the_error_that_is_raised(store: Store) -> None:
     def effect() -> dict[str, Any]:
         with store.transaction() as connection:
             connection.execute(sa.text("DROP TABLE effects"))

@@ -234,7 +234,7 @@ def test_a_message_that_is_too_long_is_cut_between_its_characters(slack: FakeSla
 
 
 @pytest.mark.parametrize("hostile", ["<!channel>", "<https://evil.example|Approve>", "<@U123>", "a & b", "&lt;!here&gt;"])
-def test_what_comes_from_data_mentions_nobody_and_links_nowhere(slack: FakeSlack, hostile: str) -> None:
+def test_text_from_data_mentions_no_one_and_links_nowhere(slack: FakeSlack, hostile: str) -> None:
     PipelineNotifier(text="<https://docs.example|Docs> {{ exception }} {{ [exception] }}")(context(exception=ValueError(hostile)))
     (post,) = slack.posts
     shown = hostile.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -304,7 +304,7 @@ def test_a_message_that_slack_never_takes_holds_up_no_other(slack: FakeSlack, wo
     assert [message["text"] for message in outbox(workspace)] == ["odd"]
 
 
-def test_a_message_that_waited_for_a_week_is_not_tried_for_ever(slack: FakeSlack, ledger: Store) -> None:
+def test_a_message_that_waited_for_a_week_is_given_up(slack: FakeSlack, ledger: Store) -> None:
     slack.answer = {"ok": False, "error": "is_archived"}
     PipelineNotifier(text="old")(context())
     with ledger.transaction() as connection:

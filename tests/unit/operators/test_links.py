@@ -44,5 +44,5 @@ def test_the_link_of_a_task_is_that_of_its_report(base_url: str, monkeypatch: py
         "/elsewhere",
     ],
 )
-def test_a_link_that_somebody_wrote_leads_nowhere(base_url: str, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+def test_a_forged_link_leads_nowhere(base_url: str, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     assert linked(monkeypatch, value) == ""

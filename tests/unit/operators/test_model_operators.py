@@ -252,7 +252,7 @@ def test_a_model_that_was_compared_with_another_champion_is_not_released(shop: S
     assert shop.select(version=1)["expected_champion"] == 1  # a release that is cleared after its promotion goes through again
 
 
-def test_an_earlier_champion_is_not_released_again_and_the_way_back_is_told(shop: Shop) -> None:
+def test_an_earlier_champion_is_not_released_again_and_the_error_names_the_way_back(shop: Shop) -> None:
     shop.register(shop.records())
     shop.promote(shop.select(version=1))
     champions.crown(shop.ledger, Claim("the next release", shop.name, 2, 1))

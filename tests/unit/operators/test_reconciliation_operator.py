@@ -146,7 +146,7 @@ def test_a_rollout_is_no_difference_while_its_release_runs_and_no_longer(scene: 
     assert "The servers serve version 3; the champion is version 2" in scene.told()
 
 
-def test_servers_that_are_told_to_serve_the_version_before_are_told_of_at_once(scene: Scene) -> None:
+def test_servers_that_are_told_to_serve_the_version_before_are_reported_at_once(scene: Scene) -> None:
     for version in (1, 2):
         about = {"model": MODEL, "version": version, "run": f"m_release/{version}"}
         for kind in ("plan-rollout", "switch"):
@@ -155,7 +155,7 @@ def test_servers_that_are_told_to_serve_the_version_before_are_told_of_at_once(s
     assert "The servers serve version 1; the champion is version 2" in scene.told(active=["m_release/2"])
 
 
-def test_a_reign_that_was_changed_by_hand_is_told_and_the_aliases_stay_as_they_are(scene: Scene) -> None:
+def test_a_reign_that_was_changed_by_hand_is_reported_and_the_aliases_stay_as_they_are(scene: Scene) -> None:
     with scene.ledger.transaction() as connection:
         connection.execute(REIGNS.update().where(REIGNS.c.token == 2).values(version=3))
     assert (
@@ -164,7 +164,7 @@ def test_a_reign_that_was_changed_by_hand_is_told_and_the_aliases_stay_as_they_a
     assert scene.shelf.registry.aliases(MODEL) == {"champion": 2, "previous": 1}
 
 
-def test_an_effect_that_lost_its_process_is_told_after_an_hour(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_effect_that_lost_its_process_is_reported_after_an_hour(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed() -> dict[str, Any]:
         raise SystemExit
 

@@ -178,7 +178,7 @@ def test_what_is_impossible_is_refused_and_nothing_changes(shop: Workshop, chang
     assert shop.state() == before and chain.events(shop.ledger, kinds=["rolled back"]) == []
 
 
-def test_nobody_in_particular_rolls_nothing_back(shop: Workshop) -> None:
+def test_a_rollback_without_a_person_is_refused(shop: Workshop) -> None:
     with pytest.raises(AirflowFailException, match="does not know who started this rollback"):
         shop.task().execute(shop.context(Try(run_id="rollback 1"), user=None))
 

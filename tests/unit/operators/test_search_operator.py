@@ -47,7 +47,7 @@ def test_a_model_that_changed_after_its_training_is_not_chosen(tmp_path: Path, l
         operator.execute(context(task=fakes.handed_over(ledger, found)))
 
 
-def test_a_metric_that_nobody_logged_fails_without_retries(tmp_path: Path, ledger: Store) -> None:
+def test_a_metric_that_was_not_logged_fails_without_retries(tmp_path: Path, ledger: Store) -> None:
     found = trainings(tmp_path, 0.5)
     operator = ChooseTrainingOperator(task_id="choose", trainings=found, metric="accuracy")
     with pytest.raises(AirflowFailException, match="logged were: loss"):

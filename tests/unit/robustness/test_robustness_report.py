@@ -253,7 +253,7 @@ def test_the_groups_shown_are_of_every_operator_in_turn_and_the_largest_first():
     assert pick((), 3) == []
 
 
-def test_what_stands_in_data_cannot_become_html(result, lab, tmp_path):
+def test_data_cannot_become_html(result, lab, tmp_path):
     text = "<script>alert('1')</script> & so on"
     page = page_of(result, lab, tmp_path, notes=(text,))
     assert text in page.text

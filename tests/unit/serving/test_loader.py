@@ -367,7 +367,7 @@ class TestReloads:
             "1 model(s) did not become available: {{{name: m version: 2} due to error: no graph in it}, }",
         )
 
-    async def test_one_that_cannot_come_is_told_when_all_others_are_there(self, serving: Serving, base: Path) -> None:
+    async def test_one_that_cannot_come_is_reported_when_all_others_are_there(self, serving: Serving, base: Path) -> None:
         publish(base, 1, kind="slow")
         publish(base.with_name("n"), 1, kind="refused")
         models = [ModelConfig(name, str(base.with_name(name)), (1,)) for name in ("m", "n")] + [

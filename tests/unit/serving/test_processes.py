@@ -272,7 +272,7 @@ class TestEnding:
         assert await asyncio.shield(process.gone) == End("was killed by SIGABRT", by_request=True)
 
     @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL], ids=lambda number: number.name)
-    async def test_a_signal_from_outside_accuses_nobody_who_only_waits(self, home: Home, number: signal.Signals) -> None:
+    async def test_a_signal_from_outside_accuses_no_waiting_request(self, home: Home, number: signal.Signals) -> None:
         process = await home.spawn("trouble", num_threads=1)
         os.kill(process.pid, number)
         assert await asyncio.shield(process.gone) == End(f"was killed by {number.name}")
@@ -599,7 +599,7 @@ class TestLargeRequests:
         process.retire()
         await ended(process)
 
-    async def test_one_that_ends_the_process_is_accused_and_the_next_is_told(self, home: Home) -> None:
+    async def test_one_that_ends_the_process_is_accused_and_the_next_gets_an_error(self, home: Home) -> None:
         process = await home.spawn("trouble")
         crash, other = (asyncio.create_task(process.ask(Kind.PREDICT, self.large(1.0, signature), 0.0)) for signature in ("crash", ""))
         with pytest.raises(Crashed):

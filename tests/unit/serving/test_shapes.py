@@ -143,7 +143,7 @@ def test_a_warm_up_request_of_a_wrong_shape_ends_the_load_with_its_reason(server
         assert "Warm-up request 0 failed: Input 'x' has shape [1]; the signature expects [-1, 8, 8, 1]" in client.status("conv")[3].error
 
 
-def test_a_request_that_ends_its_process_twice_is_refused_for_a_while_and_nobody_else_is(server: EmbeddedServer, rest: httpx.Client) -> None:
+def test_only_a_request_that_ends_its_process_twice_is_refused_for_a_while(server: EmbeddedServer, rest: httpx.Client) -> None:
     """The signature leaves the shape open, so that only TensorFlow knows. The request names no version, and version 1 is left alone."""
     bad = {"signature_name": "open", "instances": [1]}
     first = rest.post("/conv/versions/1:predict", json={"instances": GOOD.tolist()}).json()

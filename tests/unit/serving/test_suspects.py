@@ -45,7 +45,7 @@ def test_another_model_version_interface_or_body_is_another_request(suspects: Su
     assert not suspects.is_one(other, 2.0)
 
 
-def test_one_that_is_answered_is_no_suspect_any_more(suspects: Suspects) -> None:
+def test_one_that_is_answered_is_no_longer_a_suspect(suspects: Suspects) -> None:
     suspects.note(BAD, 1.0)
     suspects.note(BAD._replace(payload=b"two"), 1.0)
     suspects.clear(BAD)

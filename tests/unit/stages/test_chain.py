@@ -295,7 +295,9 @@ def test_a_champion_whose_file_was_replaced_is_neither_continued_from_nor_compar
         chain.registry.set_tags("digits", 1, {"model_digest": tags["model_digest"]})
 
 
-def test_a_champion_that_keras_cannot_load_blocks_nobody(chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_keras_cannot_load_blocks_no_challenger(
+    chain: Chain, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unloadable(*_: object, **__: object) -> None:
         raise EvaluationError("model.keras cannot be loaded")
 

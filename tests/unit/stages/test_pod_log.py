@@ -44,7 +44,7 @@ def test_a_node_in_another_time_zone_is_asked_by_its_own_clock() -> None:
     assert position.since == "2026-01-01T02:00:05+02:00"
 
 
-def test_the_last_line_without_an_end_is_told_when_it_cannot_go_on() -> None:
+def test_the_last_line_without_an_end_is_logged_when_no_more_can_come() -> None:
     position = Position()
     assert list(new_lines([b"2026-01-01T00:00:00.1Z whole\n2026-01-01T00:00:00.2Z ha"], position, ended=False)) == ["whole"]
     assert list(new_lines([b"2026-01-01T00:00:00.1Z whole\n2026-01-01T00:00:00.2Z half"], position, ended=True)) == ["half"]

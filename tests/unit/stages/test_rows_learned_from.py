@@ -197,7 +197,7 @@ def test_columns_that_are_not_those_of_the_champion_are_refused_by_name(workshop
         team.train(team.deliver(workshop.v2, change))
 
 
-def test_columns_beside_those_that_the_layout_names_are_left_out_and_the_record_says_so(workshop: Workshop) -> None:
+def test_columns_that_the_layout_does_not_name_are_left_out_and_the_record_says_so(workshop: Workshop) -> None:
     team = Team(workshop, "named")
     names = tuple(f"pixel_{index}" for index in range(64))
     version = team.deliver(workshop.v1, lambda frame: mirrored(frame.assign(weight=1)))
@@ -253,7 +253,7 @@ def test_a_champion_of_a_foreign_registry_is_compared_on_the_rows_it_is_handed_a
     assert "split: unknown" in decision.headline()
 
 
-def test_a_split_that_somebody_replaced_is_not_believed(workshop: Workshop) -> None:
+def test_a_replaced_split_is_not_believed(workshop: Workshop) -> None:
     team = Team(workshop, "replaced_split")
     ref = team.train(workshop.v1)
     team.crown(**{SPLIT_TAG: "sha256:another"})

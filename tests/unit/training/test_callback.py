@@ -247,7 +247,7 @@ def test_the_end_of_a_short_epoch_is_told_too_but_not_of_thousands(
     assert len(epochs) < 11
 
 
-def test_rows_cannot_be_written_and_belong_to_nobody_else(tmp_path: Path) -> None:
+def test_rows_cannot_be_written_and_are_not_shared(tmp_path: Path) -> None:
     made = context(tmp_path)
     for rows in (made.inputs, made.labels):
         with pytest.raises(ValueError, match="read-only"):

@@ -128,7 +128,7 @@ def test_who_may_read_assets_sees_arrivals_but_no_verdict_of_a_dag_that_is_hidde
     assert not [word for word in ("pixel_3", "digits_on_dataset", "waiting for a run") if word in page]
 
 
-def test_a_role_that_may_read_nothing_is_told_so(client: TestClient, reader: Reader) -> None:
+def test_a_role_that_may_read_nothing_gets_an_explanation(client: TestClient, reader: Reader) -> None:
     reader.readable, reader.assets = set(), False
     answer = client.get("/")
     assert (answer.status_code, "may read no DAG" in answer.text) == (403, True)
