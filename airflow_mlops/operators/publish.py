@@ -70,7 +70,7 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_mlops.artifacts import Artifact
+        from airflow_mlops.registry.files import fetch
         from airflow_mlops.registry.registrations import verified
         from airflow_mlops.serving.retention import RetentionPolicy
 
@@ -83,8 +83,7 @@ class PublishSavedModelOperator(BaseOperator, HandsOver):
             tags = verified(store, registered)
             self._check(store, registry, tags, context)
             out_dir = try_directory(context)
-            golden = registry.download(registered, "golden.json", out_dir / "golden.json")
-            Artifact(str(golden), tags["golden_digest"], golden.stat().st_size).verify()
+            golden = fetch(registry, registered, "golden.json", out_dir / "golden.json", tags["golden_digest"])
             registry.download(registered, "saved_model", out_dir / "saved_model")
             path = self._publish(registered, out_dir, tags["saved_model_digest"], policy)
             files = {"golden": str(golden), "golden_digest": tags["golden_digest"], "path": path}

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from airflow_mlops.artifacts import path_digest
-from airflow_mlops.exceptions import PromotionConflict, RegistryError, RollbackRefused, unknown_name
+from airflow_mlops.exceptions import PromotionConflict, RollbackRefused, unknown_name
 from airflow_mlops.ledger import chain, champions
 from airflow_mlops.ledger.champions import CHAMPION_KINDS, Reign
 from airflow_mlops.ledger.store import Store
+from airflow_mlops.registry import files
 from airflow_mlops.registry.base import ModelRegistry, ModelVersion
 
 ROLLED_BACK = "rolled back"
@@ -64,12 +64,7 @@ def fetch(registry: ModelRegistry, target: Target, directory: Path) -> ModelVers
     """
     registered = registry.get(target.model, target.version)
     for name, digest in FILES.items():
-        found = path_digest(registry.download(registered, name, directory / name))[0]
-        if found != target.digests[digest]:
-            raise RegistryError(
-                f"{name} of {target.model} version {target.version} has the digest {found}; expected {target.digests[digest]}, with which it was "
-                "champion. It was changed in the registry: restore it from a backup, or go back to another version. Nothing was changed."
-            )
+        files.fetch(registry, registered, name, directory / name, target.digests[digest])
     return registered
 
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.artifacts import path_digest
 from airflow_mlops.exceptions import EvaluationError, ModelNotFound, RegistryError, ResultInvalid
 from airflow_mlops.inspection import inspect_keras
+from airflow_mlops.registry.files import fetch
 from airflow_mlops.results import from_data
 from airflow_mlops.splits import SPLIT_TAG, SplitDefinition
 
@@ -59,7 +59,8 @@ def load_registered(registry: ModelRegistry, version: ModelVersion, out_dir: Pat
     :raises EvaluationError: Keras cannot load it.
     """
     place = out_dir / f"version-{version.version}.keras"
-    return load_model(_downloaded(registry, version, MODEL_FILE, version.tags.get("model_digest"), place), code_allowed=code_allowed)
+    path = fetch(registry, version, MODEL_FILE, place, version.tags.get("model_digest"))  # a foreign registry has no digests
+    return load_model(path, code_allowed=code_allowed)
 
 
 def load_challenger(training: TrainingResult, *, code_allowed: bool = False) -> Any:
@@ -73,7 +74,7 @@ def load_champion(registry: ModelRegistry, version: ModelVersion, out_dir: Path,
     model = load_registered(registry, version, out_dir, code_allowed=code_allowed)
     if (expected := version.tags.get("features_digest")) is None:
         return model
-    place = _downloaded(registry, version, FEATURES, expected, out_dir / f"version-{version.version}.features")
+    place = fetch(registry, version, FEATURES, out_dir / f"version-{version.version}.features", expected)
     return _behind(place, model, code_allowed=code_allowed)
 
 
@@ -81,16 +82,6 @@ def _behind(place: Path, model: Any, *, code_allowed: bool) -> Any:
     from airflow_mlops.training.features import Features
 
     return Features(place, code_allowed=code_allowed).before(model)
-
-
-def _downloaded(registry: ModelRegistry, version: ModelVersion, name: str, expected: str | None, place: Path) -> Path:
-    path = registry.download(version, name, place)
-    if expected is not None and (digest := path_digest(path)[0]) != expected:  # a foreign registry has no digests
-        raise RegistryError(
-            f"The {name} of {version.name} version {version.version} has digest {digest}, registered was {expected}. "
-            "Somebody replaced it: do not use it, and register the model again."
-        )
-    return path
 
 
 def load_model(path: Path, *, code_allowed: bool = False) -> Any:

@@ -287,9 +287,9 @@ def test_a_champion_whose_file_was_replaced_is_neither_continued_from_nor_compar
     tags = chain.registry.get("digits", 1).tags
     chain.registry.set_tags("digits", 1, {"model_digest": "sha256:somebody else's"})
     try:
-        with pytest.raises(RegistryError, match="Somebody replaced it"):
+        with pytest.raises(RegistryError, match="It was changed in the registry"):
             raise fail(workshop, tmp_path, workshop.training_spec(chain.validation_ref, start="champion"))
-        with pytest.raises(RegistryError, match="Somebody replaced it"):
+        with pytest.raises(RegistryError, match="It was changed in the registry"):
             evaluate.run(evaluate.Spec(chain.second_ref, "digits", workshop.tracking_uri), tmp_path / "evaluate")
     finally:
         chain.registry.set_tags("digits", 1, {"model_digest": tags["model_digest"]})
