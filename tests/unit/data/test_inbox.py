@@ -403,7 +403,7 @@ def test_a_file_that_becomes_a_pipe_while_it_is_looked_at_is_not_waited_for(vers
 
 def test_a_manifest_that_becomes_a_pipe_or_a_link_while_it_is_opened_is_not_waited_for_nor_followed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(manifest.ManifestInvalid, match="no regular file"):
+    with pytest.raises(manifest.ManifestInvalid, match="not a regular file"):
         manifest.read_regular(tmp_path / "pipe", 100)
     (tmp_path / "link").symlink_to("/etc/hostname")
     with pytest.raises(OSError, match=r"Too many levels|\[Errno 40\]"):

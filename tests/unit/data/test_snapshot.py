@@ -138,7 +138,7 @@ def test_an_altered_file_of_the_same_size_is_named_with_both_digests(version: Da
 def test_a_named_pipe_is_refused_instead_of_being_waited_for(tmp_path: Path) -> None:
     write_raw(tmp_path, [entry("pipe.csv")])
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(ManifestMismatch, match="no regular file"):
+    with pytest.raises(ManifestMismatch, match="not a regular file"):
         open_version(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_manifest_is_not_written_over_symbolic_links(tmp_path: Path) -> None:
 
 def test_a_manifest_is_not_written_over_a_named_pipe_and_does_not_wait_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(ManifestInvalid, match=r"pipe\.csv is no regular file"):
+    with pytest.raises(ManifestInvalid, match=r"pipe\.csv is not a regular file"):
         write_manifest(tmp_path, "digits")
 
 
@@ -210,7 +210,7 @@ def test_half_a_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_manifest_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(ManifestInvalid, match="no regular file"):
+    with pytest.raises(ManifestInvalid, match="not a regular file"):
         read_manifest(tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_what_publishing_a_directory_would_leave_out_is_refused(tmp_path: Path, 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "b.csv").write_bytes(b"b")
     (tmp_path / "source" / "more").symlink_to(tmp_path / target)
-    with pytest.raises(ManifestInvalid, match=r"source/more is no regular file"):
+    with pytest.raises(ManifestInvalid, match=r"source/more is not a regular file"):
         publish_version(tmp_path / "source", tmp_path / "inbox", name="v1", dataset="digits")
     assert list((tmp_path / "inbox").iterdir()) == []
 

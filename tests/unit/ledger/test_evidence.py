@@ -73,7 +73,7 @@ def test_a_pack_holds_everything_and_sha256sum_agrees(pack: Pack) -> None:
 
 def test_code_without_known_authors_is_named_in_the_pack_and_its_card(tmp_path: Path, sqlite: Store) -> None:
     pack = Released(tmp_path, sqlite, training={"code_authors": ()}).promoted().pack()
-    assert "no author of it could be kept from approving" in pack.missing["code authors"]
+    assert "its authors could not be kept from approving" in pack.missing["code authors"]
     assert "whose authors are not known" in read(pack, "model_card.md") and "code authors" in read(pack, "index.html")
 
 
@@ -231,7 +231,7 @@ def test_a_version_from_before_there_was_evidence_says_so_for_each_stage(release
 @pytest.mark.parametrize("tag", ["{", "[]", '{"train": 1}', '{"train": {"uri": "/x"}}'])
 def test_a_damaged_tag_is_named(released: Released, tag: str) -> None:
     released.tags["evidence"] = tag
-    assert "'evidence' is not as it was written" in released.pack().missing["references"]
+    assert "'evidence' was altered" in released.pack().missing["references"]
 
 
 def test_records_that_nobody_approved_prove_nothing(released: Released) -> None:

@@ -309,6 +309,6 @@ def test_an_announced_version_that_is_refused_holds_up_no_other(inbox: Path, led
     elsewhere = publish(inbox.parent / "elsewhere", "v2")
     for version in (v1, elsewhere):
         datasets.announce(ledger, version)
-    with pytest.raises(AirflowFailException, match="Watch the same inbox"):
+    with pytest.raises(AirflowFailException, match="Watch the inbox that this task reads"):
         claim(inbox, event(elsewhere))
     assert [one.version.name for one in datasets.waiting(ledger, "digits")] == ["v1"]

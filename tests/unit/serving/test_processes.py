@@ -240,7 +240,7 @@ class TestEnding:
         assert await ended(process) == "ended"
         process.retire()  # once more changes nothing
         code, words = await refusal(ask(process, 1.0))
-        assert (code, words) == (grpc.StatusCode.UNAVAILABLE, "The process of model linear1 version 1 is gone; it is started again")
+        assert (code, words) == (grpc.StatusCode.UNAVAILABLE, "The process of model linear1 version 1 has ended; it is being restarted")
 
     @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL], ids=lambda number: number.name)
     async def test_one_that_dies_says_by_which_signal_and_so_do_the_answers_that_are_waited_for(self, home: Home, number: signal.Signals) -> None:
@@ -605,7 +605,7 @@ class TestLargeRequests:
         with pytest.raises(Crashed):
             await crash
         code, words = await refusal(other)
-        assert (code, words) == (grpc.StatusCode.UNAVAILABLE, "The process of model trouble version 1 is gone; it is started again")
+        assert (code, words) == (grpc.StatusCode.UNAVAILABLE, "The process of model trouble version 1 has ended; it is being restarted")
         await ended(process)
 
     async def test_one_whose_client_goes_away_makes_room(self, home: Home) -> None:
