@@ -143,7 +143,7 @@ def test_an_answer_that_does_not_count_is_told_and_asked_again(office: Office) -
     ("policy", "said"),
     [
         (ApprovalPolicy(1, approvers=("bop", "cleo")), r"no active user who logs in as bop, whom the policy names"),
-        (ApprovalPolicy(1, approvers=("1",)), r"logs in as 1, whom .* Expected names, no ids"),
+        (ApprovalPolicy(1, approvers=("1",)), r"logs in as 1, whom .* Expected names, not ids"),
         (ApprovalPolicy(1, approvers=("bob",)), r"1 approvals are needed, and 0 .*: bob is an author of what is released \(bob\)"),
         (ApprovalPolicy(1, approvers=("ann",)), r"ann is an author of what is released \(Ann Lee <ann@example.org>\)"),
         (ApprovalPolicy(2, approvers=("cleo", "mallory")), r"2 approvals are needed, and 1 .*: mallory may not answer the questions"),
