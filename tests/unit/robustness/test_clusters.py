@@ -13,6 +13,7 @@ import tensorflow as tf
 from airflow_mlops.robustness import clusters
 from airflow_mlops.robustness.campaign import CampaignConfig
 from airflow_mlops.robustness.clusters import NEIGHBOURS, clustered
+from airflow_mlops.robustness.findings import recipes_of
 from airflow_mlops.robustness.kinds import Images
 from airflow_mlops.robustness.lab import Lab
 from airflow_mlops.robustness.minimize import minimized
