@@ -38,7 +38,7 @@ def test_a_checkpoint_that_was_put_aside_is_named(tmp_path: Path) -> None:
     checkpoints = CheckpointManager(tmp_path, "i")
     assert checkpoints.latest() is None
     (said,) = notes_of(COLUMNS, fakes.SPLIT, checkpoints, ("Ann",))
-    assert said.startswith("The checkpoints 'step-000000000007.safetensors' were not as they were written and were put aside")
+    assert said.startswith("The checkpoints 'step-000000000007.safetensors' were altered after they were written and were put aside")
 
 
 def test_the_headline_has_every_sentence_the_lost_start_first(tmp_path: Path) -> None:
