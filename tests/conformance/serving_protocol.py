@@ -313,7 +313,7 @@ class RestExamples:
     @pytest.mark.parametrize(
         ("features", "words"),
         [
-            ({"x": 2}, "Data types don't match. Expected type: float but parsed type: int64"),  # an integer becomes an int64_list
+            ({"x": 2}, "Data types don't match. Data type: int64"),  # an integer becomes an int64_list
             ({"x": "a"}, "Data types don't match."),
             ({"x": [1.0, 2.0]}, "Key: x"),
             ({}, "Feature: x (data type: float) is required but could not be found."),
