@@ -88,6 +88,12 @@ def ledger(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Store]:
     store.close()
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an MLflow that the tests share, each with a model of its own, for its tables take seconds to make."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresqlServer]:
     """A PostgreSQL server for all tests of this process that ask for one, each with databases of its own."""

@@ -27,9 +27,3 @@ def server(starting_server: EmbeddedServer, saved_models: dict[int, Path]) -> Em
     """A model server that answers."""
     starting_server.wait_ready()
     return starting_server
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an MLflow that the tests share, each with a model of its own, for its tables take seconds to make."""
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"

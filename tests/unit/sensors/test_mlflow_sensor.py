@@ -24,11 +24,6 @@ from tests.shelf import Shelf
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferrable"])
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-
-
 @pytest.fixture
 def shelf(request: pytest.FixtureRequest, database: Path, connect: Callable[..., None], ledger: Store) -> Shelf:
     """A model with two versions, in the MLflow that the connection ``mlflow_default`` names."""

@@ -27,11 +27,6 @@ STORED, LOST = AdvanceOutcome(acked=1, failed=0), AdvanceOutcome(acked=0, failed
 SILENCE_SECONDS = 0.4
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-
-
 @pytest.fixture
 def shelf(request: pytest.FixtureRequest, database: Path, connect: Callable[..., None], ledger: Store) -> Shelf:
     """A model with three versions, the first of which is champion, in the MLflow that the connection ``mlflow_default`` names."""
