@@ -1,4 +1,4 @@
-"""What memory a deployment takes: ``python -m tests.memory .demo`` beside ``make demo``, until it is interrupted.
+"""What memory a deployment takes: ``python -m tests.memory .demo`` while ``make demo`` runs, until it is interrupted.
 
 Each line is the sum of the proportional set sizes of all its processes (PSS: what several share counts once; Linux's proc_pid_smaps(5)), in MiB.
 """

@@ -31,7 +31,7 @@ EXCEPTIONS = {
     "exceptions.py": "the whole tree in one place, as a picture and as classes",
     "local/services.py environment": "a table of settings",
     "stages/train.py run": "one training from its inputs to its record; its parts share most of their names",
-    "triggers/dataset.py DatasetInbox.open_stream": "looks for ever, also after a look that failed; what it yields cannot move into a function",
+    "triggers/dataset.py DatasetInbox.open_stream": "looks without end, also after a look that failed; what it yields cannot move into a function",
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef

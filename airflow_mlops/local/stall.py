@@ -29,7 +29,7 @@ class Seen(NamedTuple):
 
 
 class Stall:
-    """Decides from one observation after the other whether the queue stands still."""
+    """Decides from one observation after the other whether the queue is stalled."""
 
     def __init__(self, *, stall_seconds: float = STALL_SECONDS, busy_seconds: float = BUSY_STALL_SECONDS) -> None:
         self._stall_seconds, self._busy_seconds = stall_seconds, busy_seconds
@@ -75,7 +75,7 @@ class Queue:
 
 
 class Watch:
-    """Looks every `LOOK_SECONDS` in a thread, and remembers until it is asked that the queue stood still."""
+    """Looks every `LOOK_SECONDS` in a thread, and remembers until it is asked that the queue was stalled."""
 
     def __init__(self, observe: Callable[[], Seen | None], *, stall: Stall | None = None, look_seconds: float = LOOK_SECONDS) -> None:
         self._observe, self._stall, self._look_seconds = observe, stall or Stall(), look_seconds
@@ -83,7 +83,7 @@ class Watch:
         threading.Thread(target=self._run, daemon=True, name="watch of the queue").start()
 
     def stalled(self) -> bool:
-        """Return whether the queue stood still since the last time this was asked."""
+        """Return whether the queue was stalled since this was last asked."""
         stalled = self._stalled.is_set()
         self._stalled.clear()
         return stalled

@@ -71,7 +71,7 @@ class ClaimDatasetOperator(BaseOperator, HandsOver):
         purpose = f"{dag_id}/{run_id}" if self.repeat else dag_id
         with airflow_errors(), MlopsLedgerHook(self.ledger_conn_id).get_conn() as store:
             if arrived := self._arrived(store, context):
-                # Claimed first: an announced version that nobody claims, because it cannot be used, would hold up all that come after it.
+                # Claimed first: an announced version that stays unclaimed, because it cannot be used, would hold up all later ones.
                 version = self._take(store, arrived, purpose, run_id)
                 self._require_dataset(read_manifest(verify(version)).dataset, version.uri)
             else:

@@ -35,7 +35,7 @@ def run_requested(name: str, request: str, exchange: Exchange, result_path: Path
     `run_stage` keeps in the record of how it was started.
 
     :raises SpecError: the request is of another stage.
-    :raises StageError: the record was written and cannot be sent, so that nobody will believe it.
+    :raises StageError: the record was written and cannot be sent, so that it will not be believed.
     """
     wanted, spec = exchange.take_request(request)
     if wanted != name:

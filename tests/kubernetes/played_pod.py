@@ -29,7 +29,7 @@ class Image:
 
     :param entrypoint: runs where a container names no command of its own.
     :param env: variables that the image brings.
-    :param pull_error: why it cannot be pulled, such as ``ImagePullBackOff``; its containers wait for ever.
+    :param pull_error: why it cannot be pulled, such as ``ImagePullBackOff``; its containers never start.
     :param failure: the reason that a node gives when its container does not end with 0, such as ``OOMKilled``.
     """
 

@@ -47,7 +47,7 @@ class Asked(NamedTuple):
 class Runner:
     """Answers calls with `model`, joined as `parameters` say (None: each by itself). May be used by several threads at once.
 
-    A call whose number is in `left`, or whose deadline has passed, is not run: nobody waits for it. A run that has begun cannot be ended.
+    A call whose number is in `left`, or whose deadline has passed, is not run: its client is gone. A run that has begun cannot be ended.
     `work` is told which thread works on which call, and 0 when it no longer does.
     """
 

@@ -192,7 +192,7 @@ class Arrival(RuleBasedStateMachine):
             assert {digest for digest, at in number.items() if at >= first} <= owned[dag_id], f"{dag_id} lost a version"
 
     def come_to_rest(self) -> None:
-        """Let everybody do what is theirs for some weeks; a queue that is full is worked off first."""
+        """Let everyone work for some weeks; a full queue is worked off first."""
         for _ in range(DAYS * 24):
             before = self.seen()
             for run in self.runs:

@@ -138,7 +138,7 @@ class TestConnections:
             dripping = stack.enter_context(ThreadPoolExecutor(1)).submit(self.drip, slow, stop)
             stack.callback(stop.set)
             answered = 0
-            while not dripping.done():  # what drips for ever ends by the test's own timeout
+            while not dripping.done():  # endless dripping ends by the test's own timeout
                 assert rough.answer("calm") == TWO
                 assert httpx.post(f"{rough.rest_url}/v1/models/calm:predict", content=body, trust_env=False, timeout=SECONDS).status_code == 200
                 answered += 1

@@ -155,7 +155,7 @@ def test_what_a_stage_leaves_running_ends_with_it(stage: Scripted) -> None:
 def test_a_daemon_that_keeps_the_output_open_does_not_hold_up_the_run(stage: Scripted, ended: list[int]) -> None:
     assert stage.run("daemonise").result is not None
     ended += stage.pids()
-    assert alive(ended[0])  # it left the group and writes for ever: not ours to end, and not waited for
+    assert alive(ended[0])  # it left the group and never stops writing: not ours to end, and not waited for
 
 
 def test_kill_ends_the_stage_and_its_children(stage: Scripted) -> None:
