@@ -22,8 +22,6 @@ from airflow.sdk.exceptions import TaskAwaitingInput, TaskDeferred
 
 from airflow_mlops.artifacts import Artifact, canonical_json, write_atomically
 from airflow_mlops.hooks.people import Person
-from airflow_mlops.ledger import chain
-from airflow_mlops.ledger.store import Store
 from airflow_mlops.operators import approval
 from airflow_mlops.records import SCHEMA_VERSION, Record, ResultRef, read_record
 from airflow_mlops.registry.mlflow import MlflowRegistry
@@ -178,7 +176,3 @@ def instant(monkeypatch: pytest.MonkeyPatch, registry: MlflowRegistry, asked: li
     monkeypatch.setattr(xcom_arg, "LazyXComSequence", lambda xcom_arg, ti: ti.of_mapped(xcom_arg.operator.task_id))
     for name in ("begin", "verify", "switch"):
         monkeypatch.setattr(rollout, name, lambda *_: None)
-
-
-def head(store: Store) -> chain.Head:
-    return chain.head(store)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-SKILLS = ("weak", "fair", "good")
 JOINTS = 17
 SWAPPED = tuple((left, left + 1) for left in range(1, JOINTS, 2))
 
