@@ -266,10 +266,14 @@ def test_tags_that_were_edited_in_the_registry_are_refused(site: Site) -> None:
         with pytest.raises(AirflowFailException, match=rf"RegistryError: The tag '{re.escape(name)}' of digits version 1 is .*clear 'register'"):
             site.release(f"after {name}").run("select")
         site.registry.set_tags("digits", 1, {name: value})
-    release = site.release()
-    release.run_all(until="publish")
-    site.registry.set_tags("digits", 1, {"saved_model_digest": "sha256:other"})
-    assert attempt(release, "publish", site) is None
+    release, edited = site.release(), {"publish": "saved_model_digest", "promote": "model_digest"}
+    for task_id in release.order(until="evidence"):
+        if name := edited.get(task_id):
+            site.registry.set_tags("digits", 1, {name: "sha256:other"})
+            assert attempt(release, task_id, site) is None
+            site.registry.set_tags("digits", 1, {name: tags[name]})
+        release.run(task_id)
+    assert site.champion == 1
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,19 @@ def test_a_model_that_the_gate_refused_is_never_registered(shop: Shop) -> None:
         shop.registry.get(shop.name, 1)
 
 
+def test_a_training_that_no_task_of_the_run_handed_over_is_not_judged(shop: Shop) -> None:
+    records = shop.records()
+    only_judged = fakes.handed_over(shop.ledger, *records.values())
+    with pytest.raises(AirflowFailException, match=r"NotHandedOver: .*by the ledger"):
+        shop.gate(records).execute(context(task=only_judged))
+
+
+def test_a_registered_model_that_a_stricter_policy_refuses_is_not_released(shop: Shop) -> None:
+    shop.register(shop.records())
+    with pytest.raises(AirflowFailException, match=r"SpecError: .* version 1 is not to be released by today's policy \(.*accuracy"):
+        shop.select(policy=ReleasePolicy({"accuracy": 0.99}))
+
+
 def test_an_old_model_registered_again_starts_no_release(shop: Shop) -> None:
     old = shop.records()
     shop.register(old)
