@@ -112,6 +112,7 @@ def start_child(_: Spec, out_dir: Path) -> None:
 
 def start_child_and_wait(spec: Spec, out_dir: Path) -> None:
     start_child(spec, out_dir)
+    print("waiting", flush=True)
     time.sleep(100)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,9 +27,21 @@ NOT_HELD = {
 TABLES = sorted(rows.DECIDING)
 
 
-@pytest.fixture
-def ledger(store: Store) -> Store:
-    """A ledger in which every table has rows, and every way to write one was gone."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A ledger in which every table has rows, and every way to write one was gone; whoever alters it puts it back."""
+    with contextlib.ExitStack() as closing:
+        if request.param == "sqlite":
+            url = f"sqlite:///{tmp_path_factory.mktemp('altered')}/ledger.db"
+        else:
+            url = closing.enter_context(request.getfixturevalue("postgresql").database())
+        store = Store(url)
+        closing.callback(store.close)
+        _fill(store)
+        yield store
+
+
+def _fill(store: Store) -> None:
     for version, previous in ((1, None), (2, 1), (3, 2)):
         champions.crown(store, Claim(f"promote:{version}", "digits", version, previous, digest=f"sha256:{version}", actor="ann"))
     champions.crown(store, Claim("adopt", "letters", 4, None, kind="adopted"))
@@ -55,7 +67,6 @@ def ledger(store: Store) -> Store:
         journal.once(store, "lost", "notify", {}, unanswered)
     journal.remember(store, "watcher", "alias-told", {"version": 2, "change": 1})
     journal.remember(store, "watcher", "alias-told", {"version": 3, "change": 2})
-    return store
 
 
 def unanswered() -> dict[str, Any]:
@@ -76,18 +87,20 @@ def other_values(column: sa.Column[Any], value: Any) -> list[Any]:
     return different if value is None or not column.nullable else [*different, sa.null()]
 
 
-@contextmanager
+@contextlib.contextmanager
 def done_by_hand(store: Store, statement: sa.Executable) -> Iterator[None]:
     """Do something to the ledger with its own engine, as whoever may write the database can, and put every table back afterwards."""
     with store.transaction() as connection:
         before = {table: connection.execute(sa.select(table)).mappings().all() for table in METADATA.sorted_tables}
         connection.execute(statement)
-    yield
-    with store.transaction() as connection:
-        for table, found in before.items():
-            connection.execute(table.delete())
-            if found:
-                connection.execute(table.insert(), [dict(row) for row in found])
+    try:
+        yield
+    finally:
+        with store.transaction() as connection:
+            for table, found in before.items():
+                connection.execute(table.delete())
+                if found:
+                    connection.execute(table.insert(), [dict(row) for row in found])
 
 
 def contents(store: Store, table: sa.Table) -> list[dict[str, Any]]:

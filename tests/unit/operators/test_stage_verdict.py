@@ -90,12 +90,12 @@ def test_a_result_that_the_ledger_does_not_have_is_none_and_is_noted_as_soon_as_
         if len(asked) == 2:
             connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "ledger.db"))
 
-    monkeypatch.setattr(stage.time, "sleep", wait)
+    monkeypatch.setattr(stage, "time", SimpleNamespace(sleep=wait))  # the operator's alone: other threads sleep meanwhile
     connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/at/all/ledger.db")
     answer = ended().execute(context())
     assert asked == list(stage.LEDGER_PAUSES[:2])
     assert handovers.handed_over(ledger, RUN)["train"][-1].value == answer
-    monkeypatch.setattr(stage.time, "sleep", asked.append)
+    monkeypatch.setattr(stage, "time", SimpleNamespace(sleep=asked.append))
     connect("mlops_ledger_default", "mlops_ledger", schema="/nowhere/at/all/ledger.db")
     with pytest.raises(LedgerUnavailable):
         ended().execute(context())

@@ -148,8 +148,9 @@ def test_a_first_rollout_that_fails_leaves_no_version_serving(stage: Stage) -> N
 
 
 def test_a_version_that_is_not_published_fails_at_the_deadline(stage: Stage) -> None:
-    with pytest.raises(RolloutFailed, match="at the deadline version 9 is not AVAILABLE on every replica: unknown to"):
-        roll_out(stage.client, stage.plan(9, None, seconds=0.3), stage.golden(1))
+    impatient = stage.server.client(3.0)  # for so long the server waits with a reload for the version
+    with impatient, pytest.raises(RolloutFailed, match="at the deadline version 9 is not AVAILABLE on every replica: unknown to"):
+        roll_out(impatient, stage.plan(9, None, seconds=0.3), stage.golden(1))
 
 
 class Crash(BaseException):
