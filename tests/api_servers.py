@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from airflow_mlops.local.services import WANTED_PORTS, Settings, environment, free_port
 
@@ -69,8 +71,7 @@ class ApiServer:
 
     def start(self) -> None:
         """Make database, DAGs and users, start the server and return when it answers."""
-        self._airflow("db", "migrate")
-        self._airflow("dags", "reserialize")
+        self._airflow("db migrate", "dags reserialize")
         if self.manager == "fab":
             self.ids = self.script(_MAKE_USERS, {"users": FAB, "password": PASSWORD})
         with (self.home / "api-server.log").open("wb") as log:
@@ -107,7 +108,17 @@ class ApiServer:
 
     def park(self, dag_id: str, run_id: str, **detail: Any) -> None:
         """Have the task `approve` of a run wait for a person, as the worker does through the execution API."""
-        self.script(_PARK, {"dag_id": dag_id, "run_id": run_id, "detail": detail})
+        from airflow.models.hitl import HITLDetail
+        from airflow.models.taskinstance import TaskInstance
+
+        with closing_engine(f"sqlite:///{self.home}/airflow/airflow.db") as engine, Session(engine) as session, session.begin():
+            (task,) = session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run_id, task_id="approve").all()
+            task.state, task.next_method, task.next_kwargs, task.try_number = "awaiting_input", "execute_complete", {}, 1
+            old = session.get(HITLDetail, task.id)
+            if old is not None:
+                session.delete(old)
+                session.flush()
+            session.add(HITLDetail(ti_id=task.id, **json.loads(json.dumps(detail))))
 
     def script(self, code: str, about: dict[str, Any]) -> Any:
         """Run Python code with Airflow's database, with `about` as JSON on its input, and return the JSON on its last line."""
@@ -115,14 +126,24 @@ class ApiServer:
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
-    def _airflow(self, *arguments: str) -> None:
-        done = subprocess.run([sys.executable, "-m", "airflow", *arguments], env=self.env, capture_output=True, text=True, check=False)
+    def _airflow(self, *commands: str) -> None:
+        """Run commands of Airflow one after the other, in one process: most of each is importing Airflow."""
+        done = subprocess.run([sys.executable, "-c", _COMMANDS, *commands], env=self.env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{self.upstream}{self.prefix}/api/v2/version", timeout=5, trust_env=False).status_code == 200
         return False
+
+
+@contextlib.contextmanager
+def closing_engine(url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @contextlib.contextmanager
@@ -161,20 +182,10 @@ _MAKE_USERS = textwrap.dedent("""
             ids[user] = str(made.id)
     print(json.dumps(ids))
 """)
-_PARK = textwrap.dedent("""
-    import json, sys
-    about = json.load(sys.stdin)
-    from airflow.models.hitl import HITLDetail
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-    with create_session() as session:
-        where = {"dag_id": about["dag_id"], "run_id": about["run_id"], "task_id": "approve"}
-        (task,) = session.query(TaskInstance).filter_by(**where).all()
-        task.state, task.next_method, task.next_kwargs, task.try_number = "awaiting_input", "execute_complete", {}, 1
-        old = session.get(HITLDetail, task.id)
-        if old is not None:
-            session.delete(old)
-            session.flush()
-        session.add(HITLDetail(ti_id=task.id, **about["detail"]))
-    print(json.dumps(None))
+_COMMANDS = textwrap.dedent("""
+    import sys
+    from airflow.__main__ import main
+    for command in sys.argv[1:]:
+        sys.argv = ["airflow", *command.split()]
+        main()
 """)

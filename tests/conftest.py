@@ -6,8 +6,8 @@ Airflow itself is not imported here, so that the tests of the core start at once
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -70,18 +70,27 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make an Airflow connection of the fields given."""
+    from tests.fakes import connection
 
-    def make(conn_id: str, conn_type: str, **fields: Any) -> None:
-        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": conn_type, **fields}))
+    return functools.partial(connection, monkeypatch)
 
-    return make
+
+@pytest.fixture(scope="session")
+def ledger_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty ledger on SQLite, to be copied: its tables take longer to make than most tests."""
+    from airflow_mlops.ledger.store import Store
+
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    Store(f"sqlite:///{path}").close()
+    return path
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Store]:
+def ledger(tmp_path: Path, connect: Callable[..., None], ledger_file: Path) -> Iterator[Store]:
     """An empty ledger, which the connection ``mlops_ledger_default`` names."""
     from airflow_mlops.ledger.store import Store
 
+    shutil.copyfile(ledger_file, tmp_path / "ledger.db")
     connect("mlops_ledger_default", "mlops_ledger", schema=str(tmp_path / "ledger.db"), extra={"driver": "sqlite"})
     store = Store(f"sqlite:///{tmp_path}/ledger.db")
     yield store
@@ -104,12 +113,13 @@ def postgresql() -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where a ledger can be made, on each database that keeps one."""
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path, ledger_file: Path) -> Iterator[str]:
+    """Where an empty ledger is, on each database that keeps one."""
     if request.param == "sqlite":
+        shutil.copyfile(ledger_file, tmp_path / "ledger.db")
         yield f"sqlite:///{tmp_path}/ledger.db"
     else:
-        with request.getfixturevalue("postgresql").database() as url:
+        with request.getfixturevalue("postgresql").ledger() as url:
             yield url
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,10 +18,17 @@ from airflow_mlops.splits import JudgedRows, SplitDefinition
 from airflow_mlops.usage import Usage
 
 if TYPE_CHECKING:
+    import pytest
+
     from airflow_mlops.ledger.store import Store
 
 SPLIT = SplitDefinition(("a", "b"), (2,), 10, "label", 1.0, 0.2, 0.2)
 USAGE = Usage(wall_seconds=1800.0, cpu_seconds=3600.0, peak_memory_bytes=2**30)
+
+
+def connection(environment: pytest.MonkeyPatch, conn_id: str, conn_type: str, **fields: Any) -> None:
+    """Make an Airflow connection of the fields given."""
+    environment.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": conn_type, **fields}))
 
 
 def artifact(path: Path, content: bytes = b"content") -> Artifact:

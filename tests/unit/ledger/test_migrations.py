@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def contents(url: str) -> dict[str, list[tuple[object, ...]]]:
     return rows
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a ledger can be made, on each database that keeps one."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+    else:
+        with request.getfixturevalue("postgresql").database() as url:
+            yield url
+
+
 def test_the_scripts_lead_to_the_tables_that_the_code_expects(store: Store) -> None:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
@@ -61,23 +72,23 @@ def test_the_scripts_lead_to_the_tables_that_the_code_expects(store: Store) -> N
         assert compare_metadata(context, METADATA) == []
 
 
-def test_a_ledger_from_before_migrations_keeps_its_rows(ledger_url: str) -> None:
-    make_old(ledger_url)
-    store = Store(ledger_url)
+def test_a_ledger_from_before_migrations_keeps_its_rows(database_url: str) -> None:
+    make_old(database_url)
+    store = Store(database_url)
     assert datasets.announced(store, "digits") == {"sha256:v1"}
     assert "read_back_at" in {column["name"] for column in sa.inspect(store.engine).get_columns("effects")}
     assert sa.inspect(store.engine).has_table("reigns")
     store.close()
 
 
-def test_what_was_announced_before_there_was_an_order_is_older_than_all_that_is_seen_and_waits_for_nothing(ledger_url: str) -> None:
-    make_old(ledger_url)
-    engine = sa.create_engine(ledger_url)
+def test_what_was_announced_before_there_was_an_order_is_older_than_all_that_is_seen_and_waits_for_nothing(database_url: str) -> None:
+    make_old(database_url)
+    engine = sa.create_engine(database_url)
     with engine.begin() as connection:
         connection.exec_driver_sql("INSERT INTO dataset_versions VALUES ('digits', 'sha256:v0', 'sha256:v0', 'v0', '/', NULL, '2025-01-01 00:00:00')")
         connection.exec_driver_sql("INSERT INTO dataset_versions VALUES ('digits', 'broken:x', NULL, 'x', '', 'gone', '2025-01-01 00:00:00')")
     engine.dispose()
-    store = Store(ledger_url)
+    store = Store(database_url)
     assert datasets.waiting(store, "digits") == ()
     assert datasets.see(store, "digits", ["sha256:v2", "sha256:v1"]) == {"sha256:v0": -1, "sha256:v1": 0, "sha256:v2": 1}
     assert datasets.waiting(store, "digits") == ()
@@ -95,26 +106,26 @@ def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(store: Store, led
     assert contents(ledger_url) == before
 
 
-def test_an_upgrade_that_is_interrupted_has_not_begun(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_old(ledger_url)
-    before = contents(ledger_url)
+def test_an_upgrade_that_is_interrupted_has_not_begun(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old(database_url)
+    before = contents(database_url)
 
     def no_such_thing(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("alembic.op.add_column", no_such_thing)
-        Store(ledger_url)
-    assert contents(ledger_url) == before
-    Store(ledger_url).close()
+        Store(database_url)
+    assert contents(database_url) == before
+    Store(database_url).close()
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-def test_several_that_open_a_ledger_at_once_all_find_it_whole(ledger_url: str, old: bool) -> None:
+def test_several_that_open_a_ledger_at_once_all_find_it_whole(database_url: str, old: bool) -> None:
     if old:
-        make_old(ledger_url)
+        make_old(database_url)
     code = "import sys; from airflow_mlops.ledger.store import Store; print('ready', flush=True); sys.stdin.read(); Store(sys.argv[1]).close()"
-    command = [sys.executable, "-c", code, ledger_url]
+    command = [sys.executable, "-c", code, database_url]
     opening = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)]
     for process in opening:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
@@ -122,7 +133,7 @@ def test_several_that_open_a_ledger_at_once_all_find_it_whole(ledger_url: str, o
         assert process.stdin is not None
         process.stdin.close()
     assert [process.wait() for process in opening] == [0] * 6
-    store = Store(ledger_url)
+    store = Store(database_url)
     assert datasets.announced(store, "digits") == ({"sha256:v1"} if old else frozenset())
     store.close()
 

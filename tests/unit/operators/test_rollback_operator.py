@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from airflow_mlops.registry.mlflow import MlflowRegistry
 from airflow_mlops.serving import rollout
 from airflow_mlops.serving.config import ModelConfig
 from airflow_mlops.serving.publish import publish_saved_model
-from tests.fakes import context
+from tests.fakes import connection, context
 from tests.servers import EmbeddedServer
 from tests.unit.operators.test_serving_operators import INPUTS, Desk, Killed, Try, die, forget
 
@@ -96,6 +98,26 @@ class Workshop(Desk):
 NUMBERS = itertools.count(1)
 
 
+@pytest.fixture(scope="module")
+def lasting(server: EmbeddedServer, saved_models: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Workshop]:
+    """One shop for all tests that leave it as it was, for one takes seconds to fill."""
+    home = tmp_path_factory.mktemp("lasting")
+    with pytest.MonkeyPatch.context() as environment, contextlib.closing(Store(f"sqlite:///{home}/ledger.db")) as ledger:
+        connect = functools.partial(connection, environment)
+        connect("mlops_ledger_default", "mlops_ledger", schema=f"{home}/ledger.db", extra={"driver": "sqlite"})
+        yield Workshop("rolled", server, connect, home, ledger, database, saved_models)
+        forget(server, "rolled")
+
+
+@pytest.fixture
+def steady(lasting: Workshop, workspace: Path) -> Iterator[Workshop]:
+    """The lasting shop, whose champion is version 3 again afterwards."""
+    yield lasting
+    if lasting.label != 3:
+        lasting.back(3, f"forward again {next(NUMBERS)}")
+    assert lasting.state() == expected(3, 2)
+
+
 @pytest.fixture
 def shop(
     server: EmbeddedServer,
@@ -109,6 +131,20 @@ def shop(
     name = f"rolled_{next(NUMBERS)}"
     yield Workshop(name, server, connect, tmp_path, ledger, database, saved_models)
     forget(server, name)
+
+
+@contextlib.contextmanager
+def spoiled(path: Path, *, gone: bool = False) -> Iterator[None]:
+    """Remove a file, or write something else there, and put it back afterwards."""
+    before = path.read_bytes()
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(b"something else")
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 def expected(champion: int, previous: int) -> dict[str, Any]:
@@ -171,16 +207,16 @@ def test_the_next_candidate_is_compared_with_the_champion_that_came_back(shop: W
     ],
     ids=str,
 )
-def test_what_is_impossible_is_refused_and_nothing_changes(shop: Workshop, changes: dict[str, Any], words: str) -> None:
-    before = shop.state()
+def test_what_is_impossible_is_refused_and_nothing_changes(steady: Workshop, changes: dict[str, Any], words: str) -> None:
+    before, events = steady.state(), chain.events(steady.ledger, kinds=["rolled back"])
     with pytest.raises(AirflowFailException, match=words):
-        shop.task(**changes).execute(shop.context(Try(run_id="rollback 1")))
-    assert shop.state() == before and chain.events(shop.ledger, kinds=["rolled back"]) == []
+        steady.task(**changes).execute(steady.context(Try(run_id=f"refused {next(NUMBERS)}")))
+    assert steady.state() == before and chain.events(steady.ledger, kinds=["rolled back"]) == events
 
 
-def test_a_rollback_without_a_person_is_refused(shop: Workshop) -> None:
+def test_a_rollback_without_a_person_is_refused(steady: Workshop) -> None:
     with pytest.raises(AirflowFailException, match="does not know who started this rollback"):
-        shop.task().execute(shop.context(Try(run_id="rollback 1"), user=None))
+        steady.task().execute(steady.context(Try(run_id=f"refused {next(NUMBERS)}"), user=None))
 
 
 def test_the_first_champion_has_none_before_it(shop: Workshop) -> None:
@@ -198,24 +234,19 @@ def test_a_champion_whose_files_the_trail_does_not_know_does_not_come_back(shop:
 
 @pytest.mark.parametrize("name", ["model.keras", "golden.json", "saved_model/fingerprint.pb"])
 @pytest.mark.parametrize("gone", [True, False], ids=["gone", "altered"])
-def test_a_version_whose_files_are_gone_or_altered_does_not_come_back(shop: Workshop, name: str, gone: bool) -> None:
-    source = Path(shop.registry.get(shop.name, 2).source.removeprefix("file://"))
-    if gone:
-        (source / name).unlink()
-    else:
-        (source / name).write_bytes(b"something else")
-    before = shop.state()
-    with pytest.raises(AirflowFailException, match=r"has the digest|has no artefact"):
-        shop.task(2).execute(shop.context(Try(run_id="rollback 1")))
-    assert shop.state() == before
+def test_a_version_whose_files_are_gone_or_altered_does_not_come_back(steady: Workshop, name: str, gone: bool) -> None:
+    source = Path(steady.registry.get(steady.name, 2).source.removeprefix("file://"))
+    before = steady.state()
+    with spoiled(source / name, gone=gone), pytest.raises(AirflowFailException, match=r"has the digest|has no artefact"):
+        steady.task(2).execute(steady.context(Try(run_id=f"refused {next(NUMBERS)}")))
+    assert steady.state() == before
 
 
-def test_a_published_copy_that_was_altered_does_not_come_back(shop: Workshop) -> None:
-    (shop.home / shop.name / "2" / "fingerprint.pb").write_bytes(b"something else")
-    before = shop.state()
-    with pytest.raises(AirflowFailException, match="is no longer what was published"):
-        shop.task(2).execute(shop.context(Try(run_id="rollback 1")))
-    assert shop.state() == before
+def test_a_published_copy_that_was_altered_does_not_come_back(steady: Workshop) -> None:
+    before = steady.state()
+    with spoiled(steady.home / steady.name / "2" / "fingerprint.pb"), pytest.raises(AirflowFailException, match="is no longer what was published"):
+        steady.task(2).execute(steady.context(Try(run_id=f"refused {next(NUMBERS)}")))
+    assert steady.state() == before
 
 
 def test_a_version_that_was_deleted_does_not_come_back(shop: Workshop) -> None:
@@ -291,8 +322,8 @@ STEPS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("place", "name"), STEPS, ids=lambda value: value if isinstance(value, str) else "")
-def test_whenever_its_process_dies_the_next_try_ends_right(shop: Workshop, place: Any, name: str, after: bool) -> None:
-    done = getattr(place, name)
+def test_whenever_its_process_dies_the_next_try_ends_right(steady: Workshop, place: Any, name: str, after: bool) -> None:
+    done, run, events = getattr(place, name), f"rollback {next(NUMBERS)}", chain.events(steady.ledger, kinds=["rolled back"])
 
     def dies(*arguments: Any, **named: Any) -> Any:
         if after:
@@ -302,12 +333,13 @@ def test_whenever_its_process_dies_the_next_try_ends_right(shop: Workshop, place
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
         patched.setattr(journal, "_close", lambda *_: None)  # a killed process notes nothing
         patched.setattr(place, name, dies)
-        shop.back()
-    assert shop.back(number=2)["headline"].startswith(f"{shop.name} version 2 is the champion again")
-    assert shop.state() == expected(2, 3)
-    assert [event.kind for event in chain.events(shop.ledger, kinds=["rolled back"])] == ["rolled back"]
-    assert journal.open_effects(shop.ledger, now() + timedelta(minutes=1)) == []
-    assert rows.verify(shop.ledger) == chain.head(shop.ledger)
+        steady.back(run=run)
+    assert steady.back(run=run, number=2)["headline"].startswith(f"{steady.name} version 2 is the champion again")
+    assert steady.state() == expected(2, 3)
+    (event,) = chain.events(steady.ledger, kinds=["rolled back"])[len(events) :]
+    assert (event.subject, event.details["run"]) == (f"{steady.name}@2", f"m_rollback/{run}")
+    assert journal.open_effects(steady.ledger, now() + timedelta(minutes=1)) == []
+    assert rows.verify(steady.ledger) == chain.head(steady.ledger)
 
 
 def test_a_rollback_that_is_cleared_when_it_is_done_does_it_no_second_time(shop: Workshop) -> None:
