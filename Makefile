@@ -73,9 +73,9 @@ redis:
 	  apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends redis-server; }
 
 # What is claimed, shown by experiment: minutes, not seconds.
-proofs: install postgresql redis
+proofs: install browser postgresql redis
 	$(BIN)/python -m pytest tests/proofs
-	$(BIN)/python -m pytest -m long tests/unit
+	$(BIN)/python -m pytest -m long tests/unit tests/browser tests/integration
 
 bench: install
 	$(BIN)/python -m tests.kubernetes.build

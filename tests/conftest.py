@@ -104,6 +104,22 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow without content on SQLite, to be copied: its tables take seconds to make."""
+    from airflow_mlops.registry.mlflow import MlflowRegistry
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowRegistry(f"sqlite:///{path}").models()
+    return path
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
+    """The SQLite file of an MLflow for the tests of one module."""
+    return Path(shutil.copy(empty_mlflow, tmp_path_factory.mktemp("mlflow")))
+
+
+@pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresqlServer]:
     """A PostgreSQL server for all tests of this process that ask for one, each with databases of its own."""
     from tests.postgresql import PostgresqlServer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,13 @@ from tests.servers import free_port
 
 
 @contextlib.contextmanager
-def running_server(home: Path) -> Iterator[SimpleNamespace]:
-    """Yield the `uri`, `port` and `process` of an `mlflow server` that keeps everything in `home`, in a process group of its own."""
+def running_server(home: Path, empty_mlflow: Path | None = None) -> Iterator[SimpleNamespace]:
+    """Yield the `uri`, `port` and `process` of an `mlflow server` that keeps everything in `home`, in a process group of its own.
+
+    :param empty_mlflow: a database to begin with, whose tables it need not make.
+    """
+    if empty_mlflow:
+        shutil.copy(empty_mlflow, home / "server.db")
     port = free_port()
     command: list[Any] = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{home}/server.db", "--artifacts-destination", home / "server-artifacts"]

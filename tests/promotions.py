@@ -242,10 +242,10 @@ def freeze(home: Path, where: str, server: str | None = None) -> dict[str, Any]:
 
 def race(url: str, rounds: int) -> dict[str, int]:
     """Let eight processes promote at once, each a version of its own against the champion they all saw, as often as `rounds` says."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # of this process, in which nothing is open
+    Store(url).close()
     barrier, results = context.Barrier(NUM_PROMOTERS), context.Queue()
     processes = [context.Process(target=_promoter, args=(url, rounds, rank, barrier, results)) for rank in range(NUM_PROMOTERS)]
-    Store(url).close()
     for process in processes:
         process.start()
     told = [results.get(timeout=600) for _ in processes]

@@ -28,7 +28,7 @@ RUN = "manual__2026-01-01T00:00:00+00:00"
 PATIENCE = 120_000.0  # milliseconds; Airflow's pages load slowly on two busy cores
 
 
-@pytest.fixture(scope="module", params=["", PREFIX], ids=["no path", "path"])
+@pytest.fixture(scope="module", params=[pytest.param("", id="no path", marks=pytest.mark.long), pytest.param(PREFIX, id="path")])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A server that people reach through a proxy, which hands the path on as it is."""
     port = free_port()

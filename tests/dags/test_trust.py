@@ -76,14 +76,6 @@ class Site:
         return chain.head(self.ledger).number, found
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty registry, whose tables MLflow takes seconds to make."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowRegistry(f"sqlite:///{path}").models()
-    return path
-
-
 @pytest.fixture
 def site(
     database: Path, tmp_path: Path, workspace: Path, connect: Callable[..., None], ledger: Store, monkeypatch: pytest.MonkeyPatch

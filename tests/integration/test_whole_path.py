@@ -93,6 +93,7 @@ def test_people_were_told_once_of_each_transition(story: Story, released: str) -
     assert [sum(sign in text for text in texts) for sign in (":scales:", ":raising_hand:", ":rocket:", ":x:")] == [1, 1, 1, 0]
 
 
+@pytest.mark.long  # test_api_server.py asks the same of a task without a scheduler
 def test_who_triggered_a_release_does_not_approve_it_and_another_may(story: Story, released: str) -> None:
     run_id = story.api.trigger(RELEASE, {"version": 1})
     story.answer(run_id, story.api, "mine is good", expected="answer refused")

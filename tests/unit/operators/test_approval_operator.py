@@ -34,8 +34,8 @@ MODEL["decision"] = "released: accuracy 0.9500 >= 0.9"
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def tracking_uri(database: Path) -> str:
+    return f"sqlite:///{database}"
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +27,10 @@ from tests.fakes import FakeTaskInstance, context
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
     """A directory with a registry, and in it three versions of the model ``digits``, the third with another input."""
     home = tmp_path_factory.mktemp("registry")
+    shutil.copy(empty_mlflow, home)
     registry = MlflowRegistry(f"sqlite:///{home}/mlflow.db")
     for version in (1, 2, 3):
         signatures = {"serving_default": signature({"x": tensor("DT_INT64" if version == 3 else "DT_FLOAT")})}

@@ -32,9 +32,9 @@ AGREE = {"repaired": [], "reported": [], "headline": "ledger, registry and serve
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(database: Path) -> Path:
     """A database of MLflow with three versions of the model."""
-    shelf = Shelf(MODEL, tmp_path_factory.mktemp("mlflow") / "mlflow.db")
+    shelf = Shelf(MODEL, database)
     shelf.register(num=3)
     return shelf.database
 

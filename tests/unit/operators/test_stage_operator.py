@@ -184,18 +184,13 @@ def test_killing_the_task_kills_the_stage(operator: Callable[..., RunStageOperat
 
 
 @pytest.fixture(scope="module")
-def bad_trainings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, BaseException]]:
+def bad_trainings(tmp_path_factory: pytest.TempPathFactory, database: Path) -> tuple[Path, dict[str, BaseException]]:
     """The MLflow database, and how the real train stage ended with every train function that breaks its process, at the same time."""
     home = tmp_path_factory.mktemp("training")
     (home / "code").mkdir()
     (home / "code" / "bad_code.py").write_text(USER_CODE)
     version = publish_digits(home / "inbox", "v1", num_rows=100, seed=1)
     validation = fakes.leave_record(home, "validate", fakes.validation(home, dataset=version))
-    database = home / "mlflow.db"
-    from airflow_mlops.registry.mlflow import MlflowRegistry
-
-    with MlflowRegistry(f"sqlite:///{database}").start_run("digits", name="first", tags={}):  # makes the tables, for all processes
-        pass
 
     def run(function: str) -> BaseException:
         spec = train.Spec(validation, LAYOUT, f"bad_code:{function}", str(home / "code"), "digits", f"sqlite:///{database}", {})

@@ -31,8 +31,8 @@ TAGS = {"model_digest": "sha256:new"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    with mlflow_server.running_server(tmp_path_factory.mktemp("server")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[SimpleNamespace]:
+    with mlflow_server.running_server(tmp_path_factory.mktemp("server"), empty_mlflow) as running:
         yield running
 
 

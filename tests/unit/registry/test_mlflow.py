@@ -224,8 +224,8 @@ def test_the_protocol_is_light_to_import() -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    with running_server(tmp_path) as running:
+def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[SimpleNamespace]:
+    with running_server(tmp_path, empty_mlflow) as running:
         yield running
 
 

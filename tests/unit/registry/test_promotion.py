@@ -148,7 +148,11 @@ def test_a_promoter_killed_between_two_steps_promotes_exactly_once(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("ledger_server", "frozen_at"),
-    [("sqlite", "between look and write"), ("postgresql", "between look and write"), ("sqlite", "in the middle of its aliases")],
+    [
+        ("sqlite", "between look and write"),
+        pytest.param("postgresql", "between look and write", marks=pytest.mark.long),
+        ("sqlite", "in the middle of its aliases"),
+    ],
     indirect=["ledger_server"],
 )
 def test_a_promoter_frozen_while_another_wins_does_not_win_when_it_goes_on(tmp_path: Path, frozen_at: str, ledger_server: list[str]) -> None:

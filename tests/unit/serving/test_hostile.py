@@ -228,6 +228,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_answer_is_no_news(counting: E
     assert "Traceback" not in counting.log.read_text()
 
 
+@pytest.mark.long  # 20 s; in test_processes.py it is 3 s
 def test_a_model_process_that_stands_still_is_started_again(counting: EmbeddedServer) -> None:
     process = model_process(counting)
     process.suspend()

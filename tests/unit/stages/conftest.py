@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,10 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Workshop:
     home = tmp_path_factory.mktemp("workshop")
+    (home / "mlflow").mkdir()
+    shutil.copy(empty_mlflow, home / "mlflow")
     (home / "suite.json").write_text(json.dumps({"name": "digits", "expectations": EXPECTATIONS}))
     v1 = publish_digits(home / "inbox", "v1", num_rows=300, seed=1)
     return Workshop(home, v1, publish_digits(home / "inbox", "v2", num_rows=900, seed=2))

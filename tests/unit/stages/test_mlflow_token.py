@@ -23,9 +23,9 @@ TOKEN = "s3cret-of-the-guard"
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, connect: Callable[..., None]) -> Iterator[Proxy]:
+def guarded(tmp_path: Path, connect: Callable[..., None], empty_mlflow: Path) -> Iterator[Proxy]:
     """A server that requires the token of the connection ``mlflow_default``."""
-    with running_server(tmp_path) as server, proxy(server.port) as guard:
+    with running_server(tmp_path, empty_mlflow) as server, proxy(server.port) as guard:
         guard.token = TOKEN
         connect("mlflow_default", "mlflow", host=guard.uri, password=TOKEN)
         yield guard

@@ -144,10 +144,8 @@ def test_a_model_that_answers_by_its_rows_alone_passes(tmp_path: Path, make: Cal
     np.testing.assert_allclose(served(place, ROWS[3:4]), expected[3:4], atol=1e-5)
 
 
-LONG = pytest.mark.long
-
-
-@pytest.mark.parametrize("name", ["MobileNetV3Small", pytest.param("EfficientNetB0", marks=LONG), pytest.param("ConvNeXtTiny", marks=LONG)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny"])
 def test_a_public_architecture_with_augmentation_before_it_passes(tmp_path: Path, name: str) -> None:
     size = 32
     rows = np.random.default_rng(1).random((10, size, size, 3), dtype=np.float32) * 255
