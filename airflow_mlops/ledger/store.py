@@ -8,6 +8,8 @@ two processes that read and then write cannot both win; on PostgreSQL the unique
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -134,12 +136,25 @@ def _configure_sqlite(engine: Engine, patience_ms: int) -> None:
     def _connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own; see _begin
         connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _log_ahead(connection, patience_ms)
         connection.execute("PRAGMA synchronous = FULL")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _log_ahead(connection: sqlite3.Connection, patience_ms: int) -> None:
+    """Turn on write-ahead logging; where another process writes to a file that has none yet, SQLite refuses at once instead of waiting."""
+    end = time.monotonic() + patience_ms / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+        time.sleep(0.01)
 
 
 def _configure_postgresql(engine: Engine, patience_ms: int) -> None:

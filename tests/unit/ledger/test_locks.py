@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +88,15 @@ def test_a_process_that_stands_still_in_a_transaction_is_ended_by_the_server(sto
         os.kill(frozen.pid, signal.SIGCONT)
         assert frozen.communicate("go on\n")[0] == "unavailable\n"
     assert [event.subject for event in chain.events(store)] == ["digits@1"]
+
+
+def test_a_new_file_that_another_process_writes_is_waited_for(database: Path) -> None:
+    """SQLite refuses to change the journal of such a file at once, however patient the connection is."""
+    with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable, match="database is locked"):
+            Store(f"sqlite:///{database}", patience_seconds=0.1)
+        written = threading.Timer(0.3, other.execute, ["COMMIT"])
+        written.start()
+        Store(f"sqlite:///{database}").close()
+        written.join()
