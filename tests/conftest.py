@@ -97,12 +97,6 @@ def ledger(tmp_path: Path, connect: Callable[..., None], ledger_file: Path) -> I
     store.close()
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an MLflow that the tests share, each with a model of its own, for its tables take seconds to make."""
-    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-
-
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow without content on SQLite, to be copied: its tables take seconds to make."""
