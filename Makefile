@@ -45,6 +45,8 @@ check: install
 
 # One process per core: models are loaded at idle priority, which a third one would starve. The tests of a file share expensive fixtures.
 # In the order of their names the files begin with the longest, the whole deployment; by their number of tests they would end with it.
+# Modules are compiled once, whatever the environment says: hundreds of processes import them.
+test: export PYTHONDONTWRITEBYTECODE =
 test: check browser postgresql
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/proofs -m "not kubernetes and not long"
 

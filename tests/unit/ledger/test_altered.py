@@ -190,7 +190,7 @@ def test_what_differs_is_said_in_a_sentence_with_what_was_expected_and_what_to_d
     )
 
 
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("ledger", ["sqlite"], indirect=True)
 def test_an_unreadable_time_or_json_is_found_too(ledger: Store) -> None:
     """PostgreSQL keeps no such thing in these columns."""
     for statement in ("UPDATE reigns SET since = 'soon'", "UPDATE effects SET result = '{'", "UPDATE reigns SET version = x'ff'"):

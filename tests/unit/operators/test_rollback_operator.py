@@ -320,7 +320,7 @@ STEPS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("after", [pytest.param(False, id="before", marks=pytest.mark.long), pytest.param(True, id="after")])
 @pytest.mark.parametrize(("place", "name"), STEPS, ids=lambda value: value if isinstance(value, str) else "")
 def test_whenever_its_process_dies_the_next_try_ends_right(steady: Workshop, place: Any, name: str, after: bool) -> None:
     done, run, events = getattr(place, name), f"rollback {next(NUMBERS)}", chain.events(steady.ledger, kinds=["rolled back"])

@@ -305,7 +305,7 @@ def test_the_signals_are_taken_over_before_anything_that_takes_long_is_imported(
 
 @pytest.mark.parametrize("end", [os.kill, os.killpg])  # an orchestrator means the front alone, a terminal its children too
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.0, 0.15, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize("after", [0.0, pytest.param(0.15, marks=pytest.mark.long), 0.4, pytest.param(0.8, marks=pytest.mark.long), 1.2])
 def test_a_signal_while_it_starts_ends_it_quietly_and_all_it_has_started(
     tmp_path: Path, number: signal.Signals, after: float, end: Callable[[int, int], None]
 ) -> None:

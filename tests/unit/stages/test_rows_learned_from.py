@@ -267,6 +267,7 @@ def test_a_replaced_split_is_not_believed(workshop: Workshop) -> None:
         team.train(workshop.v2)
 
 
+@pytest.mark.long  # test_chain.py loads such a layer in the later stages
 def test_a_champion_with_a_layer_of_the_team_is_gone_on_from_in_a_process_that_knows_nothing_of_it(workshop: Workshop, tmp_path: Path) -> None:
     team = Team(workshop, "own_champion")
     changes = {"function": "with_own_layer", "extensions": ("user_code",), "unsafe_models_allowed": True}
