@@ -109,6 +109,7 @@ def test_a_model_that_is_not_good_enough_is_a_result_and_what_follows_directly_i
     assert not stored["released"]
     assert stored["reasons"] == ["accuracy is 0.9500 on 200 held-out rows, below the required 0.99."]
     assert json.loads(json.dumps(stored)) == stored
+    assert "gate" not in handovers.handed_over(shop.ledger, f"{ti.dag_id}/{ti.run_id}"), "so that a mark does not let 'register' run"
 
 
 def test_a_gate_with_nothing_behind_it_still_says_no(shop: Shop) -> None:
