@@ -1,6 +1,6 @@
 """What guidance is worth: distinct defects of the default schedule against the unguided control, over seeds, mutants, models and kinds of input.
 
-``python -m tests.guidance`` measures the whole grid, an hour of two cores; options choose a part of it. ``--json FILE`` keeps what is measured and
+``python -m tests.guidance`` measures the whole grid, about an hour of CPU time; options choose a part of it. ``--json FILE`` keeps what is measured and
 goes on from there, ``--table FILE`` writes the tables of docs/robustness.md. Every campaign has seeds of its own, drawn from the inputs that the
 model answers correctly, and both arms get the same seeds, mutators, limits and number of valid mutants.
 """
@@ -122,11 +122,10 @@ def cell(name: str, num_seeds: int, num_mutants: int, schedule: str = DEFAULT) -
 
 def tables(cells: Sequence[Cell]) -> str:
     """Return the grid as Markdown, a table for each subject: mean ratio and interval, mean defects of both arms; * where the control grows."""
-    made = []
+    made, seeds, mutants = [], sorted({each.num_seeds for each in cells}), sorted({each.num_mutants for each in cells})
     for name in dict.fromkeys(each.subject for each in cells):
         own = {(each.num_seeds, each.num_mutants): each for each in cells if each.subject == name}
-        seeds, mutants = (sorted({key[at] for key in own}) for at in (0, 1))
-        lines = [[f"{name} ({subject(name).accuracy:.0%})", *(f"{num:,} mutants" for num in mutants)], ["---"] * (len(mutants) + 1)]
+        lines = [[f"{name} ({100 * subject(name).accuracy:.0f} %)", *(f"{num:,} mutants" for num in mutants)], ["---"] * (len(mutants) + 1)]
         lines += [[f"{num:,} seeds", *(_text(own.get((num, budget))) for budget in mutants)] for num in seeds]
         made.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
     return "\n".join(made)
