@@ -1,6 +1,6 @@
 """What guidance is worth: distinct defects of the default schedule against the unguided control, over seeds, mutants, models and kinds of input.
 
-``python -m tests.guidance`` measures the whole grid, about an hour of CPU time; options choose a part of it. ``--json FILE`` keeps what is measured and
+``python -m tests.guidance`` measures the whole grid, about an hour of CPU time; options choose a part. ``--json FILE`` keeps what is measured and
 goes on from there, ``--table FILE`` writes the tables of docs/robustness.md. Every campaign has seeds of its own, drawn from the inputs that the
 model answers correctly, and both arms get the same seeds, mutators, limits and number of valid mutants.
 """
