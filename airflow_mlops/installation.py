@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import SpecError, unknown_name
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 PACKAGE = "airflow-mlops"
 # The extras that each process of a deployment needs.
@@ -53,6 +55,8 @@ def _problems(extra: str) -> Iterator[str]:
 
 def _requirements(extra: str) -> Iterator[Requirement]:
     """Yield what the package itself needs, or what `extra` adds."""
+    from packaging.requirements import Requirement
+
     distribution = metadata.distribution(PACKAGE)
     known = distribution.metadata.get_all("Provides-Extra") or []
     if extra and extra not in known:

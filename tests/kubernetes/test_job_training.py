@@ -71,15 +71,14 @@ def forget(context):
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> train.Spec:
+def spec(tmp_path_factory: pytest.TempPathFactory, database: Path) -> train.Spec:
     home = tmp_path_factory.mktemp("request")
     (home / "code").mkdir()
     (home / "code" / "own_training.py").write_text(CODE)
     digits = publish_digits(home / "digits", "v1", num_rows=300, seed=1)
     validation = leave_record(home, "validate", fakes.validation(home, dataset=digits))
-    (home / "mlflow").mkdir()
-    store = f"sqlite:///{home}/mlflow/mlflow.db"
-    return train.Spec(validation, ArrayLayout((8, 8, 1), 10, scale=1 / 16), "own_training:train", str(home / "code"), "digits", store, {}, "scratch")
+    layout, store = ArrayLayout((8, 8, 1), 10, scale=1 / 16), f"sqlite:///{database}"
+    return train.Spec(validation, layout, "own_training:train", str(home / "code"), "digits", store, {}, "scratch")
 
 
 @pytest.fixture(scope="module")
