@@ -157,7 +157,7 @@ def test_who_can_change_files_and_tags_of_the_registry_cannot_have_another_model
     ("name", "message"),
     [
         ("saved_model/saved_model.pb", "PublishError: The source of .*saved_model is not the SavedModel that was asked for"),
-        ("golden.json", r"RegistryError: golden\.json of .* has the digest"),
+        ("golden.json", r"RegistryError: The artefact golden\.json of .* has the digest"),
     ],
 )
 def test_files_that_were_altered_in_the_registry_are_refused_before_anything_reads_them(chain: Chain, name: str, message: str) -> None:

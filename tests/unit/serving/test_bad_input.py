@@ -379,7 +379,7 @@ class TestHangs:
     def test_at_predict_a_run_that_takes_too_long_costs_its_process_and_the_version_comes_back(
         self, rough: Target, server: EmbeddedServer, name: str
     ) -> None:
-        others = processes(server)
+        others = settled(server)
         with rough.serving(name, {1: "trouble"}), Asking(rough, "calm") as calm:
             (own,) = processes(server) - others
             with pytest.raises(grpc.RpcError) as refused:

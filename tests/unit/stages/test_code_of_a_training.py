@@ -125,7 +125,7 @@ def test_the_campaign_mutates_raw_rows(story: Story, workshop: Workshop) -> None
 
 def test_features_that_somebody_replaced_are_not_used(story: Story, workshop: Workshop) -> None:
     story.registry.set_tags("featured", 1, {"features_digest": "sha256:another"})
-    with pytest.raises(RegistryError, match="The features of featured version 1 has digest"):
+    with pytest.raises(RegistryError, match="The artefact features of featured version 1 has the digest"):
         workshop.run("evaluate", evaluate.Spec(story.second_ref, "featured", workshop.tracking_uri), "replaced")
     story.registry.set_tags("featured", 1, {"features_digest": story.first.features.digest})
 
