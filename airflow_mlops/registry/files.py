@@ -14,7 +14,7 @@ def fetch(registry: ModelRegistry, version: ModelVersion, name: str, destination
     path = registry.download(version, name, destination)
     if digest is not None and (found := path_digest(path)[0]) != digest:
         raise RegistryError(
-            f"The artefact {name} of {version.name} version {version.version} has the digest {found}; expected {digest}. It was changed in the registry: "
-            "restore it from a backup, or use another version."
+            f"The artefact {name} of {version.name} version {version.version} has the digest {found}; expected {digest}. "
+            "It was changed in the registry: restore it from a backup, or use another version."
         )
     return path
