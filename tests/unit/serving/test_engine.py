@@ -161,6 +161,10 @@ class TestRefusals:
         """Only the run can tell whether it would."""
         assert "has shape [1, 3]; the signature expects [-1, 2]" in str(refused(many, "narrow", {"x": floats([1, 2, 3])}))
 
+    def test_a_single_number_that_more_than_elementwise_operations_read_is_held_to_its_shape_too(self, load: Load) -> None:
+        error = refused(load("two"), DEFAULT_SIGNATURE, {"left": floats([1, 2]), "right": np.ones(1, np.float32)})
+        assert "Input 'right' has shape [1]; the signature expects [-1, 1]" in str(error)
+
     def test_batches_of_different_sizes_are_left_to_the_graph(self, load: Load) -> None:
         """One input may well belong to all rows of another."""
         inputs = {"a": floats([1, 2], [3, 4]), "b": floats([10, 20])}
