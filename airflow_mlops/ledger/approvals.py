@@ -115,7 +115,7 @@ def answer(store: Store, release: str, said: Answer, subject: Subject, invalid: 
     """Count an answer, or refuse it with a reason in the trail and in the returned request's `problem`; return how the request stands then.
 
     :param subject: what would be released now, looked at after the answer; another one than was asked about makes the request stale.
-    :param invalid: why the answer cannot count, whoever gave it.
+    :param invalid: why the answer cannot count, from any user.
     :raises NotApproved: nothing was asked.
     """
     with store.transaction() as connection:

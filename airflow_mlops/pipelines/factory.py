@@ -25,7 +25,7 @@ champion knew cannot hide. From the gate on it is **{model}_on_dataset**.""",
     "release": """Asks a person whether the candidate of **{model}** may go live, loads it beside the serving version, compares its served answers
 with those it gave offline, moves the label `stable`, and makes it the *champion*. When anything fails, the previous version serves on.""",
     "rollback": """Brings an earlier champion of **{model}** back, in seconds: publishes it again if its files are gone, proves its answers,
-moves the label `stable`, and makes it the *champion*. There is no evaluation and no approval: whoever may start this DAG may do it, and the
+moves the label `stable`, and makes it the *champion*. There is no evaluation and no approval: everyone who may start this DAG may do it, and the
 audit trail keeps who did and why. A release that is under way is refused; the next retraining starts from the champion that was brought back.""",
 }
 FAILED = ":x: *{{ dag.dag_id }}* `{{ run_id }}`: task `{{ ti.task_id }}` failed: {{ exception | default('its process died; see the log') }}"

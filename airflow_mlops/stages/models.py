@@ -36,7 +36,7 @@ def definition_of(registry: ModelRegistry, version: ModelVersion, out_dir: Path)
     if expected is not None and (found is None or found.digest != expected):
         raise RegistryError(
             f"The {TRAINING_FILE} of {version.name} version {version.version} does not hold the split that was registered ({expected}): it is "
-            "missing or was replaced, and so is the knowledge of which rows the model has learned from. Restore it, or register the model again."
+            "missing or was replaced, so the rows that the model has learned from are unknown. Restore it, or register the model again."
         )
     return found
 

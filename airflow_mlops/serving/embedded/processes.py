@@ -100,7 +100,7 @@ class Zygote:
             with contextlib.suppress(OSError):
                 for number in self._models:
                     self._tell(Kill(number), [])
-            if self._loop is not None:  # else the loop hears nothing from whoever gets this descriptor's number next
+            if self._loop is not None:  # else the loop never hears the next socket with this number
                 self._loop.remove_reader(self._control)
             self._control.close()
         if self._process is not None:

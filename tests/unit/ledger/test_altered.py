@@ -29,7 +29,7 @@ TABLES = sorted(rows.DECIDING)
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A ledger in which every table has rows, and every way to write one was gone; whoever alters it puts it back."""
+    """A ledger with rows in every table, written in every way there is; a test that alters it restores it."""
     with contextlib.ExitStack() as closing:
         if request.param == "sqlite":
             url = f"sqlite:///{tmp_path_factory.mktemp('altered')}/ledger.db"
